@@ -1,0 +1,34 @@
+# Both commands do all of their own set-up: Python 3.11 and make are enough.
+PYTHON ?= python3.11
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check clean
+
+help:
+	@echo "make demo       meta-pretrain on the documentation inside CPython, evaluate and export; leaves runs/demo"
+	@echo "make test       lint, types and tests"
+	@echo "make test-slow  the tests that take minutes"
+
+# The environment is made again where the dependencies have changed.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet torch==2.13.0
+	.venv/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: .venv/installed
+	rm -rf runs/demo
+	.venv/bin/distmeta pretrain --config jobs/configs/demo.yaml --run-dir runs/demo
+
+check: .venv/installed
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+test: check
+	.venv/bin/pytest
+
+test-slow: .venv/installed
+	.venv/bin/pytest -m slow
+
+clean:
+	rm -rf .venv runs

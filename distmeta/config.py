@@ -1,0 +1,288 @@
+"""The whole configuration of a run: one typed tree, one YAML file, `--set a.b=c` on top."""
+
+import difflib
+import glob
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from distmeta.corpus.config import CorpusConfig, SourceConfig, TokenizerConfig
+from distmeta.engine.config import EngineConfig
+from distmeta.errors import UserError
+from distmeta.evaluate.config import EvaluateConfig
+from distmeta.meta.config import MetaConfig
+from distmeta.models.config import ModelConfig
+from distmeta.section import Section
+from distmeta.tasks.config import TasksConfig
+from distmeta.tracking.config import TrackingConfig
+from distmeta.train.config import TrainConfig
+
+
+class Config(Section):
+    """Everything that decides what a run does. Each section is declared beside the code that reads it."""
+
+    corpus: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    tasks: TasksConfig = TasksConfig()
+    model: ModelConfig = ModelConfig()
+    meta: MetaConfig = MetaConfig()
+    engine: EngineConfig = EngineConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it (the 1.2 core schema): `1e-3` is a number, `no` and `007` are not a boolean and a 7."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9_]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+0123456789."),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    text = loader.construct_scalar(node).replace("_", "").lower()
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """The value that a YAML text stands for.
+
+    Raises:
+        UserError: the text is no YAML, or a mapping has the same key twice; the line is named.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        _refuse_repeated_keys(node)
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{origin}:{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _refuse_repeated_keys(node: yaml.Node | None) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+            _refuse_repeated_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeated_keys(value)
+
+
+def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a YAML file, or all defaults without one, with `key=value` overrides applied.
+
+    Relative paths in the file are read from the file's own folder, those in overrides from the current one; both
+    come out absolute, since workers run elsewhere.
+
+    Raises:
+        UserError: one line for each unknown key, wrong type, missing file or impossible combination.
+    """
+    tree: Any = {}
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--config {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        tree = parse_yaml(text, str(path))
+        if tree is None:
+            tree = {}
+        if not isinstance(tree, dict):
+            raise UserError(f"{path}: the top level must be a mapping of sections, such as `meta:`")
+        _make_paths_absolute(tree, path.resolve().parent)
+    for override in overrides:
+        _apply_override(tree, override)
+    _make_paths_absolute(tree, Path.cwd())
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(error.errors()))) from None
+    problems = list(_impossible(config))
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {override}: write it as key=value, for example --set meta.inner_lr=0.01")
+    *parents, last = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override}: {parent} is a value, not a section")
+    node[last] = parse_yaml(text, f"--set {key}")
+
+
+# --- paths ------------------------------------------------------------------------------------------------------
+
+_PATH_KEYS = (
+    ("corpus", "stop_words_file"),
+    ("corpus", "directory"),
+    ("tokenizer", "name_or_path"),
+    ("tasks", "split_files", "train"),
+    ("tasks", "split_files", "valid"),
+    ("tasks", "split_files", "test"),
+    ("model", "name_or_path"),
+    ("train", "storage"),
+)
+# A relative path of these may as well be a name on a hub, so it becomes absolute only where the folder is there.
+_HUB_KEYS = {("tokenizer", "name_or_path"), ("model", "name_or_path")}
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path or path.startswith(("builtin:", "huggingface:"))
+
+
+def _make_paths_absolute(tree: dict[str, Any], base: Path) -> None:
+    """Joins every relative path in the raw tree to `base`, in place; what has the wrong type is left for the checks."""
+
+    def absolute(value: Any, only_if_present: bool = False) -> Any:
+        if not isinstance(value, str) or not value or _is_remote(value):
+            return value
+        joined = base / Path(value).expanduser()
+        return str(joined) if joined.exists() or not only_if_present else value
+
+    for keys in _PATH_KEYS:
+        node: Any = tree
+        for key in keys[:-1]:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict) and keys[-1] in node:
+            node[keys[-1]] = absolute(node[keys[-1]], only_if_present=keys in _HUB_KEYS)
+    corpus = tree.get("corpus")
+    if isinstance(corpus, dict) and isinstance(corpus.get("sources"), list):
+        for number, source in enumerate(corpus["sources"]):
+            if isinstance(source, dict) and "path" in source:
+                source["path"] = absolute(source["path"], only_if_present=source.get("format") == "huggingface")
+            else:
+                corpus["sources"][number] = absolute(source)
+
+
+# --- what is wrong, in one line each ----------------------------------------------------------------------------
+
+
+def valid_keys() -> list[str]:
+    """Every key of the tree, dotted, in order."""
+    return [f"{section}.{key}" for section, model in _sections() for key in model.model_fields]
+
+
+def _sections() -> Iterable[tuple[str, type[BaseModel]]]:
+    for name, field in Config.model_fields.items():
+        assert isinstance(field.annotation, type)
+        yield name, field.annotation
+
+
+def _explain(errors: list[ErrorDetails]) -> Iterable[str]:
+    by_key: dict[str, list[ErrorDetails]] = {}
+    for details in errors:
+        # Where a key takes several types, pydantic adds the type that it tried to the location.
+        parts = [str(part) for part in details["loc"]]
+        key = ".".join(part for part in parts if re.fullmatch(r"[a-z_0-9]+", part) and part not in ("str", "int"))
+        by_key.setdefault(key, []).append(details)
+    for key, tried in by_key.items():
+        if any(other.startswith(f"{key}.") for other in by_key):
+            continue  # the right type was tried too, and says more
+        if tried[0]["type"] == "extra_forbidden":
+            yield _unknown(key)
+        else:
+            messages = [re.sub("^Input should", "should", details["msg"]) for details in tried]
+            yield f"{key}: {' or '.join(messages)}, got {tried[0]['input']!r}"
+
+
+def _unknown(key: str) -> str:
+    """The value is not shown: people put keys and passwords where they don't belong."""
+    known = valid_keys() + [name for name, _ in _sections()]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
+        name for name in known if name.split(".")[-1] == key.split(".")[-1]
+    ]
+    return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; see `distmeta config`")
+
+
+def _impossible(config: Config) -> Iterable[str]:
+    """What each key allows alone and no run can do together."""
+    tasks, meta, train = config.tasks, config.meta, config.train
+    for source in config.corpus.sources:
+        path = source.path if isinstance(source, SourceConfig) else source
+        is_hub_name = isinstance(source, SourceConfig) and source.format == "huggingface"
+        if not _is_remote(path) and not is_hub_name and not glob.glob(path):
+            yield f"corpus.sources: nothing is at {path}"
+    for key, file in (
+        ("corpus.stop_words_file", config.corpus.stop_words_file),
+        *((f"tasks.split_files.{name}", file) for name, file in (tasks.split_files or ())),
+    ):
+        if file is not None and not Path(file).is_file():
+            yield f"{key}: there is no file {file}"
+    if any(ratio < 0 for ratio in tasks.split_ratio) or sum(tasks.split_ratio) > 1 + 1e-9:
+        yield f"tasks.split_ratio: must be three shares that sum to at most 1, got {tasks.split_ratio}"
+    if tasks.split_files is not None and tasks.label_column is None:
+        yield "tasks.split_files: names classes of a labelled set; set tasks.label_column as well"
+    if tasks.max_sentences is not None and tasks.max_sentences < tasks.min_sentences:
+        yield (
+            f"tasks.max_sentences: {tasks.max_sentences} is below tasks.min_sentences {tasks.min_sentences}: "
+            "no word could be a class"
+        )
+    if tasks.max_examples < tasks.k_shot + tasks.query_per_class:
+        yield (
+            f"tasks.max_examples: {tasks.max_examples} is below tasks.k_shot + tasks.query_per_class = "
+            f"{tasks.k_shot + tasks.query_per_class}: no class could fill a task"
+        )
+    if tasks.label_column is None and tasks.max_classes < 3 * tasks.n_way:
+        yield f"tasks.max_classes: {tasks.max_classes} cannot give three splits of tasks.n_way {tasks.n_way} classes"
+    if meta.meta_batch_size < train.num_workers:
+        yield (
+            f"meta.meta_batch_size: {meta.meta_batch_size} tasks cannot occupy train.num_workers {train.num_workers}: "
+            "raise the one or lower the other"
+        )
+    if meta.lm_warmup_steps >= train.outer_steps:
+        yield (
+            f"meta.lm_warmup_steps: {meta.lm_warmup_steps} leaves no step of train.outer_steps {train.outer_steps} "
+            "for tasks"
+        )
+    if meta.algorithm == "maml" and config.model.attention == "sdpa":
+        yield "model.attention: sdpa cannot be differentiated twice, as meta.algorithm maml needs; use auto or eager"
+    if config.model.name_or_path is None and not isinstance(config.model.config.get("model_type"), str):
+        yield "model.config.model_type: must name a Hugging Face model type, such as bert or gpt2"
+
+
+# --- printing ---------------------------------------------------------------------------------------------------
+
+
+def to_yaml(config: Config, comments: bool = False) -> str:
+    """The configuration as YAML that `load_config` reads back; with `comments`, a line of meaning above each key."""
+    lines = []
+    for section, model in _sections():
+        if comments:
+            lines += ["", f"# {(model.__doc__ or '').splitlines()[0]}"]
+        lines.append(f"{section}:")
+        values = getattr(config, section).model_dump()
+        for key, field in model.model_fields.items():
+            if comments:
+                lines.append(f"  # {field.description}")
+            # Strings are quoted where another YAML reader would take them for something else.
+            text = yaml.safe_dump({key: values[key]}, sort_keys=False, allow_unicode=True, width=10_000)
+            lines += [f"  {line}" for line in text.rstrip("\n").split("\n")]
+    return "\n".join(lines).lstrip("\n") + "\n"

@@ -1,0 +1,68 @@
+"""Settings of the corpus and its tokenizer."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from distmeta.section import Section
+
+BUILTIN = "builtin:python-docs"
+
+
+class SourceConfig(Section):
+    """One source, where its path alone does not say enough."""
+
+    path: str
+    """A file, a folder, a glob, an s3:// or gs:// address, or a Hugging Face dataset (its name or a saved folder)."""
+    format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "huggingface"] = "auto"
+    """How the file is read; auto goes by its name (.txt .jsonl .json .csv .tsv .parquet, each also with .gz)."""
+    columns: list[str] | None = None
+    """Column names of a CSV or TSV file that has no header line."""
+    config: str | None = None
+    """Configuration name of a Hugging Face dataset."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+
+
+class CorpusConfig(Section):
+    """Where text comes from and how it is cleaned."""
+
+    sources: list[str | SourceConfig] = Field(default=[BUILTIN], min_length=1)
+    """Files, folders, globs, s3:// and gs:// addresses, huggingface:NAME, builtin:python-docs, {path:, format: ...}."""
+    record: Literal["line", "paragraph"] = "line"
+    """What one record of a plain text file is; paragraphs are set apart by empty lines."""
+    normalize: Literal["NFC", "NFKC", "none"] = "NFC"
+    """Unicode normalisation form."""
+    deduplicate: bool = True
+    """Keep only the first of records whose text (and label) is the same, over the whole corpus."""
+    split_sentences: bool = True
+    """Cut records into sentences, English and Chinese. Rows of a labelled set are never cut."""
+    remove_stop_words: bool = False
+    """Take function words out of the text before it is tokenized."""
+    stop_words_file: str | None = None
+    """A file with one stop word a line; unset: built-in English and Chinese lists."""
+    max_record_bytes: int = Field(default=1_000_000, ge=100)
+    """Longer records are dropped and counted (bytes)."""
+    min_sentence_words: int = Field(default=3, ge=1)
+    """Shorter sentences make no tasks (words; a Chinese character counts as one). Language modelling keeps them."""
+    executor: Literal["auto", "local", "ray"] = "auto"
+    """Where the work is done: in this process, or on a cluster by Ray Data; auto: in this process below 8 MB."""
+    directory: str | None = None
+    """Where the prepared corpus is kept; unset: the folder `corpus` of the run directory."""
+
+
+class TokenizerConfig(Section):
+    """The tokenizer: loaded, or trained on the corpus."""
+
+    name_or_path: str | None = None
+    """Folder or hub name of a fast tokenizer; unset: the one beside `model.name_or_path`, or trained on the corpus."""
+    algorithm: Literal["wordpiece", "bpe"] = "wordpiece"
+    """What is trained where none is loaded; bpe works on bytes and so knows no unknown character."""
+    vocab_size: int = Field(default=8000, ge=300)
+    """Size of a trained vocabulary, special tokens included (tokens)."""
+    lowercase: bool = True
+    """Whether a trained tokenizer folds case."""
+    train_bytes: int = Field(default=50_000_000, ge=10_000)
+    """A trained tokenizer sees an even sample of the corpus of at most this size (bytes)."""
+    max_length: int = Field(default=128, ge=8)
+    """Longest sequence, special tokens included; the model's own limit holds where it is lower (tokens)."""

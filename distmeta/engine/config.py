@@ -1,0 +1,20 @@
+"""Settings of the engine that shards and steps the meta-parameters."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from distmeta.section import Section
+
+
+class EngineConfig(Section):
+    """DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """ZeRO stage, what workers share out: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward passes. Weights, fast weights and optimizer states are always fp32."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """Largest norm of the meta-gradient; 0: none."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""

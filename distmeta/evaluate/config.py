@@ -1,0 +1,28 @@
+"""Settings of the evaluation on held-out classes."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from distmeta.section import Section
+
+
+class EvaluateConfig(Section):
+    """Few-shot episodes on classes that training has not seen."""
+
+    split: Literal["train", "valid", "test"] = "test"
+    """Whose classes are scored; train only to look for over-fitting."""
+    episodes: int = Field(default=200, ge=2)
+    """Episodes, the same ones for every method."""
+    n_way: int | Literal["all"] | None = None
+    """Classes in an episode, or all; unset: as in training."""
+    k_shot: int | None = Field(default=None, ge=1)
+    """Support examples a class; unset: as in training."""
+    query_per_class: int | None = Field(default=None, ge=1)
+    """Query examples a class; unset: as in training."""
+    inner_steps: int | None = Field(default=None, ge=1)
+    """Steps of the inner loop; unset: as in training."""
+    language_model_baseline: bool = False
+    """Also train and score the same architecture on plain language modelling for the same number of tokens."""
+    seed: int = Field(default=1, ge=0)
+    """Fixes the episodes."""

@@ -1,0 +1,130 @@
+"""The configuration: what is read, and what is refused in one clear line."""
+
+import pytest
+import yaml
+
+from distmeta.config import Config, load_config, to_yaml, valid_keys
+from distmeta.errors import UserError
+
+
+def write(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_printed_tree_is_read_back_and_explains_every_key(tmp_path):
+    text = to_yaml(Config(), comments=True)
+    assert load_config(write(tmp_path, text)) == Config()
+    assert yaml.safe_load(text).keys() == Config.model_fields.keys()
+    for section in Config.model_fields:
+        for name, field in type(getattr(Config(), section)).model_fields.items():
+            assert field.description, f"{section}.{name} has no line of meaning"
+            assert f"# {field.description}" in text
+
+
+def test_one_source_is_enough(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    config = load_config(write(tmp_path, "corpus: {sources: [a.txt]}"))
+    assert config.corpus.sources == [str(tmp_path / "a.txt")]
+    assert config.meta == Config().meta
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path):
+    """Case G1: PyYAML takes 1e-3 for a string, 007 for 7 and no for False."""
+    path = write(tmp_path, "meta: {inner_lr: 1e-3, outer_lr: 5E-4}\ntracking: {name: 007, group: no}\n")
+    config = load_config(path, ["meta.weight_decay=1e-2", "tracking.project=12:30:45"])
+    assert (config.meta.inner_lr, config.meta.outer_lr, config.meta.weight_decay) == (0.001, 0.0005, 0.01)
+    assert (config.tracking.name, config.tracking.group, config.tracking.project) == ("007", "no", "12:30:45")
+    assert load_config(write(tmp_path, to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("meta.iner_lr=0.1", ["meta.iner_lr", "unknown", "meta.inner_lr"]),
+        ("meta.zero_stage=1", ["meta.zero_stage", "engine.zero_stage"]),
+        ("metta.inner_lr=1", ["metta", "unknown", "meta?"]),
+        ("meta.inner_lr=fast", ["meta.inner_lr", "number", "'fast'"]),
+        ("meta.inner_lr=.nan", ["meta.inner_lr", "finite"]),
+        ("meta.inner_lr", ["meta.inner_lr", "key=value"]),
+        ("meta.inner_steps=2.5", ["meta.inner_steps", "integer", "2.5"]),
+        ("train.seed=true", ["train.seed", "integer"]),
+        ("engine.zero_stage=4", ["engine.zero_stage", "0, 1, 2 or 3"]),
+        ("meta=5", ["meta", "5"]),
+        ("meta.inner_lr.x=5", ["inner_lr"]),
+        ("tasks.split_ratio=[0.9, 0.2, 0.2]", ["tasks.split_ratio", "at most 1"]),
+        ("tasks.max_examples=7", ["tasks.max_examples", "7", "10"]),
+        ("tasks.max_classes=9", ["tasks.max_classes", "9", "n_way"]),
+        ("train.num_workers=8", ["meta.meta_batch_size", "4", "train.num_workers", "8"]),
+        ("meta.lm_warmup_steps=400", ["meta.lm_warmup_steps", "train.outer_steps"]),
+        ("model.config={a: 1}", ["model.config.model_type"]),
+        ("corpus.sources=[nothing/here.txt]", ["corpus.sources", "nothing/here.txt"]),
+        ("corpus.sources=[]", ["corpus.sources"]),
+        ("evaluate.n_way=many", ["evaluate.n_way", "all"]),
+    ],
+)
+def test_mistakes_are_told_in_a_line(override, words):
+    with pytest.raises(UserError) as refusal:
+        load_config(None, [override])
+    for word in words:
+        assert word in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_every_mistake_is_told_at_once(tmp_path):
+    with pytest.raises(UserError) as refusal:
+        load_config(write(tmp_path, "meta: {iner_lr: 1, outer_lr: x}\nnothing: 3\n"))
+    assert len(str(refusal.value).splitlines()) == 3
+
+
+def test_a_key_that_is_set_by_mistake_is_not_printed():
+    """Case E2: keys belong in the environment; a refusal must not put one into a log."""
+    with pytest.raises(UserError) as refusal:
+        load_config(None, ["tracking.api_key=0123456789abcdef"])
+    assert "0123456789abcdef" not in str(refusal.value)
+
+
+def test_second_order_with_an_attention_that_has_no_second_derivative_is_refused():
+    with pytest.raises(UserError, match=r"model.attention: sdpa.*maml"):
+        load_config(None, ["meta.algorithm=maml", "model.attention=sdpa"])
+
+
+@pytest.mark.parametrize("text", ["meta: [", "meta: {inner_lr: 1}\nmeta: {inner_lr: 2}", "- a", "meta: {a: 1, a: 2}"])
+def test_text_that_is_no_configuration_is_refused(tmp_path, text):
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        load_config(write(tmp_path, text))
+
+
+def test_paths_are_read_from_where_they_are_written(tmp_path, monkeypatch):
+    """Case B3: workers sit in another folder."""
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    (folder / "data").mkdir(parents=True)
+    elsewhere.mkdir()
+    for name in ("data/a.txt", "train", "valid", "test"):
+        (folder / name).write_text("x")
+    (elsewhere / "b.txt").write_text("x")
+    monkeypatch.chdir(elsewhere)
+    files = "{train: train, valid: valid, test: test}"
+    path = write(
+        folder,
+        f"corpus: {{sources: [data/*.txt, {{path: data}}]}}\ntasks: {{label_column: y, split_files: {files}}}\n"
+        "model: {name_or_path: some/hub-name}\n",
+    )
+    config = load_config(path)
+    assert config.corpus.sources[0] == str(folder / "data/*.txt")
+    assert config.corpus.sources[1].path == str(folder / "data")
+    assert config.tasks.split_files.test == str(folder / "test")
+    assert config.model.name_or_path == "some/hub-name"
+    assert load_config(path, ["corpus.sources=[b.txt]"]).corpus.sources == [str(elsewhere / "b.txt")]
+
+
+def test_keys_that_others_look_for_are_there():
+    expected = """
+    corpus.sources tokenizer.vocab_size tasks.n_way tasks.k_shot tasks.query_per_class tasks.text_column
+    tasks.label_column tasks.split_files tasks.split_ratio model.name_or_path model.config meta.algorithm meta.adapt
+    meta.inner_lr meta.inner_steps meta.outer_lr meta.meta_batch_size meta.lm_weight meta.lm_warmup_steps
+    engine.zero_stage engine.precision train.num_workers train.outer_steps train.checkpoint_every train.validate_every
+    train.seed evaluate.episodes evaluate.n_way evaluate.k_shot
+    """
+    assert set(expected.split()) <= set(valid_keys())
