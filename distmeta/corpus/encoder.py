@@ -1,0 +1,130 @@
+"""Text to token ids, by the prepared tokenizer."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+_LONGEST_CHUNK = 40
+_CACHED_CHUNKS = 300_000
+
+
+class Encoder:
+    """Encodes batches of texts in one thread.
+
+    Special tokens that are spelled out in a text are text. Where the tokenizer never looks across white space (as those
+    of the BERT and GPT-2 types), each stretch between white space is encoded once and remembered, which gives the same
+    ids several times faster.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.encode_special_tokens = True
+        mask = settings["mask_token"]
+        self.mask_token: str = mask if isinstance(mask, str) else mask["content"]
+        self.mask_id = int(self.tokenizer.token_to_id(self.mask_token) or 0)
+        self.mask_takes_space: bool = self.tokenizer.get_added_tokens_decoder()[self.mask_id].lstrip
+        plain = self.tokenizer.encode("a", add_special_tokens=False).ids
+        whole = self.tokenizer.encode("a").ids
+        start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        self.prefix: list[int] = whole[:start]
+        self.suffix: list[int] = whole[start + len(plain) :]
+        self._chunks = _chunker(self.tokenizer)
+        self._remembered: dict[str, list[int]] = {}
+
+    @property
+    def special_tokens(self) -> int:
+        """How many special tokens a single text gets."""
+        return len(self.prefix) + len(self.suffix)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, without special tokens."""
+        chunked = [self._chunks(text) for text in texts] if self._chunks else [None] * len(texts)
+        remembered = self._remembered
+        if len(remembered) > _CACHED_CHUNKS:
+            remembered.clear()
+        fresh = dict.fromkeys(chunk for chunks in chunked if chunks for chunk in chunks if chunk not in remembered)
+        remembered.update(zip(fresh, self._encode_whole(list(fresh)), strict=True))
+        whole = iter(self._encode_whole([text for text, chunks in zip(texts, chunked, strict=True) if chunks is None]))
+        encoded = []
+        for chunks in chunked:
+            if chunks is None:
+                encoded.append(next(whole))
+                continue
+            ids: list[int] = []
+            for chunk in chunks:
+                ids += remembered[chunk]
+            encoded.append(ids)
+        for chunk in fresh:
+            if len(chunk) > _LONGEST_CHUNK:  # addresses and the like, which do not come again
+                del remembered[chunk]
+        return encoded
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int) -> tuple[list[list[int]], int]:
+        """Return the token ids of pairs of texts, with special tokens, and how many pairs had to be cut."""
+        self.tokenizer.enable_truncation(max_length)
+        encodings = self.tokenizer.encode_batch(pairs)
+        self.tokenizer.no_truncation()
+        return [encoding.ids for encoding in encodings], sum(bool(encoding.overflowing) for encoding in encodings)
+
+    def _encode_whole(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@lru_cache(maxsize=2)
+def load_encoder(folder: Path) -> Encoder:
+    """Return the encoder of a prepared tokenizer; one process loads it once."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return Encoder(folder)
+
+
+def _chunker(tokenizer: Tokenizer) -> Callable[[str], list[str] | None] | None:
+    """Return a function that cuts a text where the tokenizer does in any case, or None for the texts that it can't cut.
+
+    None instead of a function: this kind of tokenizer may look across white space.
+    """
+    settings = json.loads(tokenizer.to_str())
+    if any(not token["special"] for token in settings["added_tokens"]):
+        return None
+    pre_tokenizer = settings["pre_tokenizer"] or {}
+    normalizer = settings["normalizer"] or {}
+    if pre_tokenizer.get("type") == "BertPreTokenizer" and normalizer.get("type") in (
+        None,
+        "BertNormalizer",
+        "Lowercase",
+    ):
+        return _characters_or_words if normalizer.get("handle_chinese_chars") else _words
+    is_byte_level = pre_tokenizer.get("type") == "ByteLevel" and pre_tokenizer.get("use_regex", True)
+    if is_byte_level and not pre_tokenizer["add_prefix_space"] and normalizer.get("type") in (None, "Lowercase"):
+        return _words_with_spaces
+    return None
+
+
+# Printable text has no white space but the plain space, and no control characters, which normalizers treat apart.
+
+
+def _words(text: str) -> list[str] | None:
+    return text.split() if text.isprintable() else None
+
+
+# The characters that BERT's normalizer sets apart by spaces.
+_CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f"
+_CHARACTERS_OR_WORDS = re.compile(rf"[{_CHINESE}]|[^\s{_CHINESE}]+")
+
+
+def _characters_or_words(text: str) -> list[str] | None:
+    if text.isascii():
+        return _words(text)
+    return _CHARACTERS_OR_WORDS.findall(text) if text.isprintable() else None
+
+
+def _words_with_spaces(text: str) -> list[str] | None:
+    if not text.isprintable() or "  " in text or text[-1:] == " ":
+        return None
+    first, *others = text.split(" ")
+    return [first, *(" " + other for other in others)]

@@ -1,0 +1,134 @@
+"""The manifest of a prepared corpus: what is there, where it came from, and what became of every row."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from distmeta.corpus.parts import write_json
+
+FILE = "manifest.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceReport(_Frozen):
+    """One file or data set."""
+
+    name: str
+    path: str
+    bytes: int
+    """Stored size."""
+    content_hash: str
+    records: int
+    """Records read from it."""
+    problems: list[str]
+    """What was wrong with it as a whole."""
+
+
+class RowCounts(_Frozen):
+    """What became of the records: `read` is `kept` and all of `dropped`."""
+
+    read: int
+    kept: int
+    dropped: dict[str, int]
+    """By reason."""
+
+
+class SegmentPart(_Frozen):
+    """One file of segments."""
+
+    path: str
+    """Below the corpus directory."""
+    rows: int
+    tokens: int
+
+
+class ClassParts(_Frozen):
+    """The class-complete shards of one split."""
+
+    count: int
+    """Classes."""
+    examples: int
+    parts: list[str]
+    """Below the corpus directory; no class stands in two."""
+
+
+class Manifest(_Frozen):
+    """A prepared corpus."""
+
+    version: int
+    sources: list[SourceReport]
+    files_skipped: dict[str, int]
+    """Files in folders and globs with an ending that no reader knows, by that ending."""
+    rows: RowCounts
+    sentences: int
+    tokens: int
+    """In the segments, special tokens not counted."""
+    bytes: int
+    """Text of the rows that were kept, as UTF-8."""
+    segments: int
+    repeats: int
+    """Rows whose text (and label) an earlier row has; dropped where `corpus.deduplicate` is on."""
+    texts_under_two_labels: int
+    """Texts, compared without case and white space, that stand under more than one label."""
+    cut: int
+    """Rows (sentences of unlabelled text) longer than `max_length`, which were cut."""
+    max_length: int
+    tokenizer_hash: str
+    tokenizer_tokens_added: int
+    """Special tokens (padding, mask) that the loaded tokenizer did not have."""
+    config_hash: str
+    """Names the settings that the corpus depends on."""
+    content_digest: str
+    """Names what was made: the same for the same content and settings, wherever and by whatever it was made."""
+    input_hash: str
+    """Names settings and content of the sources: while it stays the same there is nothing to do."""
+    segment_parts: list[SegmentPart]
+    classes: dict[str, ClassParts]
+    """By split: train, valid, test."""
+    classes_left_out: dict[str, int]
+    """Labels with fewer different texts than a task takes, and how many they have."""
+    classes_in_no_split: int
+    """Labels that stand in none of `tasks.split_files`."""
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Return the manifest of a corpus directory. Raises FileNotFoundError where none is finished."""
+        return cls.model_validate_json((directory / FILE).read_bytes())
+
+    def save(self, directory: Path) -> None:
+        """Write the manifest, whole or not at all."""
+        write_json(directory / FILE, self.model_dump())
+
+    def class_parts(self, directory: Path, split: str) -> list[Path]:
+        """Return the class-complete shards of a split, in order."""
+        return [directory / part for part in self.classes[split].parts]
+
+    def text_parts(self, directory: Path) -> list[tuple[Path, int]]:
+        """Return the files of segments, in order, each with its number of rows."""
+        return [(directory / part.path, part.rows) for part in self.segment_parts]
+
+    def describe(self) -> str:
+        """Return what a user wants to know of it, in a few lines."""
+        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rows.dropped.items())) or "none"
+        classes = ", ".join(f"{parts.count} meta-{split}" for split, parts in self.classes.items())
+        lines = [
+            f"corpus: {self.rows.kept} of {self.rows.read} rows kept (dropped: {dropped}), {self.sentences} sentences, "
+            f"{self.tokens} tokens",
+            f"classes: {classes}",
+        ]
+        if self.repeats or self.texts_under_two_labels:
+            lines.append(f"{self.repeats} repeated rows, {self.texts_under_two_labels} texts under two labels")
+        if self.cut:
+            lines.append(f"{self.cut} rows were longer than {self.max_length} tokens and cut")
+        if self.classes_left_out:
+            names = ", ".join(f"{name} ({count})" for name, count in list(self.classes_left_out.items())[:5])
+            lines.append(f"{len(self.classes_left_out)} classes are too small for a task and left out: {names}")
+        if self.classes_in_no_split:
+            lines.append(f"{self.classes_in_no_split} classes stand in no split file and are left out")
+        lines += [f"{source.name}: {problem}" for source in self.sources for problem in source.problems]
+        lines += [f"skipped {count} files ending in {ending}" for ending, count in self.files_skipped.items()]
+        return "\n".join(lines)

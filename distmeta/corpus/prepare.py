@@ -1,0 +1,268 @@
+"""From sources to a prepared corpus: segments for language modelling, and class-complete shards for tasks."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from distmeta.corpus.config import BUILTIN, CorpusConfig, TokenizerConfig
+from distmeta.corpus.executor import Executor, Result, Unit
+from distmeta.corpus.ingest import STEP as RECORDS
+from distmeta.corpus.ingest import HashedPiece, hash_sources, ingest
+from distmeta.corpus.manifest import FILE, ClassParts, Manifest, RowCounts, SegmentPart, SourceReport
+from distmeta.corpus.parts import FORMAT_VERSION, SUMMARY, Part, digest, publish, remove_other_parts, save_list
+from distmeta.corpus.records import RecordSettings, Tally
+from distmeta.corpus.repeats import find_repeats
+from distmeta.corpus.segments import TABLE as SEGMENTS_TABLE
+from distmeta.corpus.segments import encode_segments
+from distmeta.corpus.shards import Shard
+from distmeta.corpus.sources import resolve_sources, total_bytes
+from distmeta.corpus.tokenizer import load_tokenizer, tokenizer_identity
+from distmeta.corpus.training import train_tokenizer
+from distmeta.corpus.words import load_stop_words
+from distmeta.errors import UserError
+from distmeta.tasks.config import SPLITS, Split, TasksConfig
+from distmeta.tasks.index import build_classes, choose_classes, read_split_files, require_classes
+from distmeta.tasks.index_draw import TABLE as CLASSES_TABLE
+
+__all__ = ["prepare", "total_bytes"]
+
+
+def prepare(
+    directory: Path,
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    tasks: TasksConfig,
+    *,
+    tokenizer_source: str | None,
+    max_length: int,
+    executor: Executor,
+    splits: Sequence[Split] = SPLITS,
+) -> Manifest:
+    """Prepare a corpus in `directory`, as far as it is not yet, and return its manifest.
+
+    Args:
+        directory: where `manifest.json`, `tokenizer/`, `segments/` and `classes/` go, and `work/`, which makes the next
+            time quicker and may be removed.
+        tokenizer_source: folder or hub name of the tokenizer to load; None: one is trained as `tokenizer` says.
+        max_length: longest sequence, special tokens included (tokens).
+        executor: where the work is done. The result does not depend on it.
+        splits: the splits that must have enough classes for a task.
+
+    Raises:
+        UserError: a source without anything that can be read, a tokenizer that is not fast, classes that are not in the
+            data, or too few of them.
+    """
+    settings = RecordSettings(
+        record=corpus.record,
+        normalize=corpus.normalize,
+        split_sentences=corpus.split_sentences,
+        max_record_bytes=corpus.max_record_bytes,
+        text_column=tasks.text_column,
+        pair_column=tasks.text_pair_column if tasks.label_column is not None else None,
+        label_column=tasks.label_column,
+    )
+    stop_words = load_stop_words(corpus.stop_words_file) if corpus.remove_stop_words else None
+    split_names = read_split_files(tasks)
+    resolved = resolve_sources(corpus)
+    hashed = hash_sources(resolved.files, settings, executor)
+    config_hash = digest(
+        [
+            FORMAT_VERSION,
+            corpus.model_dump(exclude={"sources", "stop_words_file", "executor", "directory"}),
+            sorted(stop_words or ()),
+            tokenizer.model_dump(exclude={"name_or_path", "max_length"}) if tokenizer_source is None else None,
+            tokenizer_source and tokenizer_identity(tokenizer_source),
+            max_length,
+            tasks.model_dump(exclude={"split_files"}),
+            split_names,
+        ]
+    )
+    input_hash = digest([config_hash, resolved.skipped, [[each.piece.identity(), each.content] for each in hashed]])
+
+    manifest = _finished(directory, input_hash)
+    if manifest is not None:
+        counts = {split: manifest.classes[split].count for split in SPLITS}
+        require_classes(counts, manifest.classes_left_out, tasks, splits)
+        return manifest
+
+    (directory / FILE).unlink(missing_ok=True)
+    work = directory / "work"
+    keeper = _Keeper(executor)
+    ingested = ingest(hashed, settings, work, keeper)
+    tallies = [Tally(**piece) for part in ingested for piece in part.summary["pieces"]]
+    _require_rows(hashed, tallies)
+    repeats = _find_repeated_rows(ingested, work, keeper)
+    shards = _shards(ingested, repeats if corpus.deduplicate else None, work)
+
+    choice = choose_classes(
+        shards,
+        tasks,
+        split_names,
+        min_words=corpus.min_sentence_words,
+        stop_words=stop_words,
+        work=work,
+        executor=keeper,
+    )
+    require_classes(choice.counts, choice.too_small, tasks, splits)
+
+    if tokenizer_source is not None:
+        tokens = load_tokenizer(tokenizer_source, max_length, work)
+    else:
+        text_bytes = sum(shard["bytes"] for part in ingested for shard in part.summary["shards"])
+        tokens = train_tokenizer(tokenizer, max_length, shards, text_bytes, work, keeper)
+    classes = build_classes(choice, tasks, tokens, max_length, stop_words, work, keeper)
+    # The language model of a labelled set never sees a text of a held-out class.
+    labels = choice.names("train") if tasks.label_column is not None else None
+    segments = encode_segments(shards, tokens, max_length, stop_words, labels, work, keeper)
+
+    segment_parts = _publish_segments(segments, directory)
+    class_parts = _publish_classes(classes, directory)
+    _publish_tokenizer(tokens, directory)
+    remove_other_parts(work, [*keeper.parts, tokens])
+    repeated = sum(part.summary["repeats"] for part in repeats)
+    made = [*segments, *(part for _, part in classes)]
+    manifest = Manifest(
+        version=FORMAT_VERSION,
+        sources=_source_reports(hashed, tallies),
+        files_skipped=dict(resolved.skipped),
+        rows=_row_counts(tallies, repeated if corpus.deduplicate else 0),
+        sentences=_total(segments, "sentences"),
+        tokens=_total(segments, "tokens"),
+        bytes=_total(segments, "bytes"),
+        segments=_total(segments, "segments"),
+        repeats=repeated,
+        texts_under_two_labels=_total(repeats, "under_two_labels"),
+        cut=_total(segments, "cut") if labels is None else _total([part for _, part in classes], "cut"),
+        max_length=max_length,
+        tokenizer_hash=tokens.summary["hash"],
+        tokenizer_tokens_added=tokens.summary["tokens_added"],
+        config_hash=config_hash,
+        content_digest=digest([tokens.summary["hash"], [part.summary["digest"] for part in made]]),
+        input_hash=input_hash,
+        segment_parts=segment_parts,
+        classes=class_parts,
+        classes_left_out=choice.too_small,
+        classes_in_no_split=choice.in_no_split,
+    )
+    manifest.save(directory)
+    return manifest
+
+
+class _Keeper:
+    """An executor that remembers the parts it has returned, so that all others can be removed."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.parts: list[Part] = []
+        self._executor = executor
+
+    def map(self, function: Callable[[Unit], Result], units: Sequence[Unit], description: str) -> Iterator[Result]:
+        for result in self._executor.map(function, units, description):
+            if isinstance(result, Part):
+                self.parts.append(result)
+            yield result
+
+
+def _finished(directory: Path, input_hash: str) -> Manifest | None:
+    """Return the manifest where everything that it names is there and made from the same input."""
+    try:
+        manifest = Manifest.load(directory)
+    except (FileNotFoundError, ValueError):
+        return None
+    parts = [part.path for part in manifest.segment_parts]
+    parts += [path for each in manifest.classes.values() for path in each.parts]
+    is_whole = all((directory / path).is_file() for path in [*parts, "tokenizer/tokenizer.json"])
+    return manifest if is_whole and manifest.input_hash == input_hash else None
+
+
+def _require_rows(hashed: Sequence[HashedPiece], tallies: Sequence[Tally]) -> None:
+    if any(tally.kept for tally in tallies):
+        return
+    told = [
+        f"{each.piece.path}: {what}" for each, tally in zip(hashed, tallies, strict=True) for what in tally.problems
+    ]
+    dropped = _row_counts(tallies, 0).dropped
+    told += [f"{count} rows dropped: {reason}" for reason, count in dropped.items()]
+    raise UserError("corpus.sources: not one row can be used: " + "; ".join(told[:10]))
+
+
+def _find_repeated_rows(ingested: Sequence[Part], work: Path, executor: Executor) -> list[Part]:
+    tables = [part.folder / f"{number:05d}.keys" for part in ingested for number in range(len(part.summary["shards"]))]
+    rows = sum(shard["records"] for part in ingested for shard in part.summary["shards"])
+    return find_repeats(work / "repeats", tables, rows, executor, "corpus: comparing rows")
+
+
+def _shards(ingested: Sequence[Part], repeats: Sequence[Part] | None, work: Path) -> list[Shard]:
+    listing = None if repeats is None else save_list(work / "lists", [f"repeats/{part.key}" for part in repeats])
+    files = [
+        f"{RECORDS}/{part.key}/{number:05d}.parquet"
+        for part in ingested
+        for number in range(len(part.summary["shards"]))
+    ]
+    return [Shard(work, number, file, listing) for number, file in enumerate(files)]
+
+
+def _publish_segments(segments: Sequence[Part], directory: Path) -> list[SegmentPart]:
+    filled = [part for part in segments if part.summary["segments"]]
+    names = [f"part-{number:05d}.parquet" for number in range(len(filled))]
+    publish([part.folder / SEGMENTS_TABLE for part in filled], directory / "segments", names)
+    return [
+        SegmentPart(path=f"segments/{name}", rows=part.summary["segments"], tokens=part.summary["tokens"])
+        for name, part in zip(names, filled, strict=True)
+    ]
+
+
+def _publish_classes(classes: Sequence[tuple[Split, Part]], directory: Path) -> dict[str, ClassParts]:
+    numbers = Counter[Split]()
+    names = []
+    for split, _ in classes:
+        names.append(f"{split}-{numbers[split]:05d}.parquet")
+        numbers[split] += 1
+    publish([part.folder / CLASSES_TABLE for _, part in classes], directory / "classes", names)
+    result: dict[str, ClassParts] = {}
+    for split in SPLITS:
+        own = [(name, part) for name, (of, part) in zip(names, classes, strict=True) if of == split]
+        parts = [part for _, part in own]
+        result[split] = ClassParts(
+            count=_total(parts, "classes"),
+            examples=_total(parts, "examples"),
+            parts=[f"classes/{name}" for name, _ in own],
+        )
+    return result
+
+
+def _publish_tokenizer(tokenizer: Part, directory: Path) -> None:
+    files = sorted(file for file in tokenizer.folder.iterdir() if file.name != SUMMARY)
+    publish(files, directory / "tokenizer", [file.name for file in files])
+
+
+def _source_reports(hashed: Sequence[HashedPiece], tallies: Sequence[Tally]) -> list[SourceReport]:
+    reports = []
+    pairs = zip(hashed, tallies, strict=True)
+    for name, group in groupby(pairs, key=lambda pair: pair[0].piece.name):
+        pieces = list(group)
+        first = pieces[0][0].piece
+        contents = [each.content for each, _ in pieces]
+        reports.append(
+            SourceReport(
+                name=name,
+                path=first.path or BUILTIN,
+                bytes=first.size,
+                content_hash=contents[0] if len(contents) == 1 else digest(contents),
+                records=sum(tally.read for _, tally in pieces),
+                problems=[problem for _, tally in pieces for problem in tally.problems],
+            )
+        )
+    return reports
+
+
+def _row_counts(tallies: Sequence[Tally], repeats: int) -> RowCounts:
+    dropped = Counter[str]({"repeat": repeats} if repeats else {})
+    for tally in tallies:
+        dropped.update(tally.dropped)
+    kept = sum(tally.kept for tally in tallies) - repeats
+    return RowCounts(read=sum(tally.read for tally in tallies), kept=kept, dropped=dict(sorted(dropped.items())))
+
+
+def _total(parts: Sequence[Part], field: str) -> int:
+    return sum(part.summary[field] for part in parts)

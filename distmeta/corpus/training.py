@@ -1,0 +1,167 @@
+"""The tokenizer of a corpus, trained on an even sample of it: the same tokenizer for the same text."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from distmeta.corpus.config import TokenizerConfig
+from distmeta.corpus.executor import Executor
+from distmeta.corpus.parts import Part, make_part, read_parquet, write_parquet
+from distmeta.corpus.shards import Shard
+from distmeta.corpus.tables import KEY_SPACE
+from distmeta.corpus.tokenizer import STEP, save_tokenizer
+from distmeta.corpus.words import CJK_CHARACTER
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+SAMPLE = "sample.parquet"
+
+
+def train_tokenizer(
+    config: TokenizerConfig, max_length: int, shards: Sequence[Shard], text_bytes: int, work: Path, executor: Executor
+) -> Part:
+    """Return a part with a tokenizer trained on an even sample of at most `config.train_bytes` of the shards.
+
+    `text_bytes` is how much text the shards hold. The part is as `load_tokenizer` describes.
+    """
+    key_limit = int(min(1.0, config.train_bytes / max(1, text_bytes)) * KEY_SPACE)
+    samples = list(executor.map(_sample, [_SampleUnit(shard, key_limit) for shard in shards], "tokenizer: sampling"))
+    settings = config.model_dump(include={"algorithm", "vocab_size", "lowercase", "train_bytes"})
+    identity = [tokenizers.__version__, settings, max_length, [sample.key for sample in samples]]
+    return make_part(work / STEP, identity, lambda folder: save_tokenizer(_train(config, samples), max_length, folder))
+
+
+@dataclass(frozen=True, slots=True)
+class _SampleUnit:
+    shard: Shard
+    key_limit: int
+
+
+def _sample(unit: _SampleUnit) -> Part:
+    identity = [unit.shard.identity(), str(unit.key_limit)]
+    return make_part(unit.shard.work / "samples", identity, lambda folder: _write_sample(unit, folder))
+
+
+def _write_sample(unit: _SampleUnit, folder: Path) -> dict[str, Any]:
+    """Keep the sentences of the records whose hash is below the limit: the same share of every shard."""
+    records = unit.shard.read()
+    sentences = [
+        sentence
+        for key, sentences in zip(records["text_key"].to_pylist(), records["sentences"].to_pylist(), strict=True)
+        if key < unit.key_limit
+        for sentence in sentences
+    ]
+    write_parquet(pa.table({"sentence": pa.array(sentences, pa.string())}), folder / SAMPLE)
+    characters = Counter[str]()
+    for sentence in sentences:
+        characters.update(sentence)
+    return {"characters": characters}
+
+
+def _sentences(samples: Sequence[Part], limit: int) -> Iterator[list[str]]:
+    """Yield the sentences sample by sample, as far as `limit` bytes reach."""
+    for sample in samples:
+        sentences = read_parquet(sample.folder / SAMPLE)["sentence"].to_pylist()
+        limit -= sum(len(sentence.encode()) for sentence in sentences)
+        if limit < 0:
+            return
+        yield sentences
+
+
+def _train(config: TokenizerConfig, samples: Sequence[Part]) -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
+    with _all_threads():
+        train = _train_wordpiece if config.algorithm == "wordpiece" else _train_byte_level_bpe
+        tokenizer = train(config, samples)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    # Byte-level words begin with their space, and so does a mask that stands for one.
+    mask = AddedToken("[MASK]", lstrip=config.algorithm == "bpe", special=True, normalized=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS | {"mask_token": mask})
+
+
+def _train_wordpiece(config: TokenizerConfig, samples: Sequence[Part]) -> Tokenizer:
+    """Train word pieces. Every piece of one character is named beforehand.
+
+    The trainer would number those in the order of a hash table, other in every process, and break ties between merges
+    by these numbers.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    characters = Counter[str]()
+    for sample in samples:
+        for character, count in sample.summary["characters"].items():
+            for normalized in tokenizer.normalizer.normalize_str(character).split():
+                for each in normalized:
+                    characters[each] += count
+    # All the characters of a Chinese corpus may be more than there is room for.
+    most_frequent = sorted(characters, key=lambda each: (-characters[each], each))[: config.vocab_size * 3 // 4]
+    alphabet = sorted(most_frequent)
+    continuing = [f"##{each}" for each in alphabet if not _stands_alone(each)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[*SPECIAL_TOKENS.values(), *continuing],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sentences(samples, config.train_bytes), trainer)
+
+    trained = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]"))
+    trained.normalizer = tokenizer.normalizer
+    trained.pre_tokenizer = tokenizer.pre_tokenizer
+    trained.decoder = decoders.WordPiece()
+    return trained
+
+
+def _stands_alone(character: str) -> bool:
+    """Whether BERT's rules make a word of the character, whatever is beside it."""
+    is_ascii_punctuation = character.isascii() and not character.isalnum()
+    return is_ascii_punctuation or unicodedata.category(character)[0] == "P" or bool(CJK_CHARACTER.match(character))
+
+
+def _train_byte_level_bpe(config: TokenizerConfig, samples: Sequence[Part]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase() if config.lowercase else None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sentences(samples, config.train_bytes), trainer)
+    return tokenizer
+
+
+@contextmanager
+def _all_threads() -> Iterator[None]:
+    """Let the trainer use every CPU: nothing else runs in this process meanwhile."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM", "false")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        os.environ["TOKENIZERS_PARALLELISM"] = before

@@ -1,0 +1,205 @@
+"""The class index: which classes there are, the split of each, and their examples, complete in one file a class."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from distmeta.corpus.executor import Executor
+from distmeta.corpus.parts import Part, save_list
+from distmeta.corpus.repeats import find_repeats
+from distmeta.corpus.shards import Shard
+from distmeta.corpus.words import hash64
+from distmeta.errors import UserError
+from distmeta.tasks.config import SPLITS, Split, TasksConfig
+from distmeta.tasks.index_draw import ChosenClass, draw_examples, gather_classes
+from distmeta.tasks.index_examples import KEYS, DistinctExamples, count_classes, find_examples, merge_counts
+
+ANY = 1 << 62
+"""More examples than any class has."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassChoice:
+    """Which classes tasks are made of, and where their examples are to be found."""
+
+    classes: list[ChosenClass]
+    """By split and name."""
+    too_small: dict[str, int]
+    """Labels with fewer distinct texts than a task takes, and how many they have."""
+    in_no_split: int
+    """Labels that stand in no split file."""
+    examples: list[DistinctExamples]
+
+    @property
+    def counts(self) -> dict[Split, int]:
+        """How many classes each split has."""
+        counted = Counter(each.split for each in self.classes)
+        return {split: counted[split] for split in SPLITS}
+
+    def names(self, split: Split) -> list[str]:
+        """Return the names of a split's classes."""
+        return [each.name for each in self.classes if each.split == split]
+
+
+def choose_classes(
+    shards: Sequence[Shard],
+    tasks: TasksConfig,
+    split_names: Mapping[Split, Sequence[str]] | None,
+    *,
+    min_words: int,
+    stop_words: frozenset[str] | None,
+    work: Path,
+    executor: Executor,
+) -> ClassChoice:
+    """Find the classes in a corpus, labels or words (SMLMT), and give each its split.
+
+    `split_names` is what `read_split_files` returns. Raises UserError where a class in them is not in the data.
+    """
+    labelled = tasks.label_column is not None
+    found = find_examples(shards, labelled, min_words, stop_words, executor)
+    rows = sum(part.summary["examples"] for part in found)
+    tables = [part.folder / KEYS for part in found]
+    repeats = find_repeats(work / "example-repeats", tables, rows, executor, "classes: comparing examples")
+    listing = save_list(work / "lists", [f"example-repeats/{part.key}" for part in repeats])
+    examples = [DistinctExamples(work, number, f"examples/{part.key}", listing) for number, part in enumerate(found)]
+    counted = count_classes(examples, executor)
+
+    needed = tasks.k_shot + tasks.query_per_class
+    if not labelled:
+        sentences = sum(part.summary["examples"] for part in counted)
+        most = sentences // 4 if tasks.max_sentences is None else tasks.max_sentences
+        words = merge_counts(
+            counted, work, max(tasks.min_sentences, needed), most, tasks.max_classes, executor
+        ).to_pylist()
+        return ClassChoice(_split_by_ratio(words, tasks), {}, 0, examples)
+
+    labels = merge_counts(counted, work, 1, ANY, None, executor).to_pylist()
+    large = [label for label in labels if label["count"] >= needed]
+    too_small = {label["name"]: label["count"] for label in labels if label["count"] < needed}
+    if split_names is None:
+        return ClassChoice(_split_by_ratio(large, tasks), too_small, 0, examples)
+    present = {label["name"] for label in labels}
+    for split, names in split_names.items():
+        if missing := [name for name in names if name not in present]:
+            raise UserError(f"tasks.split_files.{split}: the data have no class {_some(missing)}")
+    split_of = {name: split for split, names in split_names.items() for name in names}
+    classes = [_chosen(label, split_of[label["name"]]) for label in large if label["name"] in split_of]
+    return ClassChoice(_in_order(classes), too_small, len(present - split_of.keys()), examples)
+
+
+def build_classes(
+    choice: ClassChoice,
+    tasks: TasksConfig,
+    tokenizer: Part,
+    max_length: int,
+    stop_words: frozenset[str] | None,
+    work: Path,
+    executor: Executor,
+) -> list[tuple[Split, Part]]:
+    """Make the class-complete shards of `choice`; see `index_draw.gather_classes`."""
+    drawn = draw_examples(choice.classes, tasks.max_examples, choice.examples, work, executor)
+    return gather_classes(
+        choice.classes,
+        drawn,
+        labelled=tasks.label_column is not None,
+        max_examples=tasks.max_examples,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        stop_words=stop_words,
+        work=work,
+        executor=executor,
+    )
+
+
+def read_split_files(tasks: TasksConfig) -> dict[Split, list[str]] | None:
+    """Return the class names of each split as the files have them, byte for byte; None where no files are configured.
+
+    Raises UserError for a file that cannot be read and for a class in two files.
+    """
+    if tasks.split_files is None:
+        return None
+    names: dict[Split, list[str]] = {}
+    for split in SPLITS:
+        path = Path(getattr(tasks.split_files, split))
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"tasks.split_files.{split}: {path}: cannot be read as UTF-8 text ({error})") from error
+        names[split] = list(dict.fromkeys(line.removesuffix("\r") for line in text.split("\n") if line.strip()))
+    for first, second in combinations(SPLITS, 2):
+        if both := [name for name in names[first] if name in set(names[second])]:
+            raise UserError(
+                f"tasks.split_files: {first} and {second} both have the class {_some(both)}; keep it in one"
+            )
+    return names
+
+
+def require_classes(
+    counts: Mapping[Split, int], too_small: Mapping[str, int], tasks: TasksConfig, splits: Sequence[Split]
+) -> None:
+    """Raise UserError where a split has fewer classes than a task takes, with the numbers at odds."""
+    needed = tasks.k_shot + tasks.query_per_class
+    if too_small and not any(counts.values()):
+        largest = max(too_small, key=lambda name: (too_small[name], name))
+        raise UserError(
+            f"tasks.k_shot + tasks.query_per_class = {needed} examples a class are needed; "
+            f"the largest class has {too_small[largest]} ({largest})"
+        )
+    if short := [split for split in splits if counts[split] < tasks.n_way]:
+        held = " and ".join(f"meta-{split} has {counts[split]} classes" for split in short)
+        raise UserError(f"{held}, tasks.n_way is {tasks.n_way}: {_remedy(counts, too_small, tasks, needed)}")
+
+
+def _remedy(counts: Mapping[Split, int], too_small: Mapping[str, int], tasks: TasksConfig, needed: int) -> str:
+    total = sum(counts.values())
+    if tasks.label_column is None:
+        most = "a quarter of all" if tasks.max_sentences is None else tasks.max_sentences
+        few = max(tasks.min_sentences, needed)
+        words = f"{total} words stand in {few} to {most} sentences"
+        return f"{words}; lower tasks.n_way or tasks.min_sentences, or give more text"
+    left_out = f", {len(too_small)} more have fewer than {needed} texts" if too_small else ""
+    where = "the files of tasks.split_files" if tasks.split_files else f"tasks.split_ratio {tasks.split_ratio}"
+    return f"{total} classes are large enough{left_out}; lower tasks.n_way or change {where}"
+
+
+def _split_by_ratio(classes: Sequence[dict[str, object]], tasks: TasksConfig) -> list[ChosenClass]:
+    """Split classes, which come in the order of their names' hashes, by that order."""
+    counts = split_counts(len(classes), tasks.split_ratio, tasks.n_way)
+    splits = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
+    return _in_order([_chosen(each, split) for each, split in zip(classes, splits, strict=True)])
+
+
+def split_counts(classes: int, ratio: Sequence[float], n_way: int) -> list[int]:
+    """Return how many classes each split gets: by ratio (largest remainders), but `n_way` where there are enough.
+
+    A split with ratio 0 gets none.
+    """
+    shares = [classes * part / sum(ratio) for part in ratio]
+    counts = [int(share + 1e-9) for share in shares]
+    remainders = sorted(range(3), key=lambda split: (counts[split] - shares[split], split))
+    for split in remainders[: classes - sum(counts)]:
+        counts[split] += 1
+    wanted = [n_way if part > 0 else 0 for part in ratio]
+    if sum(wanted) <= classes:
+        while short := [split for split in range(3) if counts[split] < wanted[split]]:
+            richest = max(range(3), key=lambda split: counts[split] - wanted[split])
+            counts[richest] -= 1
+            counts[short[0]] += 1
+    return counts
+
+
+def _chosen(counted: Mapping[str, object], split: Split) -> ChosenClass:
+    name, count = str(counted["name"]), counted["count"]
+    assert isinstance(count, int)
+    return ChosenClass(name, hash64(name), count, split)
+
+
+def _in_order(classes: Sequence[ChosenClass]) -> list[ChosenClass]:
+    return sorted(classes, key=lambda each: (SPLITS.index(each.split), each.name))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more

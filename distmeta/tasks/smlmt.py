@@ -1,0 +1,57 @@
+"""Subset masked language modelling tasks (Bansal et al. 2020, arXiv:2009.08445).
+
+A class is a word, an example a sentence in which every occurrence of that word is hidden.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from distmeta.corpus.encoder import Encoder
+from distmeta.corpus.words import CJK, CJK_CHARACTER, WORD
+
+
+def split_at_word(sentence: str, word: str) -> list[str]:
+    """Return the texts around the occurrences, as whole words and in any case, of `word`, which is case folded."""
+    lower = sentence.lower()
+    if len(lower) == len(sentence) and lower == sentence.casefold():
+        spans = [match.span() for match in _whole_word(word).finditer(lower)]
+    else:  # folding the sentence would move or join letters, as the German sharp s
+        spans = [match.span() for match in WORD.finditer(sentence) if match[0].casefold() == word]
+    starts, ends = [0, *(end for _, end in spans)], [*(start for start, _ in spans), len(sentence)]
+    return [sentence[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+@lru_cache(maxsize=4)
+def _whole_word(word: str) -> re.Pattern[str]:
+    if CJK_CHARACTER.fullmatch(word):
+        return re.compile(re.escape(word))
+    return re.compile(rf"(?<![^\W\d_{CJK}]){re.escape(word)}(?![^\W\d_{CJK}])")
+
+
+def encode_masked(pieces: Sequence[Sequence[str]], encoder: Encoder, max_length: int) -> list[tuple[list[int], int]]:
+    """Return (token ids with special tokens, position of the first mask) of sentences given by `split_at_word`.
+
+    There is one mask between two pieces. A sequence longer than `max_length` is cut around its first mask.
+    """
+    texts = [text for sentence in pieces for text in _as_encoded(sentence, encoder)]
+    encoded = iter(encoder.encode(texts))
+    room = max_length - encoder.special_tokens
+    result = []
+    for sentence in pieces:
+        ids = next(encoded)
+        mask = len(ids)
+        for _ in sentence[1:]:
+            ids = [*ids, encoder.mask_id, *next(encoded)]
+        start = min(max(mask - room // 2, 0), max(len(ids) - room, 0))
+        result.append(
+            ([*encoder.prefix, *ids[start : start + room], *encoder.suffix], len(encoder.prefix) + mask - start),
+        )
+    return result
+
+
+def _as_encoded(pieces: Sequence[str], encoder: Encoder) -> list[str]:
+    """Return the pieces as the tokenizer sees them between masks."""
+    if not encoder.mask_takes_space:
+        return list(pieces)
+    return [*(piece.rstrip() for piece in pieces[:-1]), pieces[-1]]
