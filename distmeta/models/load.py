@@ -1,0 +1,151 @@
+"""Making a network: from a folder, a hub name, or a Hugging Face configuration."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from distmeta.errors import UserError
+from distmeta.models.config import ModelConfig
+from distmeta.models.network import Network, Parameters, Pooling
+
+Kind = Literal["encoder", "decoder", "features"]
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def model_kind(config: PretrainedConfig) -> Kind:
+    """encoder: has a masked language model; decoder: a causal one; features: neither."""
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        return "encoder"
+    return "decoder" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else "features"
+
+
+def load_model_config(config: ModelConfig) -> PretrainedConfig:
+    """The Hugging Face configuration of the model, without weights.
+
+    Raises:
+        UserError: nothing loadable is at `model.name_or_path`, or `model.config` does not make a model.
+    """
+    try:
+        if config.name_or_path is not None:
+            return AutoConfig.from_pretrained(config.name_or_path, trust_remote_code=config.trust_remote_code)
+        return AutoConfig.for_model(**config.config)
+    except Exception as error:  # whatever a hub, a file system or a model's own code may raise
+        key = "name_or_path" if config.name_or_path is not None else "config"
+        raise UserError(f"model.{key}: {_first_line(error)}") from None
+
+
+def max_sequence_length(config: PretrainedConfig) -> int | None:
+    """Most positions that the model can tell apart (tokens, special tokens included); None where there is no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and "roberta" in config.model_type:
+        # RoBERTa's kind counts positions from pad_token_id + 1.
+        positions -= (config.pad_token_id or 0) + 1
+    return positions
+
+
+def resolve_pooling(pooling: str, kind: Kind, smlmt: bool) -> Pooling:
+    """The pooling that `model.pooling` stands for."""
+    if pooling == "auto":
+        return "mask" if smlmt and kind == "encoder" else "mean"
+    if pooling == "mask" and not smlmt:
+        raise UserError("model.pooling: mask needs SMLMT tasks; a labelled set hides no word (use auto or mean)")
+    return pooling  # type: ignore[return-value]
+
+
+def load_network(
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    pooling: Pooling,
+    attention: str,
+    lora: bool,
+    language_model: bool,
+    seed: int,
+) -> Network:
+    """The network with its starting weights, in fp32 on the CPU.
+
+    Args:
+        config: which model.
+        tokenizer: gives the vocabulary's size and the special ids; the embedding grows where it is too small.
+        pooling: which hidden states are a text's features.
+        attention: `eager` or `sdpa`.
+        lora: whether to add adapters.
+        language_model: whether to keep, or add, a language-modelling head.
+        seed: fixes whatever weights are new.
+
+    Raises:
+        UserError: the model cannot be loaded, or has no language model and one was asked for.
+    """
+    torch.manual_seed(seed)
+    hf_config = load_model_config(config)
+    kind = model_kind(hf_config)
+    if language_model and kind == "features":
+        raise UserError(f"meta.lm_weight: {hf_config.model_type} has no language model; set it to 0")
+    if config.name_or_path is None:
+        _fill_in(hf_config, tokenizer)
+    bare = _build(AutoModel, config, hf_config, attention)
+    model = bare
+    unused: Parameters = {}
+    if language_model:
+        model = _build(
+            AutoModelForMaskedLM if kind == "encoder" else AutoModelForCausalLM, config, hf_config, attention
+        )
+        held = model.base_model.state_dict()
+        unused = {name: value for name, value in bare.state_dict().items() if name not in held}
+    elif isinstance(pooler := getattr(bare, "pooler", None), nn.Module):
+        # No loss reaches it, so it is no meta-parameter; the export puts it back.
+        unused = {f"pooler.{name}": value for name, value in pooler.state_dict().items()}
+        bare.register_module("pooler", None)
+    if len(tokenizer) > len(model.get_input_embeddings().weight):  # type: ignore[arg-type]
+        model.resize_token_embeddings(len(tokenizer))
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return Network(
+        model, pooling, lora_rank=config.lora_rank if lora else 0, lora_alpha=config.lora_alpha, unused=unused
+    )
+
+
+def _build(auto: type, config: ModelConfig, hf_config: PretrainedConfig, attention: str) -> PreTrainedModel:
+    arguments = {"attn_implementation": attention, "dtype": torch.float32}
+    try:
+        if config.name_or_path is None:
+            return auto.from_config(hf_config, **arguments)  # type: ignore[attr-defined]
+        return auto.from_pretrained(  # type: ignore[attr-defined]
+            config.name_or_path, trust_remote_code=config.trust_remote_code, use_safetensors=True, **arguments
+        )
+    except Exception as error:  # whatever a hub, a file system or a model's own code may raise
+        key = "name_or_path" if config.name_or_path is not None else "config"
+        raise UserError(f"model.{key}: {_first_line(error)}") from None
+
+
+def _fill_in(hf_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    hf_config.vocab_size = len(tokenizer)
+    hf_config.pad_token_id = tokenizer.pad_token_id
+    for name in ("bos", "eos", "cls", "sep", "mask"):
+        if hasattr(hf_config, f"{name}_token_id"):
+            setattr(hf_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder."""
+    return AutoTokenizer.from_pretrained(folder, use_fast=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,80 @@
+"""LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) as a way to write weights, not as layers.
+
+The effective weight of a target is W + alpha / r * B A. It is computed before the forward pass and given to the
+untouched network, so any architecture serves, an export is the same arithmetic, and at B = 0 nothing changes.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from distmeta.errors import UserError
+
+_SEPARATE = re.compile(r"(^|\.)(query|value|q_proj|v_proj|q_lin|v_lin|query_proj|value_proj|q|v)$")
+_FUSED = re.compile(r"(^|\.)c_attn$")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A weight, or a range of its output features, that gets an adapter."""
+
+    weight: str
+    """Name of the parameter in the network."""
+    start: int
+    stop: int
+    """The output features that are adapted."""
+    transposed: bool
+    """Whether the weight is kept as (in, out), as GPT-2's Conv1D does."""
+
+    @property
+    def key(self) -> str:
+        """Name of the adapter in a ParameterDict, which takes no dots."""
+        return f"{self.weight.replace('.', '/')}/{self.start}"
+
+
+def find_targets(network: nn.Module) -> list[Target]:
+    """The query and value projections of every attention layer.
+
+    Raises:
+        UserError: there are none under the names that are in use.
+    """
+    targets = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and _SEPARATE.search(name):
+            targets.append(Target(f"{name}.weight", 0, module.out_features, transposed=False))
+        elif isinstance(module, Conv1D) and _FUSED.search(name) and module.nf % 3 == 0:
+            width = module.nf // 3
+            targets += [Target(f"{name}.weight", start, start + width, transposed=True) for start in (0, 2 * width)]
+    if not targets:
+        raise UserError("meta.adapt: lora finds no query and value projections in this model; use all or head")
+    return targets
+
+
+def make_adapters(network: nn.Module, targets: list[Target], rank: int) -> nn.ParameterDict:
+    """The factors of each target: `<key>/a` of shape (rank, in), random, and `<key>/b` of shape (out, rank), zero."""
+    adapters = nn.ParameterDict()
+    for target in targets:
+        weight = network.get_parameter(target.weight)
+        in_features = weight.shape[0 if target.transposed else 1]
+        factor = torch.empty(rank, in_features)
+        nn.init.kaiming_uniform_(factor, a=5**0.5)
+        adapters[f"{target.key}/a"] = nn.Parameter(factor)
+        adapters[f"{target.key}/b"] = nn.Parameter(torch.zeros(target.stop - target.start, rank))
+    return adapters
+
+
+def merge(parameters: dict[str, torch.Tensor], targets: list[Target], scale: float) -> dict[str, torch.Tensor]:
+    """The parameters with every adapter (`lora.<key>/a`, `lora.<key>/b`) written into its weight and taken out."""
+    merged = {name: value for name, value in parameters.items() if not name.startswith("lora.")}
+    for target in targets:
+        delta = scale * (parameters[f"lora.{target.key}/b"] @ parameters[f"lora.{target.key}/a"])
+        weight, axis = merged[target.weight], 0
+        if target.transposed:
+            delta, axis = delta.t(), 1
+        before, _, after = weight.split([target.start, delta.shape[axis], weight.shape[axis] - target.stop], dim=axis)
+        part = weight.narrow(axis, target.start, delta.shape[axis]) + delta
+        merged[target.weight] = torch.cat([before, part, after], dim=axis)
+    return merged

@@ -1,0 +1,68 @@
+"""Small real networks and tasks that several tests share."""
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, GPT2Config
+
+from distmeta.models import Network, TaskBatch, collate_task
+from distmeta.tasks.episode import Example, Task
+
+VOCABULARY = 600
+
+
+def tiny_network(model_type: str, *, dropout: float = 0.0, lora_rank: int = 0, attention: str = "eager") -> Network:
+    """A language model of two layers, 32 wide, with weights that are the same every time."""
+    torch.manual_seed(0)
+    if model_type == "bert":
+        config = BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+        model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
+    else:
+        config = GPT2Config(
+            vocab_size=VOCABULARY,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            n_positions=64,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+            resid_pdrop=dropout,
+            bos_token_id=1,
+            eos_token_id=1,
+        )
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    network = Network(model, "mean", lora_rank=lora_rank, lora_alpha=8.0)
+    if lora_rank:
+        # As after some training: with B at zero half of the arithmetic would go untested.
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if name.endswith("/b"):
+                    parameter.normal_(std=0.05)
+    return network
+
+
+def random_task(index: int = 0, n_way: int = 3, k_shot: int = 2, query_per_class: int = 3) -> Task:
+    """A task of random tokens, of sentences that differ in length."""
+    random = np.random.default_rng(index)
+
+    def example(label: int, number: int) -> Example:
+        # A token of its own a class, so that there is something to learn.
+        ids = [2, 10 + label, *random.integers(20, VOCABULARY, random.integers(3, 20)), 3]
+        return Example(f"{label}.{number}", label, f"text {label} {number}", tuple(int(i) for i in ids), 1)
+
+    support = tuple(example(label, number) for label in range(n_way) for number in range(k_shot))
+    query = tuple(example(label, k_shot + number) for label in range(n_way) for number in range(query_per_class))
+    return Task(index, "train", tuple("abcdefgh"[:n_way]), support, query)
+
+
+def task_batch(task: Task) -> TaskBatch:
+    """The task as tensors on the CPU."""
+    return collate_task(task, 0, torch.device("cpu"))

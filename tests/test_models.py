@@ -1,0 +1,175 @@
+"""Networks: features do not depend on padding, adapters are weights, and an export is what was trained."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from distmeta.errors import UserError
+from distmeta.models import Network, collate_tokens, export, load_network
+from distmeta.models.config import ModelConfig
+from distmeta.models.load import load_model_config, max_sequence_length, model_kind, resolve_pooling
+from tests.helpers import random_task, task_batch, tiny_network
+
+CPU = torch.device("cpu")
+SIZES = {
+    "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(45))]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=32,
+    )
+
+
+def load(model_type, tokenizer, *, lora=False, language_model=True, pooling="mean", **options) -> Network:
+    config = ModelConfig(config={"model_type": model_type, **SIZES[model_type]}, **options)
+    return load_network(
+        config,
+        tokenizer,
+        pooling=pooling,
+        attention="sdpa",
+        lora=lora,
+        language_model=language_model,
+        seed=0,
+    ).eval()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("pooling", ["mean", "mask", "first", "last"])
+def test_features_do_not_depend_on_the_padding(model_type, pooling):
+    """Case D2: the same alone and in a padded batch."""
+    network = tiny_network(model_type, attention="sdpa").eval()
+    network.pooling = pooling
+    parameters = dict(network.named_parameters())
+    examples = random_task().support
+    whole = network.features(parameters, task_batch(random_task()).support)
+    for example, feature in zip(examples, whole, strict=True):
+        alone = collate_tokens([example.input_ids], 0, CPU, [example.mask_position])
+        assert torch.allclose(network.features(parameters, alone)[0], feature, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+def test_logits_at_positions_are_those_of_the_whole_model(model_type):
+    network = tiny_network(model_type).eval()
+    batch = task_batch(random_task()).support
+    positions = (torch.tensor([0, 0, 3]), torch.tensor([1, 2, 1]))
+    logits = network.language_model_logits(dict(network.named_parameters()), batch, positions)
+    whole = network.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    assert torch.allclose(logits, whole[positions], atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("language_model", [False, True])
+def test_an_export_is_loaded_whole_and_computes_the_same(model_type, lora, language_model, tokenizer, tmp_path):
+    """Case C3, and the tied embedding; hidden states are equal to the bit."""
+    network = load(model_type, tokenizer, lora=lora, language_model=language_model)
+    parameters = {n: torch.randn_like(p) * 0.1 + p.detach() for n, p in network.named_parameters()}
+    export(network, parameters, tokenizer, tmp_path)
+
+    loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    own = AutoTokenizer.from_pretrained(tmp_path)
+    assert own.pad_token_id == loaded.config.pad_token_id == tokenizer.pad_token_id
+    texts = ["w1 w2 w3", "w4", "w5 w6 zzz w7 w8 w9", "w1 [MASK] w2", "w30 w31"]
+    tokens = own(texts, return_tensors="pt", padding=True)
+    batch = collate_tokens([tokenizer(text)["input_ids"] for text in texts], tokenizer.pad_token_id, CPU)
+    hidden = torch.func.functional_call(network, network.merged(parameters), ("hidden", batch))
+    arguments = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+    assert torch.equal(loaded.eval()(**arguments).last_hidden_state, hidden)
+
+    if language_model:
+        auto = AutoModelForMaskedLM if model_type == "bert" else AutoModelForCausalLM
+        whole, report = auto.from_pretrained(tmp_path, subfolder="language-model", output_loading_info=True)
+        assert not any(report.values())
+        assert whole.get_input_embeddings().weight.data_ptr() == whole.get_output_embeddings().weight.data_ptr()
+        everywhere = torch.nonzero(batch.attention_mask, as_tuple=True)
+        logits = network.language_model_logits(parameters, batch, everywhere)
+        assert torch.allclose(whole.eval()(**arguments).logits[everywhere], logits, atol=1e-5)
+    else:
+        assert not (tmp_path / "language-model").exists()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+def test_adapters_change_nothing_until_they_are_trained(model_type, tokenizer):
+    plain, adapted = load(model_type, tokenizer), load(model_type, tokenizer, lora=True)
+    batch = task_batch(random_task()).support
+    batch.input_ids.remainder_(50)
+    assert torch.equal(
+        plain.features(dict(plain.named_parameters()), batch), adapted.features(dict(adapted.named_parameters()), batch)
+    )
+    names = adapted.adapted_names("lora")
+    assert len(names) == 2 * 2 * 2  # layers, projections, factors
+    assert all(name.startswith("lora.") for name in names)
+
+
+def test_fast_weights_are_those_that_features_depend_on(tokenizer):
+    network = load("bert", tokenizer)
+    assert not network.adapted_names("head")
+    every = network.adapted_names("all")
+    assert every
+    assert not [name for name in every if "cls" in name]
+    assert "model.bert.embeddings.word_embeddings.weight" in every
+
+
+def test_the_embedding_grows_with_the_tokenizer(tokenizer, tmp_path):
+    network = load("gpt2", tokenizer)
+    export(network, dict(network.named_parameters()), tokenizer, tmp_path)
+    larger = AutoTokenizer.from_pretrained(tmp_path)
+    larger.add_tokens(["new"])
+    grown = load_network(
+        ModelConfig(name_or_path=str(tmp_path)),
+        larger,
+        pooling="mean",
+        attention="sdpa",
+        lora=False,
+        language_model=True,
+        seed=0,
+    )
+    assert len(grown.model.get_input_embeddings().weight) == len(larger) == len(tokenizer) + 1
+
+
+def test_kinds_and_limits():
+    bert = load_model_config(ModelConfig(config={"model_type": "bert", "max_position_embeddings": 77}))
+    gpt2 = load_model_config(ModelConfig(config={"model_type": "gpt2", "n_positions": 99}))
+    roberta = load_model_config(ModelConfig(config={"model_type": "roberta", "max_position_embeddings": 514}))
+    assert [model_kind(config) for config in (bert, gpt2, roberta)] == ["encoder", "decoder", "encoder"]
+    assert [max_sequence_length(config) for config in (bert, gpt2, roberta)] == [77, 99, 512]
+
+
+def test_pooling_is_chosen_by_what_there_is():
+    assert resolve_pooling("auto", "encoder", smlmt=True) == "mask"
+    assert resolve_pooling("auto", "encoder", smlmt=False) == "mean"
+    assert resolve_pooling("auto", "decoder", smlmt=True) == "mean"
+    with pytest.raises(UserError, match=r"model.pooling: mask"):
+        resolve_pooling("mask", "encoder", smlmt=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"name_or_path": "/nowhere/at-all"}, "model.name_or_path"),
+        ({"config": {"model_type": "no-such-type"}}, "model.config"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_in_a_line(options, key):
+    with pytest.raises(UserError) as refusal:
+        load_model_config(ModelConfig(**options))
+    assert str(refusal.value).startswith(key)
+    assert len(str(refusal.value).splitlines()) == 1
