@@ -1,0 +1,97 @@
+"""The language-modelling loss beside the tasks: masked for encoders (Devlin et al. 2019), causal for decoders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from distmeta.models import Network, Parameters, TokenBatch, collate_tokens
+from distmeta.tasks.draw import generator
+
+
+@dataclass(frozen=True)
+class LanguageModelBatch:
+    """Sequences with the positions that are scored."""
+
+    tokens: TokenBatch
+    positions: tuple[torch.Tensor, torch.Tensor]
+    """(rows, columns) of the hidden states that predict."""
+    targets: torch.Tensor
+    """The token ids that they should predict."""
+
+
+def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and behind a text."""
+    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:start], whole[start + len(bare) :]
+
+
+def masked_batch(
+    segments: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    *,
+    mask_rate: float,
+    seed: tuple[int | str, ...],
+) -> LanguageModelBatch:
+    """Hides a share of the tokens, at least one a sequence: 80% of those become the mask, 10% a random token."""
+    random = generator(*seed)
+    prefix, suffix = special_tokens_around(tokenizer)
+    sequences, rows, columns, targets = [], [], [], []
+    for row, segment in enumerate(segments):
+        sequence = np.array([*prefix, *segment, *suffix])
+        maskable = np.flatnonzero(np.isin(sequence, tokenizer.all_special_ids, invert=True))
+        if len(maskable) == 0:
+            maskable = np.arange(len(sequence))
+        count = max(1, round(mask_rate * len(maskable)))
+        chosen = np.sort(random.choice(maskable, count, replace=False))
+        rows += [row] * count
+        columns += chosen.tolist()
+        targets += sequence[chosen].tolist()
+        fate = random.random(count)
+        sequence[chosen[fate < 0.8]] = tokenizer.mask_token_id
+        replaced = chosen[(fate >= 0.8) & (fate < 0.9)]
+        sequence[replaced] = random.integers(len(tokenizer), size=len(replaced))
+        sequences.append(sequence.tolist())
+    tokens = collate_tokens(sequences, tokenizer.pad_token_id, device)
+    return LanguageModelBatch(
+        tokens,
+        (torch.tensor(rows, device=device), torch.tensor(columns, device=device)),
+        torch.tensor(targets, device=device),
+    )
+
+
+def causal_batch(
+    segments: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> LanguageModelBatch:
+    """Every token but the first is predicted from those before it."""
+    prefix, suffix = special_tokens_around(tokenizer)
+    sequences = [[*prefix, *segment, *suffix] for segment in segments]
+    # A segment of one token predicts nothing; it stays in the batch as context for nobody.
+    rows = [row for row, sequence in enumerate(sequences) for _ in sequence[1:]]
+    columns = [column for sequence in sequences for column in range(len(sequence) - 1)]
+    targets = [token for sequence in sequences for token in sequence[1:]]
+    tokens = collate_tokens(sequences, tokenizer.pad_token_id, device)
+    return LanguageModelBatch(
+        tokens,
+        (torch.tensor(rows, device=device), torch.tensor(columns, device=device)),
+        torch.tensor(targets, device=device),
+    )
+
+
+def language_model_gradient(
+    network: Network, parameters: Parameters, batch: LanguageModelBatch
+) -> tuple[Parameters, float]:
+    """Gradient for every meta-parameter that takes part, and the mean cross-entropy a predicted token (nats)."""
+    parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    scores = network.language_model_logits(parameters, batch.tokens, batch.positions)
+    loss = functional.cross_entropy(scores, batch.targets)
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return (
+        {name: gradient for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None},
+        float(loss.detach()),
+    )

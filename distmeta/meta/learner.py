@@ -1,0 +1,100 @@
+"""The step that all algorithms share: the meta-gradient of a share of the tasks. Knows no workers and no engine."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from distmeta.meta.config import MetaConfig
+from distmeta.meta.language_model import LanguageModelBatch, language_model_gradient
+from distmeta.meta.maml import task_gradient
+from distmeta.models import Network, Parameters, TaskBatch
+from distmeta.tasks.draw import generator
+
+
+@dataclass(frozen=True)
+class Work:
+    """What goes with one task index of a meta-batch: the task, and text for the language model beside it."""
+
+    index: int
+    task: TaskBatch | None
+    """None during the language-model warm-up."""
+    text: LanguageModelBatch | None
+    """None where no language modelling is mixed in."""
+
+
+class Learner:
+    """Computes the gradient of the outer objective
+
+        mean over the meta-batch of [query loss after adaptation + lm_weight * language-modelling loss],
+
+    and of the language-modelling loss alone where a piece of work has no task.
+
+    Args:
+        network: computes features and logits from parameters given to it.
+        config: the inner loop and the mixture; `lm_weight` must be set.
+        precision: `fp32`, or `bf16` for the arithmetic of the forward and backward passes.
+        seed: with a task's index it fixes the dropout, so that this does not depend on who computes the task.
+    """
+
+    def __init__(self, network: Network, config: MetaConfig, precision: str, seed: int) -> None:
+        self.network = network
+        self.config = config
+        self.precision = precision
+        self.seed = seed
+        self.adapted_names = network.adapted_names(config.adapt)
+
+    def gradient(
+        self, parameters: Parameters, work: Sequence[Work], meta_batch_size: int
+    ) -> tuple[Parameters, dict[str, float]]:
+        """This share's part of the meta-gradient, and of the metrics: summed over the share, divided by the whole.
+
+        Adding up what all shares return gives the gradient and the means over the meta-batch, whatever the shares
+        are. A parameter that nothing depends on is absent.
+        """
+        config = self.config
+        gradients: Parameters = {}
+        metrics: dict[str, float] = defaultdict(float)
+
+        def add(part: Parameters, weight: float) -> None:
+            for name, gradient in part.items():
+                if name in gradients:
+                    gradients[name].add_(gradient, alpha=weight)
+                else:
+                    gradients[name] = gradient.float() * weight
+
+        for item in work:
+            torch.manual_seed(int(generator(self.seed, "dropout", item.index).integers(2**63)))
+            device = next(iter(parameters.values())).device
+            # No cast is kept: a fast weight is used once and then replaced.
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+                if item.task is not None:
+                    result = task_gradient(
+                        self.network,
+                        parameters,
+                        item.task,
+                        adapted_names=self.adapted_names,
+                        inner_lr=config.inner_lr,
+                        inner_steps=config.inner_steps,
+                        second_order=config.algorithm == "maml",
+                    )
+                    add(result.gradients, 1 / meta_batch_size)
+                    metrics["query_loss"] += result.query_loss / meta_batch_size
+                    metrics["query_accuracy"] += result.query_accuracy / meta_batch_size
+                    metrics["query_accuracy_before"] += result.query_accuracy_before / meta_batch_size
+                    for step, loss in enumerate(result.support_losses):
+                        metrics[f"support_loss/{step}"] += loss / meta_batch_size
+                    for half, batch in (("support", item.task.support), ("query", item.task.query)):
+                        metrics[f"{half}_tokens"] += batch.num_tokens
+                        metrics[f"{half}_texts"] += len(batch.input_ids)
+                if item.text is not None:
+                    weight = config.lm_weight if item.task is not None else 1.0
+                    assert weight is not None
+                    part, loss = language_model_gradient(self.network, parameters, item.text)
+                    add(part, weight / meta_batch_size)
+                    metrics["lm_loss"] += loss / meta_batch_size
+                    metrics["lm_tokens"] += item.text.tokens.num_tokens
+                    metrics["lm_texts"] += len(item.text.tokens.input_ids)
+                    metrics["lm_predictions"] += len(item.text.targets)
+        return gradients, dict(metrics)
