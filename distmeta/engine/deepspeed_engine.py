@@ -1,0 +1,286 @@
+"""One DeepSpeed engine a worker: it averages, clips and applies ready gradients and shards what AdamW needs for that.
+
+The engine holds the parameters and never runs the module, so whoever computes the gradients needs to know nothing of
+DeepSpeed, and DeepSpeed puts no hook on the module. Weights and optimizer states are fp32 throughout.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distmeta.engine.config import EngineConfig
+from distmeta.engine.state import EngineState
+from distmeta.errors import UserError
+
+# DeepSpeed sets a buffer of this size aside for the gradients that are on their way; its default would be 2 GB.
+LARGEST_BUCKET = 50_000_000
+
+
+class Engine:
+    """AdamW (betas 0.9 and 0.999, epsilon 1e-8) on the parameters of a module, sharded over the workers by ZeRO.
+
+    Everything it does is collective: every worker calls the same methods in the same order. Parameters of one dimension
+    (biases, layer norms) are not decayed. Frozen ones (`requires_grad` False) are held and never changed.
+
+    It uses the process group that is there, as under Ray Train or torchrun; in a process on its own it makes one of
+    size 1. With `state`, the same on every worker, it goes on from there, whatever the number of workers and the ZeRO
+    stage that wrote it; without, every worker begins with the weights of rank 0. At ZeRO stage 3 the parameters of
+    `module` are empty from then on: their values are in `full_parameters()`.
+
+    Raises UserError where `state` does not fit the module, or DeepSpeed in this process works on another device.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: EngineConfig,
+        *,
+        weight_decay: float,
+        device: torch.device,
+        state: EngineState | None = None,
+    ) -> None:
+        module.to(device)
+        if state is not None:
+            state.check_fits(module)
+            _copy_weights(state.weights, module)
+        self._stage = config.zero_stage
+        self._clipping = config.gradient_clipping
+        self._parameters = dict(module.named_parameters())
+        self._trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
+        self._step = state.step if state is not None else 0
+
+        self._made_group = not torch.distributed.is_initialized()
+        if self._made_group:
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        self._rank = torch.distributed.get_rank()
+        self._world_size = torch.distributed.get_world_size()
+
+        self._adamw = torch.optim.AdamW(
+            [
+                {"params": [p for p in self._trained.values() if p.ndim > 1], "weight_decay": weight_decay},
+                {"params": [p for p in self._trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.999),
+            eps=1e-8,
+        )
+        self._deepspeed = _import_deepspeed(device)
+        # LOCAL_RANK has to be there, though the device is chosen by `device_rank`.
+        with _environment(LOCAL_RANK="0"):
+            self._engine, *_ = self._deepspeed.initialize(
+                args=SimpleNamespace(device_rank=device.index or 0),
+                model=nn.ParameterList(self._parameters.values()),
+                optimizer=self._adamw,
+                config=self._deepspeed_config(),
+            )
+        self._make_optimizer_state()
+        if state is not None:
+            for name, parameter in self._trained.items():
+                self._set_optimizer_state(parameter, "exp_avg", state.exp_avg[name])
+                self._set_optimizer_state(parameter, "exp_avg_sq", state.exp_avg_sq[name])
+
+    @contextmanager
+    def full_parameters(self) -> Iterator[dict[str, Tensor]]:
+        """The full-size value of every parameter, by its name in the module, tied ones once: detached, on the device.
+
+        To be read only, and until the next `step`, inside the context or after it. At ZeRO stages 0 to 2 they are the
+        engine's own memory, without a copy; at stage 3 they are gathered here.
+        """
+        with self._gathered(list(self._parameters.values())):
+            # DeepSpeed lets go of the gathered memory without writing to it, so these stay whole after the context.
+            full = {name: parameter.detach() for name, parameter in self._parameters.items()}
+        yield full
+
+    def step(self, gradients: Mapping[str, Tensor], learning_rate: float) -> float:
+        """Average the gradients over the workers, clip and apply them.
+
+        `gradients` holds this worker's own by parameter name, full-size, and is left as it is; one that is not there is
+        zero. Returns the global L2 norm of the average before clipping. Where it is not finite, nothing is applied and
+        inf is returned.
+        """
+        assert gradients.keys() <= self._trained.keys(), "a gradient for something that is not trained"
+        parameters = list(self._trained.values())
+        with self._gathered(parameters):
+            ready = [gradients[name] if name in gradients else torch.zeros_like(p) for name, p in self._trained.items()]
+            self._engine.backward(_ReadyGradients.apply(ready, *parameters))
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._clip()
+        if math.isfinite(norm):
+            self._engine.step()
+            self._step += 1
+            return norm
+        self._drop_gradients()
+        return math.inf
+
+    def state(self) -> EngineState | None:
+        """What `Engine(state=...)` takes: on rank 0, gathered one parameter at a time; None on the other workers."""
+        weights: dict[str, Tensor] = {}
+        moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+        for name, parameter in self._parameters.items():
+            with self._gathered([parameter]):
+                if self._rank == 0:
+                    weights[name] = parameter.detach().to("cpu", copy=True)
+            for key, values in moments.items():
+                value = self._optimizer_state(parameter, key) if name in self._trained else None
+                if value is not None and self._rank == 0:
+                    values[name] = value.to("cpu", copy=True)
+        return EngineState(self._step, weights, **moments) if self._rank == 0 else None
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's engine, and of the process group if it was made here."""
+        self._engine.destroy()
+        if self._stage == 3:
+            # DeepSpeed never takes modules out of this list, and each keeps its engine and optimizer states alive.
+            self._deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK.remove(self._engine.module)
+        del self._engine
+        if self._made_group:
+            self._deepspeed.comm.destroy_process_group()
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        trained_numel = sum(parameter.numel() for parameter in self._trained.values())
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            # Its default is 1; `_clip` does it instead.
+            "gradient_clipping": 0.0,
+            "zero_optimization": {
+                "stage": self._stage,
+                "reduce_bucket_size": min(trained_numel, LARGEST_BUCKET),
+                # The gradients come all at once: there is no computation to overlap with.
+                "overlap_comm": False,
+                # By default small parameters are kept whole everywhere, for forward passes that are never run here.
+                "stage3_param_persistence_threshold": 0,
+            },
+        }
+
+    def _clip(self) -> float:
+        """Scale the averaged gradients down to the largest norm; returns the norm that they had.
+
+        DeepSpeed rounds otherwise at each stage, and at stage 0 does not tell the norm. So it is done here, in float64
+        and by the formula of `torch.nn.utils.clip_grad_norm_`: the same to the bit at every stage.
+        """
+        if self._stage == 0:
+            shards = [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
+        else:
+            shards = [shard for group in self._engine.optimizer.averaged_gradients.values() for shard in group]
+        square = sum(torch.linalg.vector_norm(shard, dtype=torch.float64).square() for shard in shards)
+        if self._stage > 0:
+            torch.distributed.all_reduce(square)
+        norm = math.sqrt(square)
+        if 0 < self._clipping < norm < math.inf:
+            for shard in shards:
+                shard.mul_(self._clipping / (norm + 1e-6))
+        return norm
+
+    def _drop_gradients(self) -> None:
+        if self._stage == 0:
+            self._engine.zero_grad()
+        else:
+            # DeepSpeed's optimizers leave a gradient that is not finite out by themselves, and tidy up after it.
+            self._engine.step()
+
+    def _gathered(self, parameters: list[nn.Parameter]) -> Any:
+        """A context in which the parameters are whole on every worker."""
+        return self._deepspeed.zero.GatheredParameters(parameters) if self._stage == 3 else nullcontext()
+
+    def _partitions(self) -> list[Tensor]:
+        """The tensors that AdamW itself updates: the parameters, or this worker's flat shards of them."""
+        if self._stage == 0:
+            return list(self._trained.values())
+        if self._stage == 3:
+            return self._engine.optimizer.fp32_partitioned_groups_flat
+        return self._engine.optimizer.single_partition_of_fp32_groups
+
+    def _make_optimizer_state(self) -> None:
+        """Make what AdamW would make at its first step, so that it can be read and set at any time."""
+        for partition in self._partitions():
+            self._adamw.state[partition] = {
+                "step": torch.tensor(float(self._step)),
+                "exp_avg": torch.zeros_like(partition),
+                "exp_avg_sq": torch.zeros_like(partition),
+            }
+        if self._stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _optimizer_state(self, parameter: nn.Parameter, key: str) -> Tensor:
+        """The full-size moment `key` of a parameter, on every worker."""
+        if self._stage == 0:
+            return self._adamw.state[parameter][key]
+        return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+
+    def _set_optimizer_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        if self._stage == 0:
+            self._adamw.state[parameter][key].copy_(value)
+        elif self._stage == 3:
+            # DeepSpeed's own way from a full tensor fails where its size is no multiple of the number of workers.
+            self._deepspeed.utils.safe_set_local_optimizer_state(parameter, self._shard(parameter, value), key)
+        else:
+            self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+
+    def _shard(self, parameter: Any, value: Tensor) -> Tensor:
+        """This worker's part of a full tensor at stage 3, padded with zeros at the end."""
+        shard = torch.zeros(parameter.ds_tensor.numel())
+        part = value.flatten()[self._rank * shard.numel() :][: shard.numel()]
+        shard[: part.numel()] = part
+        return shard
+
+
+class _ReadyGradients(torch.autograd.Function):
+    """A scalar whose derivatives by the parameters are gradients that are already known.
+
+    It is how they reach DeepSpeed, which takes them in hooks of the backward pass. Exact and without arithmetic; a loss
+    of `sum((parameter * gradient).sum())` would do the same with two products and a sum over all of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *ctx.gradients)
+
+
+@torch.no_grad()
+def _copy_weights(weights: Mapping[str, Tensor], module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, set up for a device and so that it compiles nothing."""
+    with _environment(DS_ACCELERATOR=device.type):
+        import deepspeed
+    accelerator = deepspeed.accelerator.get_accelerator()
+    if accelerator.device_name() != device.type:
+        raise UserError(
+            f"DeepSpeed works on {accelerator.device_name()} in this process, not on {device.type}: "
+            "set engine.device to that, or start a new process without DS_ACCELERATOR in its environment"
+        )
+    # It calls two collectives by names that torch is about to drop.
+    warnings.filterwarnings("ignore", r"`torch.distributed.\w+` is deprecated", FutureWarning)
+    # Its shared-memory collectives for the CPU are compiled at first use, which needs a compiler; gloo does without.
+    shared_memory = accelerator.create_op_builder("ShareMemCommBuilder")
+    if shared_memory is not None:
+        deepspeed.ops.__compatible_ops__[shared_memory.NAME] = False
+    return deepspeed
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set the variables that are not set, and take them back afterwards."""
+    added = variables.keys() - os.environ.keys()
+    os.environ.update({name: variables[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
