@@ -1,0 +1,135 @@
+"""The few-shot evaluation of a run: every network and every use of it on the same episodes of held-out classes."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from distmeta.config import Config
+from distmeta.evaluate.baselines import tf_idf_logistic_regression
+from distmeta.evaluate.score import EpisodeScore, Scorer
+from distmeta.evaluate.statistics import classification_scores
+from distmeta.evaluate.table import MethodResult, Network, Use, evaluation_report
+from distmeta.models import load_weights
+from distmeta.setup import Setup
+from distmeta.tasks.config import Split
+from distmeta.tasks.episode import Task
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that is scored."""
+
+    name: Network
+    setup: Setup
+    weights: Path
+
+
+def evaluate_candidates(config: Config, candidates: list[Candidate], say: Callable[[str], None]) -> dict[str, Any]:
+    """Scores every candidate in every use, and TF-IDF, on the episodes that `evaluate` describes.
+
+    Returns the content of `evaluation.json`: see `distmeta.evaluate.table.evaluation_report`, and `overlap`.
+
+    Raises:
+        UserError: the held-out classes cannot fill the episodes, or a network is not there.
+    """
+    options = config.evaluate
+    setup = candidates[0].setup
+    source = setup.tasks(
+        options.split,
+        n_way=options.n_way,
+        k_shot=options.k_shot,
+        query_per_class=options.query_per_class,
+        seed=options.seed,
+    )
+    scorers = {candidate.name: _scorer(config, candidate) for candidate in candidates}
+    scores: dict[tuple[Network, Use], list[EpisodeScore]] = {}
+    say(f"evaluating {len(scorers)} networks on {options.episodes} episodes of meta-{options.split} classes")
+    for index in tqdm(range(options.episodes), desc="evaluation", unit="episode", disable=None):
+        task = source.draw(index)
+        for name, scorer in scorers.items():
+            for use, score in next(scorer.score([task])).items():
+                scores.setdefault((name, use), []).append(score)
+        scores.setdefault(("tf-idf", "logistic-regression"), []).append(_tf_idf(task))
+    shared = _overlap(setup, options.split)
+    say(
+        f"of {shared['evaluation_texts']} texts that the episodes are drawn from, {shared['in_training_tasks']} also "
+        f"stand in training tasks and {shared['in_language_modelling']} in the language-modelling text"
+    )
+    report = evaluation_report(
+        [_result(network, use, each) for (network, use), each in scores.items()],
+        split=options.split,
+        n_way=source.n_way,
+        k_shot=source.k_shot,
+        query_per_class=source.query_per_class,
+    )
+    return report | {"overlap": shared}
+
+
+def _scorer(config: Config, candidate: Candidate) -> Scorer:
+    device = torch.device("cuda" if torch.cuda.is_available() and config.engine.device != "cpu" else "cpu")
+    network = candidate.setup.network().to(device)
+    parameters, _ = load_weights(candidate.weights, device)
+    assert config.evaluate.inner_steps is not None  # resolved
+    return Scorer(
+        network.skeleton().to(device),
+        parameters,
+        network.adapted_names(config.meta.adapt),
+        config.meta.inner_lr,
+        config.evaluate.inner_steps,
+        config.engine.precision,
+        candidate.setup.tokenizer.pad_token_id,
+    )
+
+
+def _tf_idf(task: Task) -> EpisodeScore:
+    start = time.perf_counter()
+    predictions = tf_idf_logistic_regression(
+        [example.text for example in task.support],
+        np.array([example.label for example in task.support]),
+        [example.text for example in task.query],
+    )
+    labels = np.array([example.label for example in task.query])
+    return EpisodeScore(labels, np.asarray(predictions), None, time.perf_counter() - start)
+
+
+def _result(network: Network, use: Use, scores: list[EpisodeScore]) -> MethodResult:
+    each = [
+        classification_scores(score.labels.tolist(), score.predictions.tolist(), int(score.labels.max()) + 1)
+        for score in scores
+    ]
+    before = [score.accuracy_before for score in scores if score.accuracy_before is not None]
+    return MethodResult(
+        network=network,
+        use=use,
+        accuracy=[score.accuracy for score in each],
+        accuracy_before=before or None,
+        precision=[score.precision for score in each],
+        recall=[score.recall for score in each],
+        f1=[score.f1 for score in each],
+        adapt_seconds=[score.adapt_seconds for score in scores],
+    )
+
+
+def _overlap(setup: Setup, split: Split) -> dict[str, int]:
+    """How many of the texts that the evaluation draws from also stand in what training draws from.
+
+    Returns `evaluation_texts`, `in_training_tasks` (for SMLMT with another word hidden) and `in_language_modelling`.
+    """
+
+    def keys(of: Split) -> set[int]:
+        parts = setup.manifest.class_parts(setup.corpus, of)
+        return {key for part in parts for key in pq.read_table(part, columns=["text_key"])["text_key"].to_pylist()}
+
+    evaluation = keys(split)
+    in_tasks = len(evaluation & keys("train"))
+    smlmt = setup.config.tasks.label_column is None
+    # The language model reads every sentence of unlabelled text, and of a labelled set the training classes.
+    in_text = (len(evaluation) if smlmt else in_tasks) if setup.wants_language_model else 0
+    return {"evaluation_texts": len(evaluation), "in_training_tasks": in_tasks, "in_language_modelling": in_text}

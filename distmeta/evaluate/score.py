@@ -1,0 +1,107 @@
+"""Scoring a network on episodes, in each way that people use one."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distmeta.evaluate.baselines import logistic_regression, nearest_prototype
+from distmeta.evaluate.table import USES, Use
+from distmeta.meta import adapt, logits
+from distmeta.models import Network, Parameters, TaskBatch, collate_task
+from distmeta.tasks.episode import Task
+
+
+@dataclass(frozen=True)
+class EpisodeScore:
+    """What one use of a network made of one episode."""
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    """Predicted label of each query example."""
+    accuracy_before: float | None
+    """Accuracy before adaptation, where the use adapts anything: chance, since the head starts at zero."""
+    adapt_seconds: float
+    """Time from the support set as tensors to a classifier that can be asked."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the query examples that got their own label."""
+        return float((self.labels == self.predictions).mean())
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A network with weights, ready to be scored; nothing of it changes.
+
+    Attributes:
+        network: computes features.
+        parameters: its weights.
+        adapted_names: parameters that the inner loop adapts beside the head.
+        inner_lr: step size of the inner loop.
+        inner_steps: steps of the inner loop.
+        precision: `fp32` or `bf16`.
+        pad_token_id: what fills short sequences up.
+    """
+
+    network: Network
+    parameters: Parameters
+    adapted_names: Sequence[str]
+    inner_lr: float
+    inner_steps: int
+    precision: str
+    pad_token_id: int
+
+    def score(self, tasks: Iterable[Task], uses: Sequence[Use] = USES) -> Iterator[dict[Use, EpisodeScore]]:
+        """The scores of each episode, by use. First-order adaptation only: no graph outlives an inner step."""
+        device = next(iter(self.parameters.values())).device
+        training = self.network.training
+        self.network.eval()
+        try:
+            for task in tasks:
+                batch = collate_task(task, self.pad_token_id, device)
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+                    yield self._score(batch, uses)
+        finally:
+            self.network.train(training)
+
+    def _score(self, batch: TaskBatch, uses: Sequence[Use]) -> dict[Use, EpisodeScore]:
+        scores: dict[Use, EpisodeScore] = {}
+        labels = batch.query_labels.cpu().numpy()
+        if "inner-loop" in uses:
+            start = time.perf_counter()
+            adapted = adapt(
+                self.network,
+                self.parameters,
+                batch.support,
+                batch.support_labels,
+                batch.n_way,
+                adapted_names=self.adapted_names,
+                inner_lr=self.inner_lr,
+                inner_steps=self.inner_steps,
+            )
+            seconds = time.perf_counter() - start
+            with torch.no_grad():
+                predictions = logits(self.network, adapted, batch.query).argmax(1).cpu().numpy()
+            # The argmax of equal scores is the first class.
+            scores["inner-loop"] = EpisodeScore(labels, predictions, float((labels == 0).mean()), seconds)
+        if "prototype" in uses or "logistic-regression" in uses:
+            start = time.perf_counter()
+            with torch.no_grad():
+                support = self.network.features(self.parameters, batch.support).cpu().numpy()
+                features_seconds = time.perf_counter() - start
+                query = self.network.features(self.parameters, batch.query).cpu().numpy()
+            support_labels = batch.support_labels.cpu().numpy()
+            if "prototype" in uses:
+                start = time.perf_counter()
+                predictions = nearest_prototype(support, support_labels, query, batch.n_way)
+                seconds = features_seconds + time.perf_counter() - start
+                scores["prototype"] = EpisodeScore(labels, predictions, None, seconds)
+            if "logistic-regression" in uses:
+                start = time.perf_counter()
+                predictions = logistic_regression(support, support_labels, query)
+                seconds = features_seconds + time.perf_counter() - start
+                scores["logistic-regression"] = EpisodeScore(labels, predictions, None, seconds)
+        return scores

@@ -1,0 +1,57 @@
+"""Means over episodes with their confidence intervals, paired differences, and the scores of one episode."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from sklearn.metrics import precision_recall_fscore_support
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of one episode, from 0 to 1. Precision, recall and F1 are unweighted means over the classes (macro)."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+
+
+def mean_ci95(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over episodes and half the width of its 95% confidence interval.
+
+    The half-width is t x s / sqrt(n): s the standard deviation with n - 1 in the denominator, t the 0.975 quantile of
+    Student's distribution with n - 1 degrees of freedom. One episode says nothing of the spread: its half-width is
+    infinite.
+    """
+    n = len(values)
+    mean = float(np.mean(values))
+    if n == 1:
+        return mean, math.inf
+    quantile = stats.t.ppf(0.975, n - 1)
+    return mean, float(quantile * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def paired_gain(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
+    """Mean of `values` - `baseline` on the same episodes, and half the width of its 95% confidence interval (see
+    `mean_ci95`).
+
+    The differences vary less than the values do, since a hard episode is hard for both. Raises ValueError where the
+    numbers of episodes differ.
+    """
+    return mean_ci95([value - other for value, other in zip(values, baseline, strict=True)])
+
+
+def classification_scores(labels: Sequence[int], predictions: Sequence[int], n_way: int) -> Scores:
+    """Scores of one episode with classes 0 to `n_way` - 1.
+
+    For a class, precision is TP / (TP + FP), recall TP / (TP + FN) and F1 their harmonic mean, 2 TP / (2 TP + FP +
+    FN); each is 0 where its denominator is. A table shows the mean of these scores over the episodes.
+    """
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, predictions, labels=range(n_way), average="macro", zero_division=0
+    )
+    accuracy = np.mean(np.asarray(labels) == np.asarray(predictions))
+    return Scores(float(accuracy), float(precision), float(recall), float(f1))

@@ -1,0 +1,150 @@
+"""The outcome of an evaluation: as evaluation.json, as a table, and as the verdicts that its intervals support."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from distmeta.evaluate.statistics import mean_ci95, paired_gain
+from distmeta.tasks.config import Split
+
+Network = Literal["meta-pretrained", "starting", "language-model", "tf-idf"]
+Use = Literal["inner-loop", "prototype", "logistic-regression"]
+USES: tuple[Use, ...] = ("inner-loop", "prototype", "logistic-regression")
+
+
+@dataclass(frozen=True, slots=True)
+class MethodResult:
+    """What a network scored in one of its uses, on the same episodes as every other method, in the same order."""
+
+    network: Network
+    use: Use
+    accuracy: list[float]
+    precision: list[float]
+    recall: list[float]
+    f1: list[float]
+    adapt_seconds: list[float]
+    """Seconds from the support set to a classifier, an episode."""
+    accuracy_before: list[float] | None = None
+    """Accuracy before the inner loop, where there is one."""
+
+    @property
+    def name(self) -> str:
+        """The network and its use: `meta-pretrained inner-loop`."""
+        return f"{self.network} {self.use}"
+
+
+def evaluation_report(
+    results: Sequence[MethodResult], *, split: Split, n_way: int, k_shot: int, query_per_class: int
+) -> dict[str, Any]:
+    """The content of evaluation.json: the episodes' shape, `methods` (a list, by use), and `verdicts`.
+
+    Scores and gains are fractions, not per cent. A gain is the mean paired difference to the starting network in the
+    same use, and `paired_with` names that method; TF-IDF is paired with the starting network's logistic regression,
+    which differs from it in the features alone. What can't be computed (the interval of a single episode) is absent.
+    """
+    in_order = sorted(results, key=lambda result: USES.index(result.use))
+    by_name = {result.name: result for result in in_order}
+    return {
+        "split": split,
+        "n_way": n_way,
+        "k_shot": k_shot,
+        "query_per_class": query_per_class,
+        "episodes": len(in_order[0].accuracy),
+        "methods": [_method(result, by_name) for result in in_order],
+        "verdicts": _verdicts(in_order, by_name),
+    }
+
+
+def evaluation_table(report: Mapping[str, Any]) -> str:
+    """The report as plain text of at most 100 columns: the table, what its columns mean, and the verdicts."""
+    header = ("method", "accuracy", "before", "gain", "prec.", "recall", "F1", "adapt s")
+    rows = [header, *(_cells(method) for method in report["methods"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [
+        f"{report['split']} classes, {report['n_way']}-way {report['k_shot']}-shot, "
+        f"{report['query_per_class']} queries a class, the same {report['episodes']} episodes for every method",
+        "",
+    ]
+    for position, row in enumerate(rows):
+        numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join([row[0].ljust(widths[0]), *numbers]).rstrip())
+        if position == 0:
+            lines.append("  ".join("-" * width for width in widths))
+    lines += [
+        "",
+        "In %, with 95% intervals over the episodes. Before: accuracy before the inner loop. Gain: paired",
+        "difference to the starting network in the same use (tf-idf: to its logistic regression).",
+    ]
+    if report["verdicts"]:
+        lines += ["", "Did meta-pretraining help?", *(f"  {verdict['text']}" for verdict in report["verdicts"])]
+    return "\n".join(lines)
+
+
+def _method(result: MethodResult, by_name: Mapping[str, MethodResult]) -> dict[str, Any]:
+    method: dict[str, Any] = {"name": result.name, "network": result.network, "use": result.use}
+    method |= _with_interval("accuracy", mean_ci95(result.accuracy))
+    if result.accuracy_before is not None:
+        method["accuracy_before"] = mean_ci95(result.accuracy_before)[0]
+    partner = f"starting {result.use}"
+    if result.network != "starting" and partner in by_name:
+        method |= _with_interval("paired_gain", paired_gain(result.accuracy, by_name[partner].accuracy))
+        method["paired_with"] = partner
+    for key in ("precision", "recall", "f1", "adapt_seconds"):
+        method[key] = mean_ci95(getattr(result, key))[0]
+    return method
+
+
+def _verdicts(results: Sequence[MethodResult], by_name: Mapping[str, MethodResult]) -> list[dict[str, Any]]:
+    """Whether meta-pretraining helped: in each use, against the starting network and plain language modelling."""
+    verdicts = []
+    for result in results:
+        if result.network != "meta-pretrained":
+            continue
+        for network in ("starting", "language-model"):
+            other = by_name.get(f"{network} {result.use}")
+            if other is None:
+                continue
+            gain, half_width = paired_gain(result.accuracy, other.accuracy)
+            text = f"{result.use}: {_comparison(gain, half_width, network, len(other.accuracy))}"
+            interval = _with_interval("gain", (gain, half_width))
+            verdicts.append({"method": result.name, "against": other.name, **interval, "text": text})
+    return verdicts
+
+
+def _comparison(gain: float, half_width: float, other: str, episodes: int) -> str:
+    if gain > half_width:
+        return f"better than {other} by {_percent(gain)} ± {_percent(half_width)} points"
+    if gain < -half_width:
+        return f"worse than {other} by {_percent(-gain)} ± {_percent(half_width)} points"
+    if math.isinf(half_width):
+        return f"no difference to {other} that one episode can show ({_percent(gain, '+')})"
+    interval = f"{_percent(gain, '+')} ± {_percent(half_width)}"
+    return f"no difference to {other} that {episodes} episodes can show ({interval})"
+
+
+def _cells(method: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        method["name"],
+        _mean_and_interval(method, "accuracy"),
+        _percent(method["accuracy_before"]) if "accuracy_before" in method else "",
+        _mean_and_interval(method, "paired_gain", "+") if "paired_gain" in method else "",
+        _percent(method["precision"]),
+        _percent(method["recall"]),
+        _percent(method["f1"]),
+        f"{method['adapt_seconds']:.3f}",
+    )
+
+
+def _with_interval(key: str, mean_and_half_width: tuple[float, float]) -> dict[str, float]:
+    mean, half_width = mean_and_half_width
+    return {key: mean} if math.isinf(half_width) else {key: mean, f"{key}_ci95": half_width}
+
+
+def _mean_and_interval(method: Mapping[str, Any], key: str, sign: str = "") -> str:
+    mean = _percent(method[key], sign)
+    return f"{mean} ± {_percent(method[f'{key}_ci95'])}" if f"{key}_ci95" in method else mean
+
+
+def _percent(value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f}"
