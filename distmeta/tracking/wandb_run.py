@@ -1,0 +1,222 @@
+"""The run in Weights & Biases: one, however many workers and resumes, and never in training's way."""
+
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from distmeta.tracking.config import TrackingConfig
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["online", "offline", "disabled"]
+
+# Seconds that a server which does not answer can cost: once at the start, once at the end.
+INIT_TIMEOUT = 10.0
+FINISH_TIMEOUT = 30.0
+
+# What W&B would record by itself: command line, program, host, git remote, packages, console, use of the machine.
+NOTHING_BY_ITSELF: dict[str, Any] = {
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+    "disable_git": True,
+    "disable_code": True,
+    "save_code": False,
+    "disable_job_creation": True,
+    "label_disable": True,
+    "console": "off",
+    "host": "",
+    "username": "",
+    "email": "",
+    "program": "",
+    "x_executable": "",
+}
+
+
+class WandbRun:
+    """A run in Weights & Biases, its files under `run_dir/wandb`. Only the worker of rank 0 makes one.
+
+    `run_dir/wandb.json` keeps the run's id and the last outer step logged, so that a resumed run goes on in the same
+    W&B run and logs no step twice. Without a network, each resume leaves a folder `wandb/offline-run-*` of the same
+    id; `wandb sync` puts them together.
+
+    Nothing that W&B does can stop training: a server that does not answer makes the run an offline one, any other
+    failure ends the logging, and either is said once.
+    """
+
+    def __init__(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any], name: str) -> None:
+        """Records the resolved configuration, nested, in `settings`, without the passwords in its addresses.
+
+        `name` is the run's display name where `tracking.name` is unset.
+        """
+        self.where = ""
+        """The run's web address, or the folder of an offline run, or "" where nothing is recorded."""
+        self._run: Any = None
+        self._state_file = run_dir / "wandb.json"
+        self._run_id, self._logged = "", 0
+        # W&B's own error reports would go over the network, and hold the process for 20 s where no server answers.
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+        self._guard(lambda: self._start(run_dir, config, settings, name))
+
+    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Logs metrics rows, in order: numbers as they are, a list of numbers as `key/1`, `key/2`...
+
+        Rows at or below the last step logged are skipped, so it is right to pass again all that a checkpoint covers.
+        The new last step is written down before anything is logged: a crash in between leaves a gap in W&B, never a
+        step twice.
+        """
+        rows = [row for row in rows if row["outer_step"] > self._logged]
+        if self._run is None or not rows:
+            return
+        self._logged = rows[-1]["outer_step"]
+        self._guard(lambda: self._log(rows))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Sets figures of the whole run; nested ones appear as `outer.inner`."""
+        if self._run is not None:
+            self._guard(lambda: self._run.summary.update(dict(values)))
+
+    def finish(self) -> None:
+        """Ends the run. Waits for its upload FINISH_TIMEOUT seconds at most; the rest stays in the run directory."""
+        if self._run is not None:
+            self._guard(lambda: self._run.finish(exit_code=0))
+            self._run = None
+
+    def _start(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any], name: str) -> None:
+        mode = mode_of_user(config)
+        if mode == "disabled":
+            return
+        import wandb  # half a second, which nobody should wait where W&B is disabled
+
+        if self._state_file.exists():
+            state = json.loads(self._state_file.read_text())
+            self._run_id, self._logged = state["run_id"], state["outer_step"]
+        else:
+            self._run_id = secrets.token_hex(6)
+            self._save_state()
+
+        def start(mode: Mode) -> Any:
+            return wandb.init(
+                mode=mode,
+                id=self._run_id,
+                resume="allow",
+                project=config.project,
+                group=config.group,
+                name=config.name or name,
+                dir=str(run_dir),
+                config=without_passwords(settings),
+                settings=wandb.Settings(
+                    silent=True,
+                    init_timeout=INIT_TIMEOUT,
+                    finish_timeout=FINISH_TIMEOUT,
+                    x_graphql_retry_max=2,
+                    allow_val_change=True,  # a resumed run may have other workers, or more steps
+                    **NOTHING_BY_ITSELF,
+                ),
+            )
+
+        if mode == "online" and not has_login():
+            mode = "offline"
+            logger.warning(
+                "W&B: online was asked for but there is no login (WANDB_API_KEY or `wandb login`); recording offline"
+            )
+        if mode == "online":
+            try:
+                self._run = start("online")
+            except Exception as error:
+                logger.warning("W&B: the server cannot be used (%s); recording offline", _first_line(error))
+                # Frees the run's id, which the failed attempt still holds.
+                wandb.teardown(exit_code=1)
+                mode = "offline"
+        if mode == "offline":
+            self._run = start("offline")
+        self.where = self._run.url if mode == "online" else str(Path(self._run.dir).parent)
+        # W&B's own step starts again at 0 in each offline part of a run, so every chart goes by ours.
+        self._run.define_metric("outer_step")
+        self._run.define_metric("*", step_metric="outer_step")
+
+    def _log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._save_state()
+        for row in rows:
+            # Giving the step as well keeps the parts of an offline run from overlapping when they are put together.
+            self._run.log(_numbers(row), step=row["outer_step"], commit=True)
+
+    def _save_state(self) -> None:
+        partial = self._state_file.with_suffix(".json.partial")
+        partial.write_text(json.dumps({"run_id": self._run_id, "outer_step": self._logged}) + "\n")
+        partial.replace(self._state_file)
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        """Does it; where W&B fails, says so once and ends the logging."""
+        try:
+            action()
+        except Exception as error:
+            self._run = None
+            self.where = ""
+            logger.warning("W&B: %s; nothing more is logged there, and metrics.jsonl has it all", _first_line(error))
+
+
+def mode_of_user(config: TrackingConfig) -> Mode:
+    """What the configuration and WANDB_MODE ask for; where they differ, the more private of the two.
+
+    Where neither says anything, online if there is a login, else offline.
+    """
+    names: dict[str, Mode] = {
+        "online": "online",
+        "run": "online",
+        "shared": "online",
+        "offline": "offline",
+        "dryrun": "offline",
+        "disabled": "disabled",
+    }
+    from_most_private: tuple[Mode, ...] = ("disabled", "offline", "online")
+    wishes = [names.get(config.wandb), names.get(os.environ.get("WANDB_MODE", ""))]
+    for mode in from_most_private:
+        if mode in wishes:
+            return mode
+    return "online" if has_login() else "offline"
+
+
+def has_login() -> bool:
+    """Whether W&B finds credentials for its server: in the environment, a netrc file or its settings. Never asks."""
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    try:
+        host = wandb.setup().settings.base_url
+        found = wbauth.authenticate_session(host=host, source="distmeta", prompt=False, update_session=False)
+    except wandb.Error as error:
+        logger.warning("W&B: the login cannot be used (%s)", _first_line(error))
+        return False
+    return found is not None
+
+
+def without_passwords(settings: Any) -> Any:
+    """The same tree with user names and passwords removed from addresses such as `s3://key:secret@bucket`."""
+    if isinstance(settings, Mapping):
+        return {key: without_passwords(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [without_passwords(value) for value in settings]
+    if isinstance(settings, str):
+        return re.sub(r"(?<=://)[^/@\s]+@", "", settings)
+    return settings
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for key, value in row.items():
+        if isinstance(value, int | float):
+            numbers[key] = value
+        elif isinstance(value, list) and all(isinstance(item, int | float) for item in value):
+            numbers |= {f"{key}/{position}": item for position, item in enumerate(value, start=1)}
+    return numbers
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,147 @@
+"""Floating-point operations against what PyTorch counts, money, and versions."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, GPT2Config, PretrainedConfig
+
+from distmeta.tracking.cost import FlopCounter, StepTokens, network_size, run_cost
+from distmeta.tracking.versions import environment
+
+WAY, SUPPORT, QUERY, LENGTH, INNER_STEPS = 5, 5, 15, 16, 2
+TOKENS = StepTokens(
+    support=SUPPORT * LENGTH, support_texts=SUPPORT, query=QUERY * LENGTH, query_texts=QUERY
+)  # one task of texts of one length, so that nothing is padding
+
+BERT = BertConfig(
+    vocab_size=100,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=32,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+GPT2 = GPT2Config(
+    vocab_size=100, n_embd=32, n_layer=3, n_head=4, n_positions=32, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0
+)
+
+
+class Lora(nn.Module):
+    """A frozen linear layer with a low-rank path beside it, as LoRA is computed."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Parameter(0.1 * torch.randn(base.in_features, 1))
+        self.up = nn.Parameter(0.1 * torch.randn(1, base.out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + x @ self.down @ self.up
+
+
+def counted_by_torch(config: PretrainedConfig, algorithm: str, adapt: str) -> tuple[int, int]:
+    """Operations of one task, computed in the plainest way, and by our formula."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config, attn_implementation="eager").eval()
+    size = network_size(model, config)
+    if adapt == "lora":
+        for layer in model.encoder.layer:
+            layer.attention.self.query = Lora(layer.attention.self.query)
+            layer.attention.self.value = Lora(layer.attention.self.value)
+    support, query = torch.randint(5, 100, (SUPPORT, LENGTH)), torch.randint(5, 100, (QUERY, LENGTH))
+    support_labels, query_labels = torch.arange(SUPPORT) % WAY, torch.arange(QUERY) % WAY
+    meta = dict(model.named_parameters()) | {"head": nn.Parameter(0.1 * torch.randn(WAY, config.hidden_size))}
+    adapted = {
+        "all": list(meta),
+        "lora": [name for name in meta if name.endswith(("head", "down", "up"))],
+        "head": ["head"],
+    }[adapt]
+    second_order = algorithm == "maml"
+
+    def features(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+        body = {name: weight for name, weight in weights.items() if name != "head"}
+        return functional_call(model, body, (ids,)).last_hidden_state.mean(dim=1)
+
+    def fresh(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return weights if second_order else {k: v.detach().requires_grad_() for k, v in weights.items()}
+
+    with FlopCounterMode(display=False) as counter:
+        fast = fresh(meta)
+        if adapt == "head":
+            frozen = features(meta, support)
+            frozen = frozen if second_order else frozen.detach()
+        for _ in range(INNER_STEPS):
+            support_features = frozen if adapt == "head" else features(fast, support)
+            loss = cross_entropy(support_features @ fast["head"].T, support_labels)
+            inputs = [fast[name] for name in adapted]
+            gradients = torch.autograd.grad(loss, inputs, create_graph=second_order, allow_unused=True)
+            steps = {
+                name: fast[name] - 0.01 * gradient
+                for name, gradient in zip(adapted, gradients, strict=True)
+                if gradient is not None
+            }
+            fast = fresh(fast | steps)
+        cross_entropy(features(fast, query) @ fast["head"].T, query_labels).backward()
+    ours = FlopCounter(size, algorithm, adapt, INNER_STEPS).step(TOKENS)  # type: ignore[arg-type]
+    return counter.get_total_flops(), round(ours)
+
+
+@pytest.mark.parametrize(
+    ("config", "algorithm", "adapt"),
+    [*product((BERT, GPT2), ("fomaml", "maml"), ("all", "head")), (BERT, "fomaml", "lora"), (BERT, "maml", "lora")],
+    ids=lambda value: value if isinstance(value, str) else value.model_type,
+)
+def test_the_formula_agrees_with_what_torch_counts(config: PretrainedConfig, algorithm: str, adapt: str) -> None:
+    true, ours = counted_by_torch(config, algorithm, adapt)
+    # LoRA: the formula leaves out the adapters, and that nothing below the lowest ones needs a gradient.
+    assert ours == pytest.approx(true, rel=0.08 if adapt == "lora" else 0.005)
+
+
+def test_language_modelling_agrees_with_what_torch_counts() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(BERT, attn_implementation="eager").eval()
+    ids = torch.randint(5, 100, (8, LENGTH))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    size = network_size(model, BERT)
+    assert size == network_size(AutoModel.from_config(BERT), BERT)
+    tokens = StepTokens(lm=8 * LENGTH, lm_texts=8, lm_predictions=8 * LENGTH)
+    ours = FlopCounter(size, "fomaml", "all", INNER_STEPS).step(tokens)
+    # BERT's language-model head has one matrix of its own, width x width, before the vocabulary.
+    transform = 6 * 32 * 32 * 8 * LENGTH
+    assert ours + transform == pytest.approx(counter.get_total_flops(), rel=0.005)
+
+
+def test_operations_add_up_over_tasks_and_steps() -> None:
+    size = network_size(AutoModel.from_config(BERT), BERT)
+    one = FlopCounter(size, "fomaml", "all", 1).step(TOKENS)
+    query_alone = FlopCounter(size, "fomaml", "all", 1).step(StepTokens(query=TOKENS.query, query_texts=QUERY))
+    three = FlopCounter(size, "fomaml", "all", 3).step(TOKENS)
+    assert three - query_alone == pytest.approx(3 * (one - query_alone))
+    assert FlopCounter(size, "fomaml", "all", 1).step(StepTokens()) == 0
+
+
+def test_cost_of_a_run() -> None:
+    assert run_cost(1800.0, workers=4, price_per_worker_hour=2.5, currency="EUR") == {
+        "wall_seconds": 1800.0,
+        "worker_seconds": 7200.0,
+        "cost": 5.0,
+        "currency": "EUR",
+    }
+
+
+def test_versions_name_no_machine() -> None:
+    import platform
+
+    found = environment()
+    assert found["torch"] == torch.__version__
+    assert found["python"].startswith("3.")
+    assert {"distmeta", "ray", "deepspeed", "transformers", "platform"} <= set(found)
+    assert platform.node() not in found["platform"].split()

@@ -1,0 +1,456 @@
+"""Weights & Biases: real runs by the real client, read back from the .wandb files that `wandb sync` uploads."""
+
+import gzip
+import http.server
+import json
+import os
+import platform
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from wandb.proto.wandb_internal_pb2 import Record
+
+from distmeta.tracking.config import TrackingConfig
+from distmeta.tracking.wandb_run import mode_of_user, without_passwords
+
+API_KEY = "9f3c" * 10
+PREAMBLE = """
+import logging, os, signal, sys, time
+from pathlib import Path
+from distmeta.tracking import wandb_run
+from distmeta.tracking.config import TrackingConfig
+from distmeta.tracking.wandb_run import WandbRun
+
+logging.basicConfig()
+run_dir = Path(sys.argv[1])
+
+def start(**config):
+    settings = {"meta": {"inner_lr": 0.01}, "train": {"storage": "s3://KEYID:NOTASECRET88@bucket/runs"}}
+    return WandbRun(run_dir, TrackingConfig(**config), settings, name="demo")
+
+def rows(first, last):
+    return [{"outer_step": n, "query_loss": 1 / n, "support_loss": [2.0, 1.0], "not_finite": ["grad_norm"]}
+            for n in range(first, last + 1)]
+"""
+
+
+def records(run_file: Path) -> Iterator[Record]:
+    """The records of a .wandb file: a log in LevelDB's format, of blocks of 32 KiB that hold chunks of records."""
+    data = run_file.read_bytes()
+    position, record = 7, b""  # behind the file's own header
+    while position + 7 <= len(data):
+        left_in_block = 32768 - position % 32768
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last chunk of one
+            yield Record.FromString(record)
+            record = b""
+
+
+def offline_records(run_dir: Path) -> list[Record]:
+    """Of all parts of an offline run, in the order in which they were started."""
+    return [record for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")) for record in records(file)]
+
+
+def history(found: list[Record]) -> list[dict[str, Any]]:
+    return [
+        {item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in found
+        if record.HasField("history")
+    ]
+
+
+def logged_steps(found: list[Record]) -> list[int]:
+    return [row["outer_step"] for row in history(found)]
+
+
+def script(tmp_path: Path, code: str, *arguments: str, cwd: Path | None = None, **variables: str) -> tuple[Any, Path]:
+    """Starts a process that uses WandbRun in a run directory; its home is an empty folder and its key ours alone."""
+    run_dir, home = tmp_path / "run", tmp_path / "home"
+    run_dir.mkdir(exist_ok=True)
+    home.mkdir(exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(Path(__file__).resolve().parents[1]), **variables}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), str(run_dir), *arguments],
+        env=environment,
+        cwd=cwd or tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return process, run_dir
+
+
+def output_of(process: Any, timeout: float = 120) -> str:
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return output
+
+
+def run_script(tmp_path: Path, code: str, *arguments: str, **variables: Any) -> tuple[str, Path]:
+    process, run_dir = script(tmp_path, code, *arguments, **variables)
+    output = output_of(process)
+    assert process.returncode == 0, output
+    return output, run_dir
+
+
+def test_an_offline_run_holds_configuration_history_and_summary(tmp_path: Path) -> None:
+    code = """
+    run = start(project="shots", group="sweep-1", wandb="auto")
+    run.log(rows(1, 2))
+    run.log(rows(3, 3))
+    run.summary({"cost": 1.5, "best": {"accuracy": 0.75}})
+    run.finish()
+    print("folder", run.where)
+    """
+    output, run_dir = run_script(tmp_path, code)
+    found = offline_records(run_dir)
+    run = next(record.run for record in found if record.HasField("run"))
+    assert (run.project, run.run_group, run.display_name) == ("shots", "sweep-1", "demo")
+    assert run.run_id == json.loads((run_dir / "wandb.json").read_text())["run_id"]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["meta"] == {"inner_lr": 0.01}
+    assert config["train"] == {"storage": "s3://bucket/runs"}
+    assert [(row["outer_step"], row["query_loss"]) for row in history(found)] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert history(found)[0]["support_loss/2"] == 1.0
+    assert "not_finite" not in history(found)[0]
+    metrics = [record.metric for record in found if record.HasField("metric")]
+    assert ("*", "outer_step") in {(metric.glob_name, metric.step_metric) for metric in metrics}
+    summary = {
+        item.key or "/".join(item.nested_key): json.loads(item.value_json)
+        for record in found
+        if record.HasField("summary")
+        for item in record.summary.update
+    }
+    assert summary["cost"] == 1.5
+    assert summary["best"] == {"accuracy": 0.75}
+    (folder,) = run_dir.glob("wandb/offline-run-*")
+    assert f"folder {folder}" in output
+
+
+def test_killed_between_two_logs_and_resumed_each_step_is_logged_once_in_one_run(tmp_path: Path) -> None:
+    killed = """
+    run = start()
+    run.log(rows(1, 5))
+    print("logged", flush=True)
+    time.sleep(60)
+    """
+    process, run_dir = script(tmp_path, killed)
+    assert process.stdout.readline() == "logged\n"
+    (core,) = [child for child in psutil.Process(process.pid).children() if "wandb-core" in child.name()]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    core.wait(timeout=30)  # W&B's own process goes with its parent
+    run_script(tmp_path, "run = start(); run.log(rows(1, 5)); run.log(rows(4, 8)); run.log(rows(9, 12)); run.finish()")
+    found = offline_records(run_dir)
+    assert logged_steps(found) == list(range(1, 13))
+    assert len({record.run.run_id for record in found if record.HasField("run")}) == 1
+    assert json.loads((run_dir / "wandb.json").read_text())["outer_step"] == 12
+
+
+def test_a_crash_while_logging_leaves_a_gap_and_never_a_step_twice(tmp_path: Path) -> None:
+    crash = """
+    run = start()
+    run.log(rows(1, 2))
+    log = run._run.log
+    def log_one_and_die(values, **options):
+        log(values, **options)
+        run._run.finish()
+        os.kill(os.getpid(), signal.SIGKILL)
+    run._run.log = log_one_and_die
+    run.log(rows(3, 5))
+    """
+    process, run_dir = script(tmp_path, crash)
+    output_of(process)
+    assert process.returncode == -signal.SIGKILL
+    run_script(tmp_path, "run = start(); run.log(rows(1, 8)); run.finish()")
+    assert logged_steps(offline_records(run_dir)) == [1, 2, 3, 6, 7, 8]
+
+
+def test_no_key_command_line_remote_or_host_is_recorded(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    git = ["git", "-C", str(repository), "-c", "user.name=me", "-c", "user.email=me@example.invalid"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "remote", "add", "origin", "https://me:NOTASECRET77@example.invalid/x.git"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    code = """
+    os.environ["MY_TOKEN"] = "NOTASECRET66"
+    run = start(wandb="offline")
+    print("a line on NOTASECRET55's console")
+    run.log(rows(1, 2))
+    run.finish()
+    """
+    output, run_dir = run_script(tmp_path, code, "--token", "NOTASECRET99", cwd=repository, WANDB_API_KEY=API_KEY)
+    written = [path for folder in (run_dir, tmp_path / "home") for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in written)
+    content = b"".join(path.read_bytes() for path in written)
+    for secret in ("NOTASECRET55", "NOTASECRET66", "NOTASECRET77", "NOTASECRET88", "NOTASECRET99", API_KEY):
+        assert secret.encode() not in content, secret
+    assert API_KEY not in output
+    assert "example.invalid" not in content.decode(errors="replace")
+    found = offline_records(run_dir)
+    assert all(record.run.host == "" for record in found)
+    assert not any(record.HasField(kind) for record in found for kind in ("output", "output_raw", "stats", "files"))
+    recorded = b"".join(path.read_bytes() for path in run_dir.glob("wandb/offline-run-*/*.wandb"))
+    assert str(tmp_path).encode() not in recorded
+    assert sys.executable.encode() not in recorded
+    if len(platform.node()) > 4:  # a shorter one stands in any file by chance
+        assert platform.node().encode() not in recorded
+    (folder,) = run_dir.glob("wandb/offline-run-*")
+    assert list((folder / "files").iterdir()) == []
+
+
+def test_disabled_leaves_no_trace(tmp_path: Path) -> None:
+    code = """
+    run = start(wandb="disabled")
+    run.log(rows(1, 2)); run.summary({"cost": 1}); run.finish()
+    assert "wandb" not in sys.modules
+    """
+    output, run_dir = run_script(tmp_path, code, WANDB_API_KEY=API_KEY)
+    assert output == ""
+    assert list(run_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("configured", "variable", "key", "mode"),
+    [
+        ("auto", None, None, "offline"),
+        ("auto", None, API_KEY, "online"),
+        ("auto", "offline", API_KEY, "offline"),
+        ("auto", "disabled", API_KEY, "disabled"),
+        ("auto", "online", None, "online"),
+        ("online", "offline", API_KEY, "offline"),
+        ("online", "dryrun", API_KEY, "offline"),
+        ("offline", "online", API_KEY, "offline"),
+        ("disabled", "online", API_KEY, "disabled"),
+        ("offline", None, API_KEY, "offline"),
+    ],
+)
+def test_the_more_private_wish_wins(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    configured: Any,
+    variable: str | None,
+    key: str | None,
+    mode: str,
+) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name, value in (("WANDB_MODE", variable), ("WANDB_API_KEY", key)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert mode_of_user(TrackingConfig(wandb=configured)) == mode
+
+
+def test_a_netrc_login_is_enough_and_another_host_s_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    netrc.write_text(f"machine example.invalid\n  login user\n  password {API_KEY}\n")
+    assert mode_of_user(TrackingConfig()) == "offline"
+    netrc.write_text(f"machine api.wandb.ai\n  login user\n  password {API_KEY}\n")
+    assert mode_of_user(TrackingConfig()) == "online"
+
+
+TRAIN = """
+started = time.perf_counter()
+run = start(wandb=sys.argv[2])
+print("start took", round(time.perf_counter() - started, 1))
+run.log(rows(1, 3))
+run.finish()
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("key", [None, "tooshort"])
+def test_online_without_a_login_asks_nothing_and_records_offline(tmp_path: Path, key: str | None) -> None:
+    variables = {"WANDB_API_KEY": key} if key else {}
+    output, run_dir = run_script(tmp_path, TRAIN, "online", **variables)
+    assert "went on" in output
+    assert output.count("recording offline") == 1
+    assert logged_steps(offline_records(run_dir)) == [1, 2, 3]
+
+
+def test_a_server_that_refuses_costs_seconds_and_the_run_is_recorded_offline(tmp_path: Path) -> None:
+    variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    started = time.monotonic()
+    output, run_dir = run_script(tmp_path, TRAIN, "auto", **variables)
+    assert time.monotonic() - started < 60
+    assert "went on" in output
+    assert output.count("recording offline") == 1
+    assert API_KEY not in output
+    assert logged_steps(offline_records(run_dir)) == [1, 2, 3]
+
+
+def test_a_server_that_never_answers_costs_its_timeout(tmp_path: Path) -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(50)
+        variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{deaf.getsockname()[1]}"}
+        started = time.monotonic()
+        output, run_dir = run_script(tmp_path, "wandb_run.INIT_TIMEOUT = 3" + TRAIN, "auto", **variables)
+    # 25 s more than that if W&B's error reports were on.
+    assert time.monotonic() - started < 20
+    assert "went on" in output
+    assert logged_steps(offline_records(run_dir)) == [1, 2, 3]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """As much of a W&B server as the client needs to log; `sent` is what it was sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.sent: list[str] = []
+        self.silent = threading.Event()
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        lines = []
+        for body in self.sent:
+            files = json.loads(body).get("files") or {}
+            lines += files.get("wandb-history.jsonl", {}).get("content", [])
+        return [json.loads(line) for line in lines]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        while self.server.silent.is_set():
+            time.sleep(0.1)
+        self.server.sent.append(body.decode())
+        request = json.loads(body)
+        project = {"id": "p", "name": "distmeta", "entity": {"id": "e", "name": "me"}}
+        answer: dict[str, Any] = {}
+        if "upsertBucket" in request.get("query", ""):
+            bucket = {"id": "b", "name": request["variables"]["name"], "config": "{}", "historyLineCount": 0}
+            answer = {"upsertBucket": {"bucket": bucket | {"project": project}, "inserted": True}}
+        elif "RunResumeStatus" in request.get("query", ""):
+            answer = {"model": project | {"bucket": None}}
+        elif "createRunFiles" in request.get("query", ""):
+            answer = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
+        content = json.dumps({"data": answer}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield running
+        finally:
+            running.silent.clear()
+            running.shutdown()
+
+
+def test_online_each_step_is_sent_once_and_nothing_but_configuration_and_metrics(tmp_path: Path) -> None:
+    with server() as running:
+        variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{running.server_port}"}
+        code = "run = start(); run.log(rows(1, 5)); run.finish(); print(run.where)"
+        output, _ = run_script(tmp_path, code, "NOTASECRET99", **variables)
+        assert f"http://127.0.0.1:{running.server_port}/me/distmeta/runs/" in output
+        run_script(tmp_path, "run = start(); run.log(rows(1, 8)); run.finish()", **variables)
+    assert [row["outer_step"] for row in running.history] == list(range(1, 9))
+    sent = "".join(running.sent)
+    for unwanted in ("NOTASECRET", API_KEY, str(tmp_path), sys.executable, "requirements.txt", "output.log"):
+        assert unwanted not in sent, unwanted
+
+
+def test_a_server_that_falls_silent_holds_up_neither_training_nor_the_end(tmp_path: Path) -> None:
+    code = """
+    wandb_run.FINISH_TIMEOUT = 3
+    run = start()
+    print("started", flush=True)
+    time.sleep(1)
+    begin = time.perf_counter()
+    run.log(rows(1, 3))
+    logged = time.perf_counter()
+    run.finish()
+    print("seconds", logged - begin, time.perf_counter() - logged)
+    """
+    with server() as running:
+        variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{running.server_port}"}
+        process, run_dir = script(tmp_path, code, **variables)
+        while "started" not in process.stdout.readline():
+            assert process.poll() is None
+        running.silent.set()
+        begin = time.monotonic()
+        output = output_of(process)
+    assert process.returncode == 0, output
+    assert time.monotonic() - begin < 25
+    to_log, to_finish = (float(word) for word in output.partition("seconds ")[2].split()[:2])
+    assert to_log < 2
+    assert to_finish < 15
+    (run_file,) = run_dir.glob("wandb/run-*/*.wandb")
+    assert logged_steps(list(records(run_file))) == [1, 2, 3]
+
+
+def test_when_wandb_s_own_process_dies_training_goes_on_and_it_is_said_once(tmp_path: Path) -> None:
+    code = """
+    import psutil
+    run = start()
+    run.log(rows(1, 3))
+    for child in psutil.Process().children():
+        child.kill()
+        child.wait()
+    for step in range(4, 8):
+        run.log(rows(step, step))
+        time.sleep(0.2)
+    run.summary({"cost": 1.0})
+    run.finish()
+    print("went on")
+    """
+    output, _ = run_script(tmp_path, code)
+    assert "went on" in output
+    assert output.count("nothing more is logged there") == 1
+
+
+def test_a_broken_state_file_or_folder_ends_the_logging_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wandb.json").write_text("{")
+    output, _ = run_script(tmp_path, TRAIN, "offline")
+    assert "went on" in output
+    assert output.count("nothing more is logged there") == 1
+
+
+def test_passwords_in_addresses_are_taken_out_at_any_depth() -> None:
+    settings = {"a": ["s3://key:secret@bucket/x", {"b": "https://me:pw@host/x.git"}], "c": 1, "d": "mail@host", "e": None}
+    expected = {"a": ["s3://bucket/x", {"b": "https://host/x.git"}], "c": 1, "d": "mail@host", "e": None}
+    assert without_passwords(settings) == expected
