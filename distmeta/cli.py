@@ -1,0 +1,126 @@
+"""The command line."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distmeta.errors import UserError
+
+app = typer.Typer(
+    name="distmeta",
+    help="Meta-pretraining of language models: raw text in, a network that learns new tasks from a few examples out.",
+    epilog="Begin with `distmeta config > run.yaml`, edit it, then `distmeta pretrain --config run.yaml`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="Configuration of the run (YAML). Without it, all defaults."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Sets one key, e.g. --set meta.inner_lr=0.05. Repeatable."),
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where the run is kept. Default: runs/NAME, after the configuration file."),
+]
+
+
+def say(text: str) -> None:
+    """Tells the user something about the run; standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@app.command()
+def config(config: ConfigFile = None, set: Overrides = None) -> None:
+    """Print the whole configuration: every key with its value and a line of meaning, ready to be saved and edited."""
+    from distmeta.config import load_config, to_yaml
+
+    print(to_yaml(load_config(config, set or []), comments=True), end="")
+
+
+@app.command()
+def prepare(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir = None) -> None:
+    """Prepare the corpus: clean, split, tokenize, and gather the examples of each class. Finished work is kept."""
+    from distmeta.pipeline import open_run, prepare
+
+    prepare(*open_run(config, set or [], run_dir), say)
+
+
+@app.command()
+def tasks(
+    config: ConfigFile = None,
+    set: Overrides = None,
+    run_dir: RunDir = None,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",
+    start: Annotated[int, typer.Option(min=0, help="Index of the first task.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many tasks.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a task instead of text.")] = False,
+) -> None:
+    """Show the tasks that a run draws, without a cluster and model weights. Prepares the corpus if that is missing."""
+    from distmeta.pipeline import draw_tasks, open_run
+
+    for task in draw_tasks(*open_run(config, set or [], run_dir), split, start, count, say):
+        print(json.dumps(task.as_json(), ensure_ascii=False) if as_json else task.as_text(), flush=True)
+
+
+@app.command()
+def pretrain(
+    config: ConfigFile = None,
+    set: Overrides = None,
+    run_dir: RunDir = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint; begin where there is none.")
+    ] = False,
+) -> None:
+    """Prepare what is missing, meta-pretrain, export and evaluate."""
+    from distmeta.pipeline import open_run, pretrain
+
+    print(pretrain(*open_run(config, set or [], run_dir), resume=resume, say=say))
+
+
+@app.command()
+def evaluate(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir = None) -> None:
+    """Score the kept network of a run on held-out classes again, for example with other ways and shots.
+
+    Without --config the run's own is used: distmeta evaluate --run-dir runs/demo --set evaluate.n_way=all
+    """
+    from distmeta.pipeline import evaluate, reopen_run
+
+    print(evaluate(*reopen_run(config, set or [], run_dir), say))
+
+
+@app.command()
+def export(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir = None) -> None:
+    """Write the kept network of a run as a Hugging Face folder (DIR/model) again, and print where it is."""
+    from distmeta.pipeline import export, reopen_run
+
+    print(export(*reopen_run(config, set or [], run_dir)))
+
+
+def main() -> None:
+    """Runs the command; exit status 0 only on success, 2 for what the user can mend, 130 after an interruption."""
+    try:
+        app()
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"distmeta: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("distmeta: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `distmeta tasks | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

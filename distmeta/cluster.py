@@ -1,0 +1,63 @@
+"""Getting at a Ray cluster: the one that RAY_ADDRESS names, or one on this machine for the time of the command."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from distmeta.config import Config
+from distmeta.errors import UserError
+
+
+def check_workers_fit(config: Config) -> None:
+    """Refuses, before anything starts, more workers than this machine has CPUs for.
+
+    Raises:
+        UserError: with both numbers; never where RAY_ADDRESS names a cluster, whose size is not known yet.
+    """
+    if "RAY_ADDRESS" not in os.environ:
+        _check(config, len(os.sched_getaffinity(0)), "this machine has")
+
+
+def _check(config: Config, cpus: float, has: str) -> None:
+    train = config.train
+    needed = train.num_workers * train.cpus_per_worker
+    if needed > cpus:
+        raise UserError(
+            f"train.num_workers: {train.num_workers} workers of {train.cpus_per_worker:g} CPUs need {needed:g}, "
+            f"{has} {cpus:g}: lower train.num_workers, or set train.cpus_per_worker to "
+            f"{cpus / train.num_workers:.3g} so that they share"
+        )
+
+
+@contextmanager
+def ray_cluster(config: Config) -> Iterator[None]:
+    """Connects to the cluster, or starts one here and ends it afterwards.
+
+    Raises:
+        UserError: the cluster cannot hold the workers.
+    """
+    # The controller looks after its workers this often; Ray's own default of 2 s is long beside a small run.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(**quiet)
+        else:
+            ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(
+            f"Ray: {str(error).strip().splitlines()[0]} (RAY_ADDRESS={os.environ.get('RAY_ADDRESS')})"
+        ) from None
+    try:
+        _check(config, ray.cluster_resources().get("CPU", 0), "the cluster has")
+        yield
+    finally:
+        ray.shutdown()

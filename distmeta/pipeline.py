@@ -1,0 +1,253 @@
+"""What the commands do, in terms of a run: a resolved configuration and its directory."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, get_args
+
+from distmeta.config import Config, load_config, to_yaml
+from distmeta.corpus.executor import Executor, LocalExecutor, RayExecutor
+from distmeta.corpus.prepare import total_bytes
+from distmeta.errors import UserError
+from distmeta.evaluate.config import EvaluateConfig
+from distmeta.rundir import RunDirectory
+from distmeta.setup import Setup, corpus_directory, resolve
+from distmeta.tasks.config import Split
+from distmeta.tasks.episode import Task
+from distmeta.tracking.config import TrackingConfig
+
+Say = Callable[[str], None]
+
+LOCAL_BYTES = 8_000_000
+"""Below this size `corpus.executor: auto` works in this process: a cluster takes longer to start than the work."""
+
+CHANGEABLE = {
+    "corpus.executor",
+    "engine.zero_stage",
+    "engine.device",
+    "train.num_workers",
+    "train.cpus_per_worker",
+    "train.outer_steps",
+    "train.checkpoint_every",
+    "train.checkpoints_to_keep",
+    "train.max_failures",
+    *(f"evaluate.{key}" for key in EvaluateConfig.model_fields),
+    *(f"tracking.{key}" for key in TrackingConfig.model_fields),
+}
+"""What may differ when a run is resumed: it changes where and how long, not what is computed."""
+
+
+def open_run(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
+    """The resolved configuration, and the directory of its run, which need not be there yet."""
+    config = resolve(load_config(config_file, overrides))
+    path = run_dir or Path("runs") / (config_file.stem if config_file else "default")
+    return config, RunDirectory(path.resolve())
+
+
+def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
+    """The same for a run that is there; its own configuration where no other is given."""
+    if config_file is None:
+        if run_dir is None:
+            raise UserError("give --run-dir DIR (a run), or the --config FILE that it was made with")
+        config_file = RunDirectory(run_dir).config
+        if not config_file.exists():
+            raise UserError(f"--run-dir {run_dir}: no run is there (it has no {config_file.name})")
+    config, run = open_run(config_file, overrides, run_dir)
+    if not run.best_weights.exists():
+        raise UserError(f"{run.path}: no run is there that has kept a network; see `distmeta pretrain`")
+    return config, run
+
+
+def prepare(config: Config, run: RunDirectory, say: Say) -> None:
+    """Prepares the corpus of a run, where it is not yet."""
+    from distmeta.cluster import ray_cluster
+
+    with ExitStack() as stack:
+        executor: Executor = LocalExecutor()
+        if _is_large(config):
+            stack.enter_context(ray_cluster(config))
+            executor = RayExecutor()
+        prepare_with(executor, config, run, say)
+
+
+def _is_large(config: Config) -> bool:
+    wanted = config.corpus.executor
+    return wanted == "ray" or (wanted == "auto" and total_bytes(config.corpus) > LOCAL_BYTES)
+
+
+def draw_tasks(config: Config, run: RunDirectory, split: str, start: int, count: int, say: Say) -> Iterator[Task]:
+    """Tasks `start` to `start + count - 1` of a split, as the run draws them."""
+    if split not in get_args(Split):
+        raise UserError(f"--split {split}: must be one of {', '.join(get_args(Split))}")
+    prepare_with(LocalExecutor(), config, run, say)
+    options = config.evaluate
+    source = Setup(config, run).tasks(split)  # type: ignore[arg-type]  # checked above
+    if split == options.split:
+        source = Setup(config, run).tasks(
+            options.split,
+            n_way=options.n_way,
+            k_shot=options.k_shot,
+            query_per_class=options.query_per_class,
+            seed=options.seed,
+        )
+    for index in range(start, start + count):
+        yield source.draw(index)
+
+
+def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> str:
+    """The main job: prepares, trains, exports and evaluates. Returns the few-shot table as text."""
+    from distmeta.cluster import check_workers_fit, ray_cluster
+
+    check_workers_fit(config)
+    _claim(config, run, resume)
+    say(_choices(config))
+    large = _is_large(config)
+    if not large:
+        prepare_with(LocalExecutor(), config, run, say)
+    with ray_cluster(config):
+        from distmeta.train.launch import launch
+
+        if large:
+            prepare_with(RayExecutor(), config, run, say)
+        say(f"training on {config.train.num_workers} workers, ZeRO stage {config.engine.zero_stage}")
+        progress = launch(config, run, say)
+        if config.evaluate.language_model_baseline:
+            say("training the language-model baseline on as many tokens")
+            baseline, baseline_run = _language_model_baseline(config, run, progress)
+            launch(baseline, baseline_run, say)
+    _summarize(config, run, progress, say)
+    say(f"exported to {export(config, run)}")
+    return evaluate(config, run, say)
+
+
+def _claim(config: Config, run: RunDirectory, resume: bool) -> None:
+    """Makes the run directory this configuration's, with everything that is needed to run it again."""
+    from distmeta.tracking.versions import environment
+
+    if run.config.exists():
+        if not resume:
+            raise UserError(f"{run.path}: a run is there; go on with it by --resume, or give another --run-dir")
+        before, now = load_config(run.config).model_dump(), config.model_dump()
+        changed = [
+            f"{section}.{key}: {before[section][key]!r} before, {now[section][key]!r} now"
+            for section in now
+            for key in now[section]
+            if before[section][key] != now[section][key] and f"{section}.{key}" not in CHANGEABLE
+        ]
+        if changed:
+            raise UserError(
+                "\n".join([*changed, f"{run.path}: such a change makes another run; give another --run-dir"])
+            )
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.config.write_text(to_yaml(config), encoding="utf-8")
+    run.environment.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+
+
+def _choices(config: Config) -> str:
+    """What the software chose where it was left to it."""
+    reason = " (sdpa has no second derivative)" if config.meta.algorithm == "maml" else ""
+    return (
+        f"{config.meta.algorithm}, adapting {config.meta.adapt}; {config.model.attention} attention{reason}; "
+        f"features: {config.model.pooling} hidden state; language-model weight {config.meta.lm_weight:g}"
+    )
+
+
+def prepare_with(executor: Executor, config: Config, run: RunDirectory, say: Say) -> None:
+    """Prepares the corpus of a run by a given executor, where it is not yet prepared."""
+    from distmeta.corpus.prepare import prepare
+
+    manifest = prepare(
+        corpus_directory(config, run),
+        config.corpus,
+        config.tokenizer,
+        config.tasks,
+        tokenizer_source=config.tokenizer.name_or_path or config.model.name_or_path,
+        max_length=config.tokenizer.max_length,
+        executor=executor,
+    )
+    say(manifest.describe())
+
+
+def _language_model_baseline(
+    config: Config, run: RunDirectory, progress: dict[str, Any]
+) -> tuple[Config, RunDirectory]:
+    """The run that trains the same network on language modelling alone, for as many tokens as `progress` counts."""
+    baseline = config.model_copy(deep=True)
+    baseline.corpus.directory = str(corpus_directory(config, run))
+    if config.meta.lm_weight == 0:
+        baseline.meta.lm_weight = 1.0
+    sequences = config.meta.meta_batch_size * config.meta.lm_batch_size
+    tokens_per_step = sequences * Setup(baseline, run).mean_text_tokens
+    baseline.train.outer_steps = max(1, round(progress["tokens"] / tokens_per_step))
+    baseline.meta.lm_warmup_steps = baseline.train.outer_steps
+    baseline.train.validate_every = 0
+    baseline.tracking.wandb = "disabled"
+    directory = RunDirectory(run.path / "language-model")
+    directory.path.mkdir(exist_ok=True)
+    directory.config.write_text(to_yaml(baseline), encoding="utf-8")
+    return baseline, directory
+
+
+def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say: Say) -> None:
+    from distmeta.tracking.cost import run_cost
+
+    cost = run_cost(
+        progress["seconds"], config.train.num_workers, config.tracking.price_per_worker_hour, config.tracking.currency
+    )
+    summary = progress | cost
+    run.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if "best_score" in progress:
+        starting, best, step = progress["starting_score"], progress["best_score"], progress["best_step"]
+        say(
+            f"kept the network of outer step {step}: meta-valid {config.train.select_by} accuracy {best:.1%}, "
+            f"{starting:.1%} before training"
+        )
+        if step == 0:
+            say("training made the network no better on the meta-valid classes: the starting network is what is kept")
+    say(
+        f"{summary['wall_seconds']:.0f} s, {summary['worker_seconds']:.0f} worker-seconds, "
+        f"{progress['flops']:.2e} floating-point operations, {summary['cost']:.2f} {summary['currency']}"
+    )
+
+
+def export(config: Config, run: RunDirectory) -> Path:
+    """Writes the kept network, and the starting one, as Hugging Face folders; returns the former's."""
+    import torch
+
+    from distmeta.models import export, load_weights
+
+    setup = Setup(config, run)
+    network = setup.network()
+    for weights, folder in ((run.starting_weights, run.starting), (run.best_weights, run.model)):
+        parameters, _ = load_weights(weights, torch.device("cpu"))
+        scratch = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(scratch, ignore_errors=True)
+        export(network, parameters, setup.tokenizer, scratch)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    return run.model
+
+
+def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
+    """Scores the run's networks on held-out classes; writes `evaluation.json` and returns the table as text."""
+    from distmeta.evaluate.run import Candidate, evaluate_candidates
+    from distmeta.evaluate.table import evaluation_table
+
+    setup = Setup(config, run)
+    candidates = [
+        Candidate("meta-pretrained", setup, run.best_weights),
+        Candidate("starting", setup, run.starting_weights),
+    ]
+    baseline_run = RunDirectory(run.path / "language-model")
+    if config.evaluate.language_model_baseline:
+        if not baseline_run.best_weights.exists():
+            raise UserError(
+                f"evaluate.language_model_baseline: {run.path} has no such baseline; set it when the run is trained"
+            )
+        baseline = load_config(baseline_run.config)
+        candidates.append(Candidate("language-model", Setup(baseline, baseline_run), baseline_run.best_weights))
+    report = evaluate_candidates(config, candidates, say)
+    run.evaluation.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return evaluation_table(report)

@@ -1,0 +1,76 @@
+"""The files of a run directory, by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where a run keeps what it reads and leaves."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration: `distmeta pretrain --config` runs it again."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions of Python, the packages and distmeta itself."""
+        return self.path / "environment.json"
+
+    @property
+    def corpus(self) -> Path:
+        """The prepared corpus, unless `corpus.directory` says otherwise."""
+        return self.path / "corpus"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object an outer step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def validation(self) -> Path:
+        """One JSON object a validation on the meta-valid classes."""
+        return self.path / "validation.jsonl"
+
+    @property
+    def starting(self) -> Path:
+        """The network before training, as a Hugging Face folder."""
+        return self.path / "starting"
+
+    @property
+    def starting_weights(self) -> Path:
+        """The meta-parameters before training."""
+        return self.path / "weights" / "starting.safetensors"
+
+    @property
+    def best_weights(self) -> Path:
+        """The meta-parameters that are kept."""
+        return self.path / "weights" / "best.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The kept network as a Hugging Face folder."""
+        return self.path / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        """The few-shot table."""
+        return self.path / "evaluation.json"
+
+    @property
+    def summary(self) -> Path:
+        """What the run was and cost: kept step, wall time, worker-seconds, operations, money."""
+        return self.path / "summary.json"
+
+    @property
+    def stop_request(self) -> Path:
+        """While this file is there, workers leave a checkpoint and end after the step that they are in."""
+        return self.path / "stop-requested"
+
+    @property
+    def failures(self) -> Path:
+        """One JSON object a lost worker: what it was lost to."""
+        return self.path / "failures.jsonl"

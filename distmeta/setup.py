@@ -1,0 +1,110 @@
+"""What a configuration stands for, once its corpus is prepared: network, tokenizer, tasks and text."""
+
+from functools import cached_property
+from pathlib import Path
+
+from distmeta.config import Config
+from distmeta.corpus.manifest import Manifest
+from distmeta.models import Network, load_network, load_tokenizer
+from distmeta.models.load import load_model_config, max_sequence_length, model_kind, resolve_pooling
+from distmeta.rundir import RunDirectory
+from distmeta.tasks.config import Split
+from distmeta.tasks.draw import TaskSource
+from distmeta.tasks.text import TextSource
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with every value filled in that was left to the software, and checked against the model.
+
+    Raises:
+        UserError: the model cannot be what the settings ask of it.
+    """
+    config = config.model_copy(deep=True)
+    is_new = config.model.name_or_path is None
+    hf_config = load_model_config(config.model)
+    limit = max_sequence_length(hf_config)
+    if limit is not None:
+        config.tokenizer.max_length = min(config.tokenizer.max_length, limit)
+    smlmt = config.tasks.label_column is None
+    config.model.pooling = resolve_pooling(config.model.pooling, model_kind(hf_config), smlmt)
+    if config.model.attention == "auto":
+        config.model.attention = "eager" if config.meta.algorithm == "maml" else "sdpa"
+    if config.meta.lm_weight is None:
+        config.meta.lm_weight = 1.0 if is_new and model_kind(hf_config) != "features" else 0.0
+    for key in ("n_way", "k_shot", "query_per_class"):
+        if getattr(config.evaluate, key) is None:
+            setattr(config.evaluate, key, getattr(config.tasks, key))
+    if config.evaluate.inner_steps is None:
+        config.evaluate.inner_steps = config.meta.inner_steps
+    return config
+
+
+class Setup:
+    """The parts of a run, made from a resolved configuration and a prepared corpus."""
+
+    def __init__(self, config: Config, run: RunDirectory) -> None:
+        self.config = config
+        self.corpus = corpus_directory(config, run)
+        self.manifest = Manifest.load(self.corpus)
+        self.tokenizer = load_tokenizer(str(self.corpus / "tokenizer"))
+
+    @cached_property
+    def kind(self) -> str:
+        """`encoder` or `decoder`, which decides the language-modelling loss."""
+        return model_kind(load_model_config(self.config.model))
+
+    @property
+    def wants_language_model(self) -> bool:
+        """Whether any step trains the language model."""
+        return bool(self.config.meta.lm_weight) or self.config.meta.lm_warmup_steps > 0
+
+    def network(self) -> Network:
+        """The network with its starting weights: the same on every worker."""
+        model = self.config.model
+        return load_network(
+            model,
+            self.tokenizer,
+            pooling=model.pooling,  # type: ignore[arg-type]  # resolved
+            attention=model.attention,
+            lora=self.config.meta.adapt == "lora",
+            language_model=self.wants_language_model,
+            seed=self.config.train.seed,
+        )
+
+    def tasks(
+        self,
+        split: Split,
+        *,
+        n_way: int | str | None = None,
+        k_shot: int | None = None,
+        query_per_class: int | None = None,
+        seed: int | None = None,
+    ) -> TaskSource:
+        """The tasks of a split; what is not given is as in training."""
+        tasks = self.config.tasks
+        return TaskSource(
+            self.manifest.class_parts(self.corpus, split),
+            split,
+            n_way=n_way or tasks.n_way,
+            k_shot=k_shot or tasks.k_shot,
+            query_per_class=query_per_class or tasks.query_per_class,
+            seed=self.config.train.seed if seed is None else seed,
+        )
+
+    def text(self) -> TextSource | None:
+        """Text for language modelling, where any is asked for."""
+        if not self.wants_language_model:
+            return None
+        return TextSource(self.manifest.text_parts(self.corpus), self.config.train.seed)
+
+    @property
+    def mean_text_tokens(self) -> float:
+        """Mean length of a language-modelling sequence (tokens, special tokens included)."""
+        special = self.tokenizer.num_special_tokens_to_add()
+        parts = self.manifest.segment_parts
+        return sum(part.tokens for part in parts) / sum(part.rows for part in parts) + special
+
+
+def corpus_directory(config: Config, run: RunDirectory) -> Path:
+    """Where the prepared corpus of a run is."""
+    return Path(config.corpus.directory) if config.corpus.directory else run.corpus

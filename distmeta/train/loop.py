@@ -1,0 +1,186 @@
+"""The training loop that every worker runs, from top to bottom in the order in which things happen.
+
+It needs torch.distributed where there are several workers, and nothing of Ray: a launcher gives it a `Worker`.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from distmeta.config import Config
+from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
+from distmeta.engine.deepspeed_engine import Engine
+from distmeta.meta import Learner
+from distmeta.meta.config import MetaConfig
+from distmeta.rundir import RunDirectory
+from distmeta.setup import Setup
+from distmeta.tracking.cost import FlopCounter, StepTokens, network_size
+from distmeta.train.best import Best
+from distmeta.train.record import Recorder
+from distmeta.train.validate import Validator
+from distmeta.train.work import WorkSource
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of the processes that train together, as its launcher describes it."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    newest_checkpoint: Callable[[], Path | None]
+    """Local folder of the newest good checkpoint, the same one on every worker; None: begin at step 0."""
+    store_checkpoint: Callable[[int, Path | None], None]
+    """Every worker calls it with the outer step; rank 0 gives the folder, which is in storage when the call returns."""
+
+
+def learning_rate(config: MetaConfig, step: int, outer_steps: int) -> float:
+    """The outer learning rate of step number `step` (from 0): linear warm-up, then constant, linear or cosine to 0."""
+    warmup = config.warmup_ratio * outer_steps
+    if step + 1 <= warmup:
+        return config.outer_lr * (step + 1) / warmup
+    progress = (step - warmup) / max(outer_steps - warmup, 1)
+    factor = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return config.outer_lr * factor[config.schedule]
+
+
+def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
+    """Trains to `train.outer_steps`, or until a stop is requested.
+
+    Leaves metrics, checkpoints and the best weights in the run directory and the storage. Returns the progress, as the
+    last checkpoint has it: `outer_step`, `best_step`, `best_score`, and totals of `flops`, `tokens`, `seconds`.
+    """
+    checkpoint = worker.newest_checkpoint()
+    state, progress, _ = read_checkpoint(checkpoint) if checkpoint else (None, {"outer_step": 0}, {})
+    setup = Setup(config, run)
+    network = setup.network()
+    skeleton = network.skeleton().to(worker.device).train()
+    engine = Engine(network, config.engine, weight_decay=config.meta.weight_decay, device=worker.device, state=state)
+    learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed)
+    work_source = WorkSource(setup, worker.device, worker.rank, worker.world_size)
+    validator = Validator(setup, skeleton, learner.adapted_names, worker.rank, worker.world_size)
+    size = network_size(skeleton.base, skeleton.model.config)
+    flop_counter = FlopCounter(size, config.meta.algorithm, config.meta.adapt, config.meta.inner_steps)
+    began = time.perf_counter() - progress.get("seconds", 0.0)
+    is_main = worker.rank == 0
+    recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
+    best = Best(run, progress) if is_main else None
+
+    def validate(outer_step: int, *, score: bool) -> None:
+        with engine.full_parameters() as parameters:
+            scores = validator.score(parameters) if score else None
+            if recorder and best:
+                if scores:
+                    recorder.validation(outer_step, scores)
+                best.offer(outer_step, scores[config.train.select_by] if scores else None, parameters)
+
+    scoring = config.train.validate_every > 0
+    if progress["outer_step"] == 0:
+        validate(0, score=scoring)  # the network as it was is a candidate
+    for step in range(progress["outer_step"], config.train.outer_steps):
+        started = time.perf_counter()
+        work, waited = work_source.take(step)
+        with engine.full_parameters() as parameters:
+            gradients, metrics = learner.gradient(parameters, work, config.meta.meta_batch_size)
+        # The shares add up to the whole, and the engine takes the mean over the workers.
+        for gradient in gradients.values():
+            gradient.mul_(worker.world_size)
+        rate = learning_rate(config.meta, step, config.train.outer_steps)
+        norm = engine.step(gradients, rate)
+        metrics["data_wait"] = waited / worker.world_size
+        metrics["stop"] = float(is_main and run.stop_request.exists())
+        metrics = _sum_over_workers(metrics, worker)
+        seconds = time.perf_counter() - started
+
+        outer_step = step + 1
+        is_last = outer_step == config.train.outer_steps
+        is_stopping = metrics.pop("stop") > 0
+        row = _row(outer_step, metrics, norm, rate, seconds, config.meta)
+        progress = {
+            "outer_step": outer_step,
+            "seconds": time.perf_counter() - began,
+            "tokens": progress.get("tokens", 0) + row["tokens"],
+            "lm_tokens": progress.get("lm_tokens", 0) + int(metrics.get("lm_tokens", 0)),
+            "flops": progress.get("flops", 0.0) + flop_counter.step(_step_tokens(metrics)),
+        }
+        if recorder:
+            recorder.step(row | {"flops": progress["flops"]})
+        if is_last or (scoring and outer_step % config.train.validate_every == 0):
+            validate(outer_step, score=scoring)
+        if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:
+            engine_state = engine.state()
+            with tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
+                folder = None
+                if best and engine_state:
+                    folder = Path(scratch)
+                    write_checkpoint(folder, engine_state, progress | best.progress)
+                worker.store_checkpoint(outer_step, folder)
+            if recorder:
+                recorder.checkpointed()
+        if is_stopping:
+            break
+
+    progress |= best.progress if best else {}
+    if recorder:
+        recorder.finish(progress)
+    work_source.close()
+    engine.close()
+    return progress
+
+
+def _sum_over_workers(metrics: dict[str, float], worker: Worker) -> dict[str, float]:
+    """Adds up each metric; every worker has the same ones, since each has a task of every meta-batch."""
+    if worker.world_size == 1:
+        return metrics
+    names = sorted(metrics)
+    values = torch.tensor([metrics[name] for name in names], dtype=torch.float64, device=worker.device)
+    torch.distributed.all_reduce(values)
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _step_tokens(metrics: dict[str, float]) -> StepTokens:
+    def count(name: str) -> int:
+        return int(metrics.get(name, 0))
+
+    return StepTokens(
+        support=count("support_tokens"),
+        support_texts=count("support_texts"),
+        query=count("query_tokens"),
+        query_texts=count("query_texts"),
+        lm=count("lm_tokens"),
+        lm_texts=count("lm_texts"),
+        lm_predictions=count("lm_predictions"),
+    )
+
+
+def _row(
+    outer_step: int, metrics: dict[str, float], norm: float, rate: float, seconds: float, config: MetaConfig
+) -> dict[str, Any]:
+    """The metrics of an outer step as they are written down; what a warm-up step does not have is absent."""
+    row: dict[str, Any] = {"outer_step": outer_step}
+    inner_steps = config.inner_steps
+    if "query_loss" in metrics:
+        row |= {key: metrics[key] for key in ("query_loss", "query_accuracy", "query_accuracy_before")}
+        row["support_loss"] = [metrics[f"support_loss/{step}"] for step in range(inner_steps)]
+        row["tasks_per_second"] = config.meta_batch_size / seconds
+        row["inner_lr"] = config.inner_lr
+    if "lm_loss" in metrics:
+        row["lm_loss"] = metrics["lm_loss"]
+    tokens = (
+        metrics.get("support_tokens", 0) * inner_steps + metrics.get("query_tokens", 0) + metrics.get("lm_tokens", 0)
+    )
+    return row | {
+        "grad_norm": norm,
+        "outer_lr": rate,
+        "tokens": int(tokens),
+        "tokens_per_second": tokens / seconds,
+        "data_wait_fraction": metrics["data_wait"] / seconds,
+        "seconds": seconds,
+    }

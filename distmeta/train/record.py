@@ -1,0 +1,49 @@
+"""What rank 0 writes down while a run trains."""
+
+from typing import Any
+
+from distmeta.config import Config
+from distmeta.rundir import RunDirectory
+from distmeta.tracking.metrics import MetricsFile, read_metrics
+from distmeta.tracking.wandb_run import WandbRun
+
+
+class Recorder:
+    """Metrics of each step and validation in files at once, and in W&B as soon as a checkpoint covers them.
+
+    A step that is lost with its worker is computed again after the last checkpoint; its rows are then replaced in the
+    files, and W&B, which takes nothing back, has not seen them.
+
+    Args:
+        outer_step: the step of the checkpoint that the run goes on from; 0 at a beginning.
+    """
+
+    def __init__(self, config: Config, run: RunDirectory, outer_step: int) -> None:
+        self._metrics, self._validation = MetricsFile(run.metrics), MetricsFile(run.validation)
+        self._metrics.truncate_after(outer_step)
+        self._validation.truncate_after(outer_step)
+        self._pending: list[dict[str, Any]] = []
+        if outer_step and run.metrics.exists():
+            self._pending = read_metrics(run.metrics)
+        name = config.tracking.name or run.path.name
+        self._wandb = WandbRun(run.path, config.tracking, config.model_dump(), name)
+        self.checkpointed()
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Writes the row of an outer step."""
+        self._metrics.append(row)
+        self._pending.append(row)
+
+    def validation(self, outer_step: int, scores: dict[str, float]) -> None:
+        """Writes the scores of a validation."""
+        self._validation.append({"outer_step": outer_step, **scores})
+
+    def checkpointed(self) -> None:
+        """Passes on what the newest checkpoint covers."""
+        self._wandb.log(self._pending)
+        self._pending = []
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Closes W&B with the outcome of the run."""
+        self._wandb.summary(summary)
+        self._wandb.finish()

@@ -1,0 +1,64 @@
+"""Validation while training: the meta-valid classes, on the same episodes every time, shared out over the workers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch.distributed
+
+from distmeta.evaluate.score import Scorer
+from distmeta.evaluate.table import Use
+from distmeta.models import Network, Parameters
+from distmeta.setup import Setup
+
+VALIDATION_USES: tuple[Use, ...] = ("inner-loop", "prototype")
+
+
+class Validator:
+    """Scores parameters N-way, as in training, and all-way, which tells networks apart for longer."""
+
+    def __init__(
+        self, setup: Setup, network: Network, adapted_names: Sequence[str], rank: int, world_size: int
+    ) -> None:
+        config = setup.config
+        self._setup, self._network, self._adapted_names = setup, network, adapted_names
+        self._rank, self._world_size = rank, world_size
+        episodes = config.train.validate_episodes
+        # An all-way episode holds every class, so a tenth as many tell as much.
+        self._sources = {
+            "": (setup.tasks("valid"), episodes),
+            "-all-way": (setup.tasks("valid", n_way="all"), max(1, episodes // 10)),
+        }
+
+    def score(self, parameters: Parameters) -> dict[str, float] | None:
+        """Mean accuracy by use (`inner-loop`, `prototype`, and each with `-all-way`) on rank 0; None elsewhere.
+
+        Every worker has to call it.
+        """
+        config = self._setup.config
+        scorer = Scorer(
+            self._network,
+            parameters,
+            self._adapted_names,
+            config.meta.inner_lr,
+            config.meta.inner_steps,
+            config.engine.precision,
+            self._setup.tokenizer.pad_token_id,
+        )
+        accuracies: dict[str, list[float]] = {}
+        for suffix, (source, episodes) in self._sources.items():
+            tasks = (source.draw(index) for index in range(self._rank, episodes, self._world_size))
+            for scores in scorer.score(tasks, VALIDATION_USES):
+                for use, score in scores.items():
+                    accuracies.setdefault(use + suffix, []).append(score.accuracy)
+        gathered: list[dict[str, list[float]] | None] = [accuracies]
+        if self._world_size > 1:
+            gathered = [None] * self._world_size
+            torch.distributed.all_gather_object(gathered, accuracies)
+        if self._rank != 0:
+            return None
+        names = [use + suffix for suffix in self._sources for use in VALIDATION_USES]
+        # Sorted, so that the mean does not depend on which worker scored which episode.
+        return {
+            name: float(np.mean(sorted(value for part in gathered if part for value in part.get(name, []))))
+            for name in names
+        }

@@ -1,0 +1,239 @@
+"""The training loop on one, two and three workers, without Ray: what is computed does not depend on who computes it."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import yaml
+from pyarrow.fs import LocalFileSystem
+from safetensors.torch import load_file
+
+from distmeta.config import Config, load_config
+from distmeta.corpus.executor import LocalExecutor
+from distmeta.engine.checkpoint import newest_good
+from distmeta.meta import Learner
+from distmeta.pipeline import prepare_with
+from distmeta.rundir import RunDirectory
+from distmeta.setup import Setup, resolve
+from distmeta.train.loop import Worker, learning_rate, train
+from distmeta.train.work import WorkSource
+from tests.corpora import tiny_config, write_labelled_csv
+from tests.workers import World
+
+CPU = torch.device("cpu")
+TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction"}
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, World]]:
+    made = {}
+    for size in (1, 2, 3):
+        made[size] = World(size, tmp_path_factory.mktemp(f"world-{size}"))
+    yield made
+    for world in made.values():
+        world.close()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    config = make_config(write_labelled_csv(folder / "texts.csv"), folder)
+    prepare_with(LocalExecutor(), config, RunDirectory(folder), lambda text: None)
+    return folder
+
+
+def make_config(source: Path, folder: Path, **sections: dict[str, Any]) -> Config:
+    tree = tiny_config(source, **sections)
+    tree["corpus"]["directory"] = str(folder / "corpus")
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return resolve(load_config(path))
+
+
+def configure(corpus: Path, **sections: dict[str, Any]) -> Config:
+    return make_config(corpus / "texts.csv", corpus, **sections)
+
+
+def _store(run: Path, outer_step: int, folder: Path | None) -> None:
+    if folder:
+        shutil.copytree(folder, run / "checkpoints" / f"checkpoint_{outer_step:08d}")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _newest(run: Path) -> Path | None:
+    name = newest_good(LocalFileSystem(), str(run / "checkpoints"))
+    return run / "checkpoints" / name if name else None
+
+
+def _train(tree: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Runs in each worker."""
+    is_group = torch.distributed.is_initialized()
+    worker = Worker(
+        torch.distributed.get_rank() if is_group else 0,
+        torch.distributed.get_world_size() if is_group else 1,
+        CPU,
+        partial(_newest, run),
+        partial(_store, run),
+    )
+    return train(Config.model_validate(tree), RunDirectory(run), worker)
+
+
+def run_steps(world: World, config: Config, run: Path) -> list[dict[str, Any]]:
+    """Trains (on) in `run`; returns the metrics rows."""
+    run.mkdir(exist_ok=True)
+    world.run(_train, config.model_dump(), run)
+    return read_rows(run)
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(rows: list[dict[str, Any]], others: list[dict[str, Any]], tolerance: float) -> None:
+    """Every figure that is not a time agrees; the norm, which each stage sums in its own order, to its last digits."""
+    assert len(rows) == len(others)
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        for key in row.keys() - TIMES:
+            allowed = max(tolerance, 1e-14) if key == "grad_norm" else tolerance
+            assert row[key] == pytest.approx(other[key], rel=allowed, abs=allowed), (row["outer_step"], key)
+
+
+def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"checkpoint_{step:08d}" / "weights.safetensors")
+
+
+# Against one process, for each algorithm, adapted set and stage
+
+
+def single_process(config: Config) -> dict[str, torch.Tensor]:
+    """The weights that torch alone comes to: our learner's gradient of all tasks, and AdamW of torch."""
+    setup = Setup(config, RunDirectory(Path("unused")))
+    network = setup.network()
+    parameters = dict(network.named_parameters())
+    learner = Learner(network.skeleton().train(), config.meta, "fp32", config.train.seed)
+    work = WorkSource(setup, CPU, 0, 1)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": config.meta.weight_decay},
+            {"params": [p for p in parameters.values() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    )
+    for step in range(config.train.outer_steps):
+        gradients, _ = learner.gradient(
+            {n: p.detach() for n, p in parameters.items()}, work.take(step)[0], config.meta.meta_batch_size
+        )
+        for name, parameter in parameters.items():
+            parameter.grad = gradients.get(name, torch.zeros_like(parameter))
+        torch.nn.utils.clip_grad_norm_(parameters.values(), config.engine.gradient_clipping)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.meta, step, config.train.outer_steps)
+        optimizer.step()
+    work.close()
+    return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+@pytest.mark.parametrize("algorithm", ["fomaml", "maml"])
+@pytest.mark.parametrize("adapt", ["all", "lora", "head"])
+def test_two_workers_equal_one_process_at_every_stage(algorithm, adapt, worlds, corpus, tmp_path):
+    meta = {"algorithm": algorithm, "adapt": adapt}
+    for stage in (0, 1, 2, 3):
+        config = configure(corpus, meta=meta, train={"outer_steps": 2}, engine={"zero_stage": stage})
+        run = tmp_path / f"stage-{stage}"
+        run_steps(worlds[2], config, run)
+        expected = single_process(config)
+        weights = weights_of(run, 2)
+        assert weights.keys() == expected.keys()
+        worst = max(float((weights[name] - expected[name]).abs().max()) for name in expected)
+        print(f"{algorithm} {adapt} stage {stage}: largest difference {worst:.1e}")
+        assert worst <= 1e-6
+
+
+def test_the_number_of_workers_changes_nothing(worlds, corpus, tmp_path):
+    """Four tasks on one worker, two on each of two, and two, one and one on three; dropout included."""
+    dropout = {"config": Config().model.config | tiny_config(corpus)["model"]["config"] | {"hidden_dropout_prob": 0.1}}
+    config = configure(corpus, model=dropout, train={"outer_steps": 12})
+    one = run_steps(worlds[1], config, tmp_path / "one")
+    assert len(one) == 12
+    for size in (2, 3):
+        assert_same(run_steps(worlds[size], config, tmp_path / str(size)), one, tolerance=1e-5)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_checkpoint_is_resumed_by_other_workers_at_another_stage(stage, worlds, corpus, tmp_path):
+    """Case C1: from two workers to one and from one to two; to the bit where their number stays."""
+
+    def config_at(zero_stage: int) -> Config:
+        return configure(corpus, train={"outer_steps": 8, "checkpoint_every": 4}, engine={"zero_stage": zero_stage})
+
+    alone = {size: run_steps(worlds[size], config_at(stage), tmp_path / f"alone-{size}") for size in (1, 2)}
+    for before, after in ((2, 1), (1, 2), (2, 2), (1, 1)):
+        run = tmp_path / f"{before}-{after}"
+        shutil.copytree(tmp_path / f"alone-{before}", run)
+        shutil.rmtree(run / "checkpoints" / "checkpoint_00000008")
+        rows = run_steps(worlds[after], config_at((stage + 1) % 4), run)
+        assert [row["outer_step"] for row in rows] == list(range(1, 9))
+        assert_same(rows, alone[before], tolerance=0.0 if before == after else 1e-5)
+
+
+def test_a_stop_request_leaves_a_checkpoint_of_the_step(worlds, corpus, tmp_path):
+    """Case B1: what SIGTERM leads to; the steps that follow are those of the run that was left alone."""
+    config = configure(corpus)
+    whole = run_steps(worlds[2], config, tmp_path / "whole")
+    run = tmp_path / "stopped"
+    run.mkdir()
+    (run / "stop-requested").touch()
+    assert [row["outer_step"] for row in run_steps(worlds[2], config, run)] == [1]
+    (run / "stop-requested").unlink()
+    assert_same(run_steps(worlds[2], config, run), whole, tolerance=0.0)
+    final = weights_of(tmp_path / "whole", 10)
+    assert all(torch.equal(final[name], value) for name, value in weights_of(run, 10).items())
+
+
+def test_the_warm_up_trains_the_language_model_alone(worlds, corpus, tmp_path):
+    config = configure(corpus, meta={"lm_warmup_steps": 4}, train={"outer_steps": 8})
+    rows = run_steps(worlds[1], config, tmp_path / "run")
+    assert ["query_loss" in row for row in rows] == [False] * 4 + [True] * 4
+    assert all("lm_loss" in row for row in rows)
+    without = configure(corpus, meta={"lm_weight": 0.0}, train={"outer_steps": 2})
+    assert not any("lm_loss" in row for row in run_steps(worlds[1], without, tmp_path / "without"))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+def test_bf16_follows_fp32(model_type, worlds, corpus, tmp_path):
+    """Case C2: small updates are kept, and the last outer loss is close."""
+    model = tiny_config(corpus)["model"]["config"] if model_type == "bert" else GPT2
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        config = configure(corpus, model={"config": model}, engine={"precision": precision}, train={"outer_steps": 20})
+        rows = run_steps(worlds[1], config, tmp_path / precision)
+        losses[precision] = rows[-1]["query_loss"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.05)
+    weights = weights_of(tmp_path / "bf16", 20)
+    norms = [value for name, value in weights.items() if name.endswith((".LayerNorm.weight", "ln_1.weight"))]
+    assert norms
+    assert all((weight != 1).float().mean() > 0.9 for weight in norms)
+
+
+GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+
+
+def test_learning_rate_rises_and_falls():
+    meta = Config().meta.model_copy(update={"outer_lr": 1.0, "warmup_ratio": 0.2})
+    rates = [learning_rate(meta, step, 10) for step in range(10)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2:] == pytest.approx([1 - step / 8 for step in range(8)])
+    cosine = meta.model_copy(update={"schedule": "cosine"})
+    assert learning_rate(cosine, 6, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+    assert learning_rate(meta.model_copy(update={"schedule": "constant"}), 9, 10) == 1.0
