@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distmeta.errors import UserError
+from distmeta.errors import Interrupted, UserError
 
 app = typer.Typer(
     name="distmeta",
@@ -114,8 +114,11 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"distmeta: {line}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interruption:
+        print(f"distmeta: {interruption}", file=sys.stderr)
+        sys.exit(130)
     except KeyboardInterrupt:
-        print("distmeta: interrupted", file=sys.stderr)
+        print("distmeta: interrupted; --resume goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `distmeta tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The one kind of exception that is the user's to mend."""
+"""The two ways in which a command ends that are no fault of the program."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class Interrupted(Exception):
+    """A signal ended the run in good order; the message says how to go on. The exit status is 130."""

@@ -19,7 +19,10 @@ from distmeta.errors import UserError
         ("1. Begin here. Go on at 5 p.m. today.", ["1. Begin here.", "Go on at 5 p.m. today."]),
         ("the film . it was good ! yes .", ["the film .", "it was good !", "yes ."]),
         ("A heading\n\nA line\nand its end. More.", ["A heading", "A line\nand its end.", "More."]),
-        ("他说：“走吧。”然后离开了！真的吗？？好吧……再见。", ["他说：“走吧。”", "然后离开了！", "真的吗？？", "好吧……", "再见。"]),
+        (
+            "他说：“走吧。”然后离开了！真的吗？？好吧……再见。",
+            ["他说：“走吧。”", "然后离开了！", "真的吗？？", "好吧……", "再见。"],
+        ),
         ("“你好！”，他说。", ["“你好！”，他说。"]),
         ("I like 猫。It is small. 狗也好！", ["I like 猫。", "It is small.", "狗也好！"]),
     ],

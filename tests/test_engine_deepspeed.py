@@ -6,13 +6,11 @@ The workers are started once, without a compiler, and make one engine after the 
 
 import gc
 import math
-import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +21,7 @@ from distmeta.engine.config import EngineConfig
 from distmeta.engine.deepspeed_engine import Engine
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
+from tests.workers import World
 
 CPU = torch.device("cpu")
 STAGES = (0, 1, 2, 3)
@@ -120,68 +119,6 @@ def largest_difference(one: EngineState, other: EngineState) -> float:
 
 
 # The workers
-
-
-class World:
-    """Worker processes in one process group, that run functions one after the other, all of them the same."""
-
-    def __init__(self, size: int, folder: Path) -> None:
-        # What takes seconds to import is imported once, and the workers are forked from there.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["distmeta.engine.deepspeed_engine", "deepspeed.runtime.zero.muon.muon_optimizer"]
-        )
-        self.folder = folder
-        self._stuck = False
-        self._tasks = [context.Queue() for _ in range(size)]
-        self._results = context.Queue()
-        self._processes = [
-            context.Process(target=_work, args=(rank, size, folder, self._tasks[rank], self._results), daemon=True)
-            for rank in range(size)
-        ]
-        for process in self._processes:
-            process.start()
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call `function` on every worker; returns what it returned on rank 0."""
-        assert not self._stuck, "a worker did not come back from the function before"
-        self._stuck = True
-        for queue in self._tasks:
-            queue.put((function, arguments))
-        results = dict(self._results.get(timeout=60) for _ in self._processes)
-        self._stuck = False
-        failures = [result for result in results.values() if isinstance(result, Exception)]
-        if failures:
-            raise failures[0]
-        return results[0]
-
-    def output(self) -> str:
-        """All that the workers have printed."""
-        return "".join(file.read_text() for file in sorted(self.folder.glob("output-*")))
-
-    def close(self) -> None:
-        for queue in self._tasks:
-            queue.put(None)
-        for process in self._processes:
-            process.join(timeout=20)
-            process.kill()
-
-
-def _work(rank: int, size: int, folder: Path, tasks: Any, results: Any) -> None:
-    with (folder / f"output-{rank}").open("w") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    torch.set_num_threads(1)
-    # A worker on its own leaves it to the engine.
-    if size > 1:
-        rendezvous = f"file://{folder}/rendezvous"
-        torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size)
-    while (task := tasks.get()) is not None:
-        function, arguments = task
-        try:
-            results.put((rank, function(*arguments)))
-        except Exception as error:
-            results.put((rank, error))
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +264,7 @@ def test_a_gradient_that_is_not_there_is_zero(worlds: dict[int, World], tmp_path
 
 
 def _train_dropping_by_rank(folder: Path, stage: int) -> None:
-    """Rank 0 lacks what is zero there, and the last rank what is zero there: two parameters, one each."""
+    """Each rank has no gradient for a parameter of its own: once as zeros, once not there at all."""
     names = ("linear.weight", "norm.bias")
 
     def change(as_zero: bool) -> Callable[[Tensors, int, int], None]:

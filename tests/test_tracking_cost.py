@@ -1,5 +1,7 @@
 """Floating-point operations against what PyTorch counts, money, and versions."""
 
+import platform
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -31,6 +33,15 @@ BERT = BertConfig(
 GPT2 = GPT2Config(
     vocab_size=100, n_embd=32, n_layer=3, n_head=4, n_positions=32, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These networks are too small for more, which only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Lora(nn.Module):
@@ -101,7 +112,7 @@ def counted_by_torch(config: PretrainedConfig, algorithm: str, adapt: str) -> tu
 def test_the_formula_agrees_with_what_torch_counts(config: PretrainedConfig, algorithm: str, adapt: str) -> None:
     true, ours = counted_by_torch(config, algorithm, adapt)
     # LoRA: the formula leaves out the adapters, and that nothing below the lowest ones needs a gradient.
-    assert ours == pytest.approx(true, rel=0.08 if adapt == "lora" else 0.005)
+    assert ours == pytest.approx(true, rel=0.03 if adapt == "lora" else 0.005)
 
 
 def test_language_modelling_agrees_with_what_torch_counts() -> None:
@@ -138,8 +149,6 @@ def test_cost_of_a_run() -> None:
 
 
 def test_versions_name_no_machine() -> None:
-    import platform
-
     found = environment()
     assert found["torch"] == torch.__version__
     assert found["python"].startswith("3.")

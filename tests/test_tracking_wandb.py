@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from distmeta.tracking.config import TrackingConfig
 from distmeta.tracking.wandb_run import mode_of_user, without_passwords
@@ -70,7 +70,10 @@ def offline_records(run_dir: Path) -> list[Record]:
 
 def history(found: list[Record]) -> list[dict[str, Any]]:
     return [
-        {item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json) for item in record.history.item}
+        {
+            item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json)
+            for item in record.history.item
+        }
         for record in found
         if record.HasField("history")
     ]
@@ -152,6 +155,7 @@ def test_killed_between_two_logs_and_resumed_each_step_is_logged_once_in_one_run
     killed = """
     run = start()
     run.log(rows(1, 5))
+    time.sleep(wandb_run.FLUSH_INTERVAL + 2)
     print("logged", flush=True)
     time.sleep(60)
     """
@@ -407,7 +411,7 @@ def test_a_server_that_falls_silent_holds_up_neither_training_nor_the_end(tmp_pa
     """
     with server() as running:
         variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{running.server_port}"}
-        process, run_dir = script(tmp_path, code, **variables)
+        process, run_dir = script(tmp_path, code, cwd=tmp_path, **variables)
         while "started" not in process.stdout.readline():
             assert process.poll() is None
         running.silent.set()
@@ -451,6 +455,11 @@ def test_a_broken_state_file_or_folder_ends_the_logging_alone(tmp_path: Path) ->
 
 
 def test_passwords_in_addresses_are_taken_out_at_any_depth() -> None:
-    settings = {"a": ["s3://key:secret@bucket/x", {"b": "https://me:pw@host/x.git"}], "c": 1, "d": "mail@host", "e": None}
+    settings = {
+        "a": ["s3://key:secret@bucket/x", {"b": "https://me:pw@host/x.git"}],
+        "c": 1,
+        "d": "mail@host",
+        "e": None,
+    }
     expected = {"a": ["s3://bucket/x", {"b": "https://host/x.git"}], "c": 1, "d": "mail@host", "e": None}
     assert without_passwords(settings) == expected

@@ -10,15 +10,14 @@ import torch
 
 
 class World:
-    """`size` processes in a gloo group; a worker on its own has no group.
-
-    What takes seconds to import is imported once, and the workers are forked from there.
-    """
+    """Worker processes in one process group, that run functions one after the other, all of them the same."""
 
     def __init__(self, size: int, folder: Path) -> None:
+        # What takes seconds to import is imported once, and the workers are forked from there.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["distmeta.train.loop", "deepspeed.runtime.zero.muon.muon_optimizer"])
         self.folder = folder
+        self._stuck = False
         self._tasks = [context.Queue() for _ in range(size)]
         self._results = context.Queue()
         self._processes = [
@@ -29,10 +28,13 @@ class World:
             process.start()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls `function` on every worker; returns what it returned on rank 0, and raises what any of them raised."""
+        """Call `function` on every worker; returns what it returned on rank 0."""
+        assert not self._stuck, "a worker did not come back from the function before"
+        self._stuck = True
         for queue in self._tasks:
             queue.put((function, arguments))
         results = dict(self._results.get(timeout=300) for _ in self._processes)
+        self._stuck = False
         failures = [result for result in results.values() if isinstance(result, Exception)]
         if failures:
             raise failures[0]
@@ -57,6 +59,7 @@ def _work(rank: int, size: int, folder: Path, tasks: Any, results: Any) -> None:
         os.dup2(output.fileno(), 2)
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
+    # A worker on its own leaves it to the engine.
     if size > 1:
         rendezvous = f"file://{folder}/rendezvous"
         torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size)

@@ -5,12 +5,16 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 _LONGEST_CHUNK = 40
-_CACHED_CHUNKS = 300_000
+_REMEMBERED_CHUNKS = 300_000
+_BATCH = 2000
+
+Cut = Callable[[str], list[str] | None]
 
 
 class Encoder:
@@ -34,7 +38,7 @@ class Encoder:
         start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
         self.prefix: list[int] = whole[:start]
         self.suffix: list[int] = whole[start + len(plain) :]
-        self._chunks = _chunker(self.tokenizer)
+        self._cut = _cut_of(self.tokenizer)
         self._remembered: dict[str, list[int]] = {}
 
     @property
@@ -44,22 +48,37 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens."""
-        chunked = [self._chunks(text) for text in texts] if self._chunks else [None] * len(texts)
+        if self._cut is None:
+            return self._encode_whole(texts)
+        return [
+            ids
+            for start in range(0, len(texts), _BATCH)
+            for ids in self._encode_chunks(texts[start : start + _BATCH], self._cut)
+        ]
+
+    def _encode_chunks(self, texts: Sequence[str], cut: Cut) -> list[list[int]]:
         remembered = self._remembered
-        if len(remembered) > _CACHED_CHUNKS:
+        if len(remembered) > _REMEMBERED_CHUNKS:
             remembered.clear()
-        fresh = dict.fromkeys(chunk for chunks in chunked if chunks for chunk in chunks if chunk not in remembered)
-        remembered.update(zip(fresh, self._encode_whole(list(fresh)), strict=True))
-        whole = iter(self._encode_whole([text for text, chunks in zip(texts, chunked, strict=True) if chunks is None]))
-        encoded = []
-        for chunks in chunked:
+        encoded: list[list[int]] = []
+        unknown: list[tuple[int, list[str]]] = []
+        whole: list[int] = []
+        for number, text in enumerate(texts):
+            chunks = cut(text)
+            try:
+                encoded.append([] if chunks is None else list(chain.from_iterable(map(remembered.__getitem__, chunks))))
+            except KeyError:
+                encoded.append([])
+                unknown.append((number, chunks or []))
             if chunks is None:
-                encoded.append(next(whole))
-                continue
-            ids: list[int] = []
-            for chunk in chunks:
-                ids += remembered[chunk]
-            encoded.append(ids)
+                whole.append(number)
+        for number, ids in zip(whole, self._encode_whole([texts[number] for number in whole]), strict=True):
+            encoded[number] = ids
+
+        fresh = list({chunk: None for _, chunks in unknown for chunk in chunks if chunk not in remembered})
+        remembered.update(zip(fresh, self._encode_whole(fresh), strict=True))
+        for number, chunks in unknown:
+            encoded[number] = list(chain.from_iterable(map(remembered.__getitem__, chunks)))
         for chunk in fresh:
             if len(chunk) > _LONGEST_CHUNK:  # addresses and the like, which do not come again
                 del remembered[chunk]
@@ -72,7 +91,7 @@ class Encoder:
         self.tokenizer.no_truncation()
         return [encoding.ids for encoding in encodings], sum(bool(encoding.overflowing) for encoding in encodings)
 
-    def _encode_whole(self, texts: list[str]) -> list[list[int]]:
+    def _encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -83,7 +102,7 @@ def load_encoder(folder: Path) -> Encoder:
     return Encoder(folder)
 
 
-def _chunker(tokenizer: Tokenizer) -> Callable[[str], list[str] | None] | None:
+def _cut_of(tokenizer: Tokenizer) -> Cut | None:
     """Return a function that cuts a text where the tokenizer does in any case, or None for the texts that it can't cut.
 
     None instead of a function: this kind of tokenizer may look across white space.

@@ -46,6 +46,7 @@ class Engine:
         device: torch.device,
         state: EngineState | None = None,
     ) -> None:
+        self._deepspeed = _import_deepspeed(device)
         module.to(device)
         if state is not None:
             state.check_fits(module)
@@ -61,7 +62,6 @@ class Engine:
             backend = "nccl" if device.type == "cuda" else "gloo"
             torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
         self._rank = torch.distributed.get_rank()
-        self._world_size = torch.distributed.get_world_size()
 
         self._adamw = torch.optim.AdamW(
             [
@@ -71,7 +71,6 @@ class Engine:
             betas=(0.9, 0.999),
             eps=1e-8,
         )
-        self._deepspeed = _import_deepspeed(device)
         # LOCAL_RANK has to be there, though the device is chosen by `device_rank`.
         with _environment(LOCAL_RANK="0"):
             self._engine, *_ = self._deepspeed.initialize(

@@ -1,9 +1,9 @@
 """The first pass over a corpus for its class index: what examples there are, and how many each possible class has."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from distmeta.corpus.repeats import repeated_rows
 from distmeta.corpus.segments import int_lists
 from distmeta.corpus.shards import Shard
 from distmeta.corpus.tables import bucket_ranges, read_range, write_sorted
-from distmeta.corpus.words import hash64, text_key, words_of
+from distmeta.corpus.words import WORD, hash64, text_key
 
 NAMES_PER_UNIT = 500_000
 EXAMPLES, NAMES, KEYS, COUNTS = "examples.parquet", "names.parquet", "examples.keys", "counts.arrow"
@@ -52,33 +52,52 @@ def _find_in_shard(unit: ExamplesUnit) -> Part:
     return make_part(unit.shard.work / "examples", unit.identity(), lambda folder: _write_examples(unit, folder))
 
 
+class _Example(NamedTuple):
+    row: str
+    texts: list[str]
+    key: int
+    classes: Iterable[str]
+
+
+def _labelled_rows(records: pa.Table) -> Iterator[_Example]:
+    columns = (records[name].to_pylist() for name in ("document", "sentences", "text_key", "label"))
+    for document, texts, key, label in zip(*columns, strict=True):
+        yield _Example(document, texts, key, (label,))
+
+
+class _CaseFolded(dict[str, str]):
+    def __missing__(self, word: str) -> str:
+        self[word] = folded = word.casefold()
+        return folded
+
+
+def _sentences_with_words(records: pa.Table, min_words: int, stop_words: frozenset[str]) -> Iterator[_Example]:
+    folded = _CaseFolded()
+    for document, sentences in zip(records["document"].to_pylist(), records["sentences"].to_pylist(), strict=True):
+        for number, sentence in enumerate(sentences):
+            words = WORD.findall(sentence)
+            if len(words) >= min_words:
+                classes = dict.fromkeys(map(folded.__getitem__, words))
+                for word in stop_words & classes.keys():
+                    del classes[word]
+                yield _Example(f"{document}.{number}", [sentence], text_key(sentence), classes)
+
+
 def _write_examples(unit: ExamplesUnit, folder: Path) -> dict[str, Any]:
+    records = unit.shard.read()
+    stop_words = load_list(unit.shard.work / "lists", unit.stop_words) if unit.stop_words else []
+    found = (
+        _labelled_rows(records)
+        if unit.labelled
+        else _sentences_with_words(records, unit.min_words, frozenset(stop_words))
+    )
     rows, texts, keys, classes = [], [], [], []
     numbers: dict[str, int] = {}
-    records = unit.shard.read()
-    if unit.labelled:
-        for document, sentences, key, label in zip(
-            *(records[name].to_pylist() for name in records.column_names), strict=True
-        ):
-            rows.append(document)
-            texts.append(sentences)
-            keys.append(key)
-            classes.append([numbers.setdefault(label, len(numbers))])
-    else:
-        stop_words = (
-            frozenset(load_list(unit.shard.work / "lists", unit.stop_words)) if unit.stop_words else frozenset()
-        )
-        for document, sentences in zip(records["document"].to_pylist(), records["sentences"].to_pylist(), strict=True):
-            for number, sentence in enumerate(sentences):
-                words = words_of(sentence)
-                if len(words) < unit.min_words:
-                    continue
-                rows.append(f"{document}.{number}")
-                texts.append([sentence])
-                keys.append(text_key(sentence))
-                classes.append(
-                    [numbers.setdefault(word, len(numbers)) for word in dict.fromkeys(words) if word not in stop_words]
-                )
+    for example in found:
+        rows.append(example.row)
+        texts.append(example.texts)
+        keys.append(example.key)
+        classes.append([numbers.setdefault(name, len(numbers)) for name in example.classes])
     hashes = np.array([hash64(name) for name in numbers], np.uint64)
     text_keys = np.array(keys, np.uint64)
     columns = {

@@ -19,23 +19,20 @@ Mode = Literal["online", "offline", "disabled"]
 INIT_TIMEOUT = 10.0
 FINISH_TIMEOUT = 30.0
 
+# Seconds for which rows that were logged may be in memory only, where a SIGKILL would lose them to W&B (whose own
+# choice is 15).
+FLUSH_INTERVAL = 1.0
+
 # What W&B would record by itself: command line, program, host, git remote, packages, console, use of the machine.
 NOTHING_BY_ITSELF: dict[str, Any] = {
     "x_disable_machine_info": True,
-    "x_disable_meta": True,
     "x_disable_stats": True,
     "x_save_requirements": False,
     "disable_git": True,
     "disable_code": True,
     "save_code": False,
-    "disable_job_creation": True,
-    "label_disable": True,
     "console": "off",
     "host": "",
-    "username": "",
-    "email": "",
-    "program": "",
-    "x_executable": "",
 }
 
 
@@ -68,8 +65,8 @@ class WandbRun:
         """Logs metrics rows, in order: numbers as they are, a list of numbers as `key/1`, `key/2`...
 
         Rows at or below the last step logged are skipped, so it is right to pass again all that a checkpoint covers.
-        The new last step is written down before anything is logged: a crash in between leaves a gap in W&B, never a
-        step twice.
+        The new last step is written down before anything is logged: a crash in the second after leaves a gap in W&B,
+        never a step twice.
         """
         rows = [row for row in rows if row["outer_step"] > self._logged]
         if self._run is None or not rows:
@@ -116,6 +113,7 @@ class WandbRun:
                     init_timeout=INIT_TIMEOUT,
                     finish_timeout=FINISH_TIMEOUT,
                     x_graphql_retry_max=2,
+                    x_transaction_log_flush_interval=FLUSH_INTERVAL,
                     allow_val_change=True,  # a resumed run may have other workers, or more steps
                     **NOTHING_BY_ITSELF,
                 ),
@@ -219,4 +217,4 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return without_passwords(f"{type(error).__name__}: {error}".splitlines()[0])

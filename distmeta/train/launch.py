@@ -20,17 +20,13 @@ from tqdm import tqdm
 
 from distmeta.config import Config
 from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint, newest_good
-from distmeta.errors import UserError
+from distmeta.errors import Interrupted, UserError
 from distmeta.rundir import RunDirectory
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.loop import Worker, train
 
 CHECKPOINTS = "checkpoints"
 """Ray Train's name of the run, and so the folder of the checkpoints in the storage."""
-
-
-class Interrupted(Exception):
-    """The run was stopped by a signal; it left a checkpoint."""
 
 
 def storage_path(config: Config, run: RunDirectory) -> str:
@@ -171,6 +167,7 @@ class _Progress:
         self._tail.new()  # what was there before is no news
         self._seen_failures = self._count_failures()
         self._say = say
+        self._last_step = 0
         self._bar = tqdm(total=config.train.outer_steps, unit="step", desc="meta-pretraining", disable=None)
         self._every = max(1, config.train.outer_steps // 10)
 
@@ -184,9 +181,12 @@ class _Progress:
     def update(self) -> None:
         """Shows what has come since the last call."""
         for failure in self._new_failures():
-            self._say(f"worker {failure['rank']} was lost ({failure['error']}); going on from the newest checkpoint")
+            self._say(f"worker {failure['rank']} was lost ({failure['error']})")
         for row in self._tail.new():
             step = row["outer_step"]
+            if step != self._last_step + 1:
+                self._say(f"going on from the checkpoint of outer step {step - 1}")
+            self._last_step = step
             text = _describe(row)
             self._bar.n = step
             self._bar.set_postfix_str(text, refresh=False)

@@ -1,0 +1,61 @@
+"""Ray Data gives the same corpus as one process, on any number of CPUs (case B2)."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.preparing import prepare_small, sentences, write_sentences
+
+SCRIPT = """
+import json, sys
+import ray
+import distmeta.corpus.ingest as ingest
+from pathlib import Path
+from distmeta.corpus.executor import RayExecutor
+from tests.preparing import prepare_small
+
+ingest.UNIT_BYTES = 1
+ray.init(num_cpus=int(sys.argv[3]), include_dashboard=False, configure_logging=False, log_to_driver=False)
+prepare_small(Path(sys.argv[2]), [Path(sys.argv[1])], executor=RayExecutor())
+ray.shutdown()
+"""
+
+
+def files_of(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for kind in ("segments", "classes", "tokenizer", "manifest.json")
+        for path in [*(directory / kind).glob("*"), directory / kind]
+        if path.is_file()
+    }
+
+
+def test_one_process_and_ray_on_one_and_two_cpus_make_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        file = write_sentences(tmp_path / "in" / f"{number}.txt", 120)
+        file.write_text(file.read_text().replace("our", str(number)))
+    (tmp_path / "in/5.txt").write_text(sentences()[0])
+    monkeypatch.setattr("distmeta.corpus.ingest.UNIT_BYTES", 1)
+    prepare_small(tmp_path / "local", [tmp_path / "in"])
+    expected = files_of(tmp_path / "local")
+    assert len(json.loads((tmp_path / "local/manifest.json").read_text())["segment_parts"]) == 5
+    for cpus in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "in"), str(tmp_path / f"ray{cpus}"), str(cpus)],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert files_of(tmp_path / f"ray{cpus}") == expected
+        assert "reading and cleaning: 5 parts" in done.stderr

@@ -1,0 +1,277 @@
+"""Whole runs through the command line: real Ray, Ray Train, DeepSpeed and W&B, in good and in bad times."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from tests.corpora import tiny_config, write_labelled_csv
+
+DISTMETA = [sys.executable, "-m", "distmeta.cli"]
+TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction"}
+KEY = "0123456789abcdef0123456789abcdef01234567"
+STEPS, EVERY = 60, 20
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "RAY_AUTH_MODE": "disabled", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+
+
+def distmeta(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    command = [*DISTMETA, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert not check or done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_rows(run: Path, other: Path, tolerance: float = 0.0) -> None:
+    rows, others = read_rows(run), read_rows(other)
+    assert [row["outer_step"] for row in rows] == list(range(1, STEPS + 1))
+    for row, expected in zip(rows, others, strict=True):
+        for key in expected.keys() - TIMES:
+            allowed = max(tolerance, 1e-14) if key == "grad_norm" else tolerance
+            assert row[key] == pytest.approx(expected[key], rel=allowed, abs=allowed), (row["outer_step"], key)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus and its configuration, beside a git remote with a password and a large file that nobody asked for."""
+    folder = tmp_path_factory.mktemp("project")
+    write_labelled_csv(folder / "texts.csv")
+    tree = tiny_config(
+        Path("texts.csv"),
+        meta={"inner_lr": 0.1, "inner_steps": 3},
+        engine={"zero_stage": 1},
+        train={"num_workers": 2, "outer_steps": STEPS, "checkpoint_every": EVERY, "validate_every": 30},
+        tracking={"wandb": "offline"},
+    )
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    remote = ["git", "remote", "add", "origin", "https://me:NOTASECRET77@example.invalid/x.git"]
+    subprocess.run(remote, cwd=folder, check=True)
+    with (folder / "big.bin").open("wb") as file:
+        file.truncate(700_000_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A run that nothing disturbs, started from elsewhere."""
+    done = distmeta("pretrain", "--config", "project/../run.yaml", "--run-dir", "whole", cwd=_link(folder))
+    assert "meta-pretrained inner-loop" in done.stdout
+    return folder / "whole"
+
+
+def _link(folder: Path) -> Path:
+    (folder / "project").mkdir(exist_ok=True)
+    return folder
+
+
+class Running:
+    """A run under way, to be disturbed."""
+
+    def __init__(self, folder: Path, run: str, *arguments: str) -> None:
+        self.run = folder / run
+        command = [*DISTMETA, "pretrain", "--config", "run.yaml", "--run-dir", run, *arguments]
+        self.log = folder / f"{run}.log"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
+
+    def wait_for_step(self, step: int) -> list[psutil.Process]:
+        """Waits until the outer step is written down; returns the processes of the run."""
+        deadline = time.time() + 120
+        while time.time() < deadline and self.process.poll() is None:
+            metrics = self.run / "metrics.jsonl"
+            if metrics.exists() and len(metrics.read_bytes().splitlines()) >= step:
+                return psutil.Process(self.process.pid).children(recursive=True)
+            time.sleep(0.02)
+        raise AssertionError(self.log.read_text()[-4000:])
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=200)
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
+
+
+# A run that nothing disturbs
+
+
+def test_a_run_leaves_what_was_promised(whole: Path):
+    rows = read_rows(whole)
+    assert [row["outer_step"] for row in rows] == list(range(1, STEPS + 1))
+    expected = {"query_loss", "query_accuracy", "query_accuracy_before", "support_loss", "grad_norm", "inner_lr"}
+    expected |= {"outer_lr", "tasks_per_second", "tokens_per_second", "data_wait_fraction", "lm_loss", "flops"}
+    assert all(expected <= row.keys() and len(row["support_loss"]) == 3 for row in rows)
+    assert rows[0]["query_accuracy_before"] == pytest.approx(1 / 3)
+
+    evaluation = json.loads((whole / "evaluation.json").read_text())
+    names = [method["name"] for method in evaluation["methods"]]
+    uses = ("inner-loop", "prototype", "logistic-regression")
+    assert {f"{network} {use}" for network in ("meta-pretrained", "starting") for use in uses} <= set(names)
+    assert "tf-idf logistic-regression" in names
+    for method in evaluation["methods"]:
+        assert {"accuracy", "accuracy_ci95", "precision", "recall", "f1", "adapt_seconds"} <= method.keys()
+        assert ("paired_gain" in method) == (method["network"] != "starting")
+        assert ("accuracy_before" in method) == (method["use"] == "inner-loop")
+    assert evaluation["overlap"]["in_training_tasks"] == 0
+
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["outer_step"] == STEPS
+    assert summary["worker_seconds"] == pytest.approx(2 * summary["wall_seconds"])
+    assert summary["flops"] == rows[-1]["flops"] > 0
+    validations = [json.loads(line) for line in (whole / "validation.jsonl").read_text().splitlines()]
+    assert [row["outer_step"] for row in validations] == [0, 30, 60]
+    assert summary["best_score"] == max(row["inner-loop"] for row in validations)
+    assert yaml.safe_load((whole / "config.yaml").read_text())["corpus"]["sources"][0].endswith("/texts.csv")
+    versions = json.loads((whole / "environment.json").read_text())
+    assert "2.13.0" in json.dumps(versions)
+
+
+def test_the_exported_folder_is_the_kept_network(whole: Path):
+    model, report = AutoModel.from_pretrained(whole / "model", output_loading_info=True)
+    assert not any(report.values())
+    weights = load_file(whole / "weights" / "best.safetensors")
+    for name, value in model.state_dict().items():
+        if not name.startswith("pooler."):
+            assert torch.equal(value, weights[f"model.bert.{name}"]), name
+    tokenizer = AutoTokenizer.from_pretrained(whole / "model")
+    assert tokenizer.model_max_length == 32
+
+
+def test_nothing_secret_and_nothing_large_is_left(whole: Path, folder: Path):
+    """Cases E2, E3 and B3: one W&B run with config and history, no key, no password, no copy of the folder."""
+    assert len(list((whole / "wandb").glob("offline-run-*"))) == 1
+    for file in whole.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            content = file.read_bytes()
+            assert KEY.encode() not in content, file
+            assert b"NOTASECRET77" not in content, file
+    assert sum(file.stat().st_size for file in whole.rglob("*") if file.is_file()) < 50_000_000
+
+
+def test_a_run_is_not_overwritten_and_not_changed_by_a_resume(whole: Path, folder: Path):
+    before = (whole / "metrics.jsonl").read_bytes()
+    refused = distmeta("pretrain", "--config", "run.yaml", "--run-dir", "whole", cwd=folder, check=False)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    other = ["--resume", "--set", "meta.inner_lr=0.2"]
+    changed = distmeta("pretrain", "--config", "run.yaml", "--run-dir", "whole", *other, cwd=folder, check=False)
+    assert changed.returncode == 2
+    assert "meta.inner_lr: 0.1 before, 0.2 now" in changed.stderr
+    assert "Traceback" not in refused.stderr + changed.stderr
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_kept_network_is_scored_again_with_other_ways(whole: Path, folder: Path):
+    options = ["--set", "evaluate.n_way=all", "--set", "evaluate.k_shot=1", "--set", "evaluate.split=train"]
+    done = distmeta("evaluate", "--run-dir", "whole", *options, "--set", "evaluate.episodes=3", cwd=folder)
+    evaluation = json.loads((whole / "evaluation.json").read_text())
+    assert (evaluation["n_way"], evaluation["k_shot"], evaluation["split"]) == (11, 1, "train")
+    assert "11-way 1-shot" in done.stdout
+
+
+def test_without_inner_learning_accuracy_is_chance(whole: Path, folder: Path):
+    """Case A2: nothing about a class may be read off its label's number."""
+    options = ["--set", "meta.inner_lr=0", "--set", "evaluate.split=train", "--set", "evaluate.episodes=40"]
+    distmeta("evaluate", "--run-dir", "whole", *options, cwd=folder)
+    evaluation = json.loads((whole / "evaluation.json").read_text())
+    inner = [method for method in evaluation["methods"] if method["use"] == "inner-loop"]
+    assert [method["accuracy"] for method in inner] == pytest.approx([1 / 3] * 2)
+
+
+def test_an_export_can_be_made_again(whole: Path, folder: Path):
+    before = (whole / "model" / "model.safetensors").read_bytes()
+    done = distmeta("export", "--run-dir", "whole", cwd=folder)
+    assert done.stdout.strip() == str(whole / "model")
+    assert (whole / "model" / "model.safetensors").read_bytes() == before
+
+
+# Bad times
+
+
+def test_a_killed_worker_is_made_good(whole: Path, folder: Path):
+    run = Running(folder, "lost-worker")
+    processes = run.wait_for_step(EVERY + 5)
+    workers = [process for process in processes if "TrainWorker" in " ".join(process.cmdline())]
+    assert len(workers) == 2
+    workers[1].kill()
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    assert_same_rows(run.run, whole)
+    assert "was lost" in run.log.read_text()
+    assert f"going on from the checkpoint of outer step {EVERY}" in run.log.read_text()
+    assert_gone(processes)
+
+
+def test_a_killed_driver_leaves_a_run_that_goes_on(whole: Path, folder: Path):
+    """Cases B1 and E1: the same losses, each step once, one W&B run."""
+    run = Running(folder, "lost-driver")
+    processes = run.wait_for_step(EVERY + 5)
+    run.process.kill()
+    run.wait()
+    # Ray's two agents notice later than the rest that their node is gone.
+    agents = [process for process in processes if process.is_running() and "Agent" in " ".join(process.cmdline())]
+    assert_gone([process for process in processes if process not in agents])
+    for process in agents:
+        process.kill()
+    assert len(read_rows(run.run)) < STEPS
+    resumed = Running(folder, "lost-driver", "--resume")
+    assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
+    assert_same_rows(run.run, whole)
+    assert f"going on from the checkpoint of outer step {EVERY}" in resumed.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_run_that_goes_on(number: signal.Signals, whole: Path, folder: Path):
+    """Case B1: and on one worker, at another ZeRO stage."""
+    run = Running(folder, f"stopped-{number.name}")
+    processes = run.wait_for_step(5)
+    run.process.send_signal(number)
+    assert run.wait() == 130, run.log.read_text()[-4000:]
+    assert_gone(processes)
+    assert 5 <= len(read_rows(run.run)) < STEPS
+    other = ["--set", "train.num_workers=1", "--set", "engine.zero_stage=3"]
+    resumed = Running(folder, f"stopped-{number.name}", "--resume", *other)
+    assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
+    assert_same_rows(run.run, whole, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "train.num_workers=400", "--set", "meta.meta_batch_size=400"], ["400 workers", "this machine has"]),
+        (["--set", "tasks.n_way=9"], ["meta-valid", "n_way"]),
+        (["--set", "tasks.k_shot=18"], ["21", "20"]),
+        (["--set", "tasks.label_column=topic"], ["topic", "texts.csv"]),
+        (["--set", "model.name_or_path=/nowhere"], ["model.name_or_path"]),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_cluster_starts(
+    options: list[str], words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Cases B4 and F1."""
+    started = time.time()
+    refused = distmeta("pretrain", "--config", "run.yaml", "--run-dir", "refused", *options, cwd=folder, check=False)
+    assert refused.returncode == 2, refused.stderr
+    assert time.time() - started < 60
+    for word in words:
+        assert word in refused.stderr
+    assert "Traceback" not in refused.stderr
