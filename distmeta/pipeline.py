@@ -101,7 +101,7 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
     from distmeta.cluster import check_workers_fit, ray_cluster
 
     check_workers_fit(config)
-    _claim(config, run, resume)
+    _check_claim(config, run, resume)
     say(_choices(config))
     large = _is_large(config)
     if not large:
@@ -111,6 +111,7 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
 
         if large:
             prepare_with(RayExecutor(), config, run, say)
+        _claim(config, run)
         say(f"training on {config.train.num_workers} workers, ZeRO stage {config.engine.zero_stage}")
         progress = launch(config, run, say)
         if config.evaluate.language_model_baseline:
@@ -122,10 +123,8 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
     return evaluate(config, run, say)
 
 
-def _claim(config: Config, run: RunDirectory, resume: bool) -> None:
-    """Makes the run directory this configuration's, with everything that is needed to run it again."""
-    from distmeta.tracking.versions import environment
-
+def _check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
+    """Refuses to overwrite a run, and to resume it as if it were another."""
     if run.config.exists():
         if not resume:
             raise UserError(f"{run.path}: a run is there; go on with it by --resume, or give another --run-dir")
@@ -140,6 +139,12 @@ def _claim(config: Config, run: RunDirectory, resume: bool) -> None:
             raise UserError(
                 "\n".join([*changed, f"{run.path}: such a change makes another run; give another --run-dir"])
             )
+
+
+def _claim(config: Config, run: RunDirectory) -> None:
+    """Makes the run directory this configuration's, with everything that is needed to run it again."""
+    from distmeta.tracking.versions import environment
+
     run.path.mkdir(parents=True, exist_ok=True)
     run.config.write_text(to_yaml(config), encoding="utf-8")
     run.environment.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -265,6 +265,9 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @given(
     text=st.text(st.sampled_from("aA bç.,'‘ \u0301\t\n\u3000猫龦ﬁßİΣ12[MASK]\x1c"), max_size=30) | st.text(max_size=40)
 )
+@example(text="one\x1ctwo")  # white space to Python, nothing to BERT
+@example(text="three\u200bfour猫\u2028five")
+@example(text="a long" + "word" * 20 + " and a  gap")
 def test_remembered_stretches_give_the_ids_of_the_whole(encoder: Encoder, text: str) -> None:
     [ids] = encoder.encode([text])
     assert ids == encoder.tokenizer.encode(text, add_special_tokens=False).ids

@@ -250,6 +250,8 @@ def test_the_same_text_is_never_on_both_sides_or_under_two_labels(tmp_path: Path
     options = LABELLED | {"split_ratio": [1, 0, 0]}
     manifest = prepare_small(tmp_path / "out", [source], tasks=options, splits=("train",))
     assert (manifest.repeats, manifest.texts_under_two_labels) == (3, 1)
+    counts = Counter(row["class"] for row in examples(tmp_path / "out", manifest))
+    assert (counts["alpha"], counts["beta"]) == (5, 8)
     task = draw(tmp_path / "out", manifest, n_way=3)
     for index in range(500):
         texts = [" ".join(each.text.casefold().split()) for each in (*task(index).support, *task(index).query)]

@@ -6,11 +6,15 @@ from pydoc_data.topics import topics
 
 _UNDERLINE = re.compile(r"^[*=\-~^\"+#.]{3,}$", re.MULTILINE)
 _MARKUP = re.compile(r"(?<![\w*])(\*{1,2})(?=\S)([^*\n]+?)(?<=\S)\1(?![\w*])|``([^`]+)``|`([^`<]+?)(?: <[^>]*>)?`_?")
-_NO_PROSE = re.compile(r"::=|>>>|^ +(?:def|class|import|from|async|@)\b|^ *\[\d+\]\s*$|^\s*[|+][-=| ]", re.MULTILINE)
+_NO_PROSE = re.compile(
+    r"::=|>>>|^ +(?:def|class|import|from|async|@)\b"  # code
+    r"|^ *\[\d+\]\s*$|^\s*[|+][-=| ]",  # numbers of footnotes, tables
+    re.MULTILINE,
+)
 
 
 def python_docs() -> Iterator[str]:
-    """Yield the topics in the order of their names, as paragraphs set apart by empty lines, without markup, code and tables."""
+    """Yield the topics by name, as paragraphs set apart by empty lines, without markup, code and tables."""
     for name in sorted(topics):
         yield "\n\n".join(_paragraphs(topics[name]))
 

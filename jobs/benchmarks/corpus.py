@@ -84,30 +84,27 @@ def repeat_text(files: Sequence[Path], repeat: int, target: Path) -> None:
             copy.write_bytes(b"".join(line + ending + b"\n" for line in text.splitlines()))
 
 
-def measure(files: Sequence[Path], repeat: int, executor: Executor) -> tuple[Manifest, Steps, dict[str, int]]:
+def measure(
+    files: Sequence[Path], repeat: int, executor: Executor, folder: Path
+) -> tuple[Manifest, Steps, dict[str, int]]:
     """Prepare the text `repeat` times over; return the manifest, seconds by step, and peak memory by process."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "in"), Path(folder, "out")
-        source.mkdir()
-        repeat_text(files, repeat, source)
-        timed = TimedExecutor(executor)
-        sampler = MemorySampler()
-        sampler.start()
-        wall, cpu = time.monotonic(), time.process_time()
-        manifest = prepare(
-            target,
-            CorpusConfig(sources=[str(source)]),
-            TokenizerConfig(),
-            TasksConfig(),
-            tokenizer_source=None,
-            max_length=128,
-            executor=timed,
-        )
-        timed.steps["all, tokenizer training too"] = (time.monotonic() - wall, time.process_time() - cpu)
-        peak = sampler.stop()
-        if repeat == 1:
-            compare_with_tokenizers(target)
-        return manifest, timed.steps, peak
+    (folder / "in").mkdir(parents=True)
+    repeat_text(files, repeat, folder / "in")
+    timed = TimedExecutor(executor)
+    sampler = MemorySampler()
+    sampler.start()
+    wall, cpu = time.monotonic(), time.process_time()
+    manifest = prepare(
+        folder / "out",
+        CorpusConfig(sources=[str(folder / "in")]),
+        TokenizerConfig(),
+        TasksConfig(),
+        tokenizer_source=None,
+        max_length=128,
+        executor=timed,
+    )
+    timed.steps["all, tokenizer training too"] = (time.monotonic() - wall, time.process_time() - cpu)
+    return manifest, timed.steps, sampler.stop()
 
 
 def compare_with_tokenizers(directory: Path) -> None:
@@ -163,12 +160,15 @@ def main() -> None:
         ray.init(num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
         executor = RayExecutor()
     peaks = {}
-    for repeat in (1, options.repeat):
-        manifest, steps, peaks[repeat] = measure(files, repeat, executor)
-        print_steps(manifest, steps)
-    print(f"{'peak memory, MB':32} " + " ".join(f"{f'x{repeat}':>8}" for repeat in peaks))
-    for kind in sorted(set().union(*peaks.values())):
-        print(f"{kind:32} " + " ".join(f"{peak.get(kind, 0) / 1e6:8.0f}" for peak in peaks.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in (1, options.repeat):
+            manifest, steps, peaks[repeat] = measure(files, repeat, executor, Path(folder, str(repeat)))
+            print_steps(manifest, steps)
+        print(f"{'peak memory, MB':32} " + " ".join(f"{f'x{repeat}':>8}" for repeat in peaks))
+        for kind in sorted(set().union(*peaks.values())):
+            print(f"{kind:32} " + " ".join(f"{peak.get(kind, 0) / 1e6:8.0f}" for peak in peaks.values()))
+        print()
+        compare_with_tokenizers(Path(folder, "1", "out"))
 
 
 if __name__ == "__main__":
