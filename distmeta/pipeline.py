@@ -196,12 +196,8 @@ def _language_model_baseline(
 
 
 def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say: Say) -> None:
-    from distmeta.tracking.cost import run_cost
-
-    cost = run_cost(
-        progress["seconds"], config.train.num_workers, config.tracking.price_per_worker_hour, config.tracking.currency
-    )
-    summary = progress | cost
+    cost = progress["worker_seconds"] / 3600 * config.tracking.price_per_worker_hour
+    summary = progress | {"cost": cost, "currency": config.tracking.currency}
     run.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if "best_score" in progress:
         starting, best, step = progress["starting_score"], progress["best_score"], progress["best_step"]
@@ -212,8 +208,8 @@ def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say:
         if step == 0:
             say("training made the network no better on the meta-valid classes: the starting network is what is kept")
     say(
-        f"{summary['wall_seconds']:.0f} s, {summary['worker_seconds']:.0f} worker-seconds, "
-        f"{progress['flops']:.2e} floating-point operations, {summary['cost']:.2f} {summary['currency']}"
+        f"trained for {progress['wall_seconds']:.0f} s, {progress['worker_seconds']:.0f} worker-seconds, "
+        f"{progress['flops']:.2e} floating-point operations, {cost:.2f} {config.tracking.currency}"
     )
 
 

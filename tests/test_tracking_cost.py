@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, GPT2Config, PretrainedConfig
 
-from distmeta.tracking.cost import FlopCounter, StepTokens, network_size, run_cost
+from distmeta.tracking.cost import FlopCounter, StepTokens, network_size
 from distmeta.tracking.versions import environment
 
 WAY, SUPPORT, QUERY, LENGTH, INNER_STEPS = 5, 5, 15, 16, 2
@@ -137,15 +137,6 @@ def test_operations_add_up_over_tasks_and_steps() -> None:
     three = FlopCounter(size, "fomaml", "all", 3).step(TOKENS)
     assert three - query_alone == pytest.approx(3 * (one - query_alone))
     assert FlopCounter(size, "fomaml", "all", 1).step(StepTokens()) == 0
-
-
-def test_cost_of_a_run() -> None:
-    assert run_cost(1800.0, workers=4, price_per_worker_hour=2.5, currency="EUR") == {
-        "wall_seconds": 1800.0,
-        "worker_seconds": 7200.0,
-        "cost": 5.0,
-        "currency": "EUR",
-    }
 
 
 def test_versions_name_no_machine() -> None:

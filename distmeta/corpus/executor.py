@@ -1,5 +1,6 @@
 """Where units of work are done: in this process, or on a Ray cluster by Ray Data."""
 
+import logging
 import os
 import pickle
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 5.0
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -52,6 +55,7 @@ def _map_with_ray(function: Callable[[Unit], Result], units: Sequence[Unit]) -> 
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it tells of every step that it is over
     with ray.data.DataContext.current(context):
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work)
     for row in results.iter_rows():
@@ -62,7 +66,10 @@ def _with_progress(results: Iterator[Result], total: int, description: str) -> I
     if sys.stderr.isatty():
         yield from tqdm(results, description, total, unit="part", leave=False)
         return
-    print(f"{description}: {total} part{'s' if total != 1 else ''}", file=sys.stderr, flush=True)
-    start = time.monotonic()
-    yield from results
-    print(f"{description}: done in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+    # A log wants a sign of life of what is long, and nothing of what is over at once.
+    start = said = time.monotonic()
+    for done, result in enumerate(results, 1):
+        yield result
+        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            print(f"{description}: {done} of {total} parts, {said - start:.0f} s", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ DEFAULT_MODEL: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 512,
     "max_position_embeddings": 128,
+    "initializer_range": 0.08,  # about 1 / sqrt(hidden_size); the usual 0.02 is meant for wide networks
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }

@@ -1,7 +1,7 @@
-"""What a run costs: floating-point operations from counts of tokens, worker time, and money."""
+"""What a run costs in floating-point operations, from counts of tokens."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -116,14 +116,3 @@ class FlopCounter:
         with_weights = 2 * self.size.matmul_parameters
         in_attention = 4 * self.size.layers * self.size.width * context
         return tokens * (weights * with_weights + attention * in_attention)
-
-
-def run_cost(wall_seconds: float, workers: int, price_per_worker_hour: float, currency: str) -> dict[str, Any]:
-    """`wall_seconds`, `worker_seconds`, and `cost` in `currency`."""
-    worker_seconds = wall_seconds * workers
-    return {
-        "wall_seconds": wall_seconds,
-        "worker_seconds": worker_seconds,
-        "cost": worker_seconds / 3600 * price_per_worker_hour,
-        "currency": currency,
-    }

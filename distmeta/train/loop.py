@@ -55,7 +55,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     """Trains to `train.outer_steps`, or until a stop is requested.
 
     Leaves metrics, checkpoints and the best weights in the run directory and the storage. Returns the progress, as the
-    last checkpoint has it: `outer_step`, `best_step`, `best_score`, and totals of `flops`, `tokens`, `seconds`.
+    last checkpoint has it: `outer_step`, `best_step`, `best_score`, and totals of `flops`, `tokens`,
+    `lm_tokens`, `wall_seconds` and `worker_seconds`, those before a resume included.
     """
     checkpoint = worker.newest_checkpoint()
     state, progress, _ = read_checkpoint(checkpoint) if checkpoint else (None, {"outer_step": 0}, {})
@@ -68,7 +69,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     validator = Validator(setup, skeleton, learner.adapted_names, worker.rank, worker.world_size)
     size = network_size(skeleton.base, skeleton.model.config)
     flop_counter = FlopCounter(size, config.meta.algorithm, config.meta.adapt, config.meta.inner_steps)
-    began = time.perf_counter() - progress.get("seconds", 0.0)
+    marked = time.perf_counter()
     is_main = worker.rank == 0
     recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
     best = Best(run, progress) if is_main else None
@@ -103,9 +104,11 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         is_last = outer_step == config.train.outer_steps
         is_stopping = metrics.pop("stop") > 0
         row = _row(outer_step, metrics, norm, rate, seconds, config.meta)
+        elapsed, marked = time.perf_counter() - marked, time.perf_counter()  # with what came since the last step
         progress = {
             "outer_step": outer_step,
-            "seconds": time.perf_counter() - began,
+            "wall_seconds": progress.get("wall_seconds", 0.0) + elapsed,
+            "worker_seconds": progress.get("worker_seconds", 0.0) + elapsed * worker.world_size,
             "tokens": progress.get("tokens", 0) + row["tokens"],
             "lm_tokens": progress.get("lm_tokens", 0) + int(metrics.get("lm_tokens", 0)),
             "flops": progress.get("flops", 0.0) + flop_counter.step(_step_tokens(metrics)),

@@ -157,7 +157,7 @@ def main() -> None:
     if options.executor == "ray":
         import ray
 
-        ray.init(num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
         executor = RayExecutor()
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
