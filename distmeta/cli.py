@@ -1,7 +1,6 @@
 """The command line."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -117,12 +116,6 @@ def main() -> None:
     except Interrupted as interruption:
         print(f"distmeta: {interruption}", file=sys.stderr)
         sys.exit(130)
-    except KeyboardInterrupt:
-        print("distmeta: interrupted; --resume goes on from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `distmeta tasks | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
 
 
 if __name__ == "__main__":

@@ -17,17 +17,19 @@ def check_workers_fit(config: Config) -> None:
         UserError: with both numbers; never where RAY_ADDRESS names a cluster, whose size is not known yet.
     """
     if "RAY_ADDRESS" not in os.environ:
-        _check(config, len(os.sched_getaffinity(0)), "this machine has")
+        _check(config, [len(os.sched_getaffinity(0))], "this machine has")
 
 
-def _check(config: Config, cpus: float, has: str) -> None:
+def _check(config: Config, cpus_of_nodes: list[float], has: str) -> None:
     train = config.train
-    needed = train.num_workers * train.cpus_per_worker
-    if needed > cpus:
+    if sum(cpus // train.cpus_per_worker for cpus in cpus_of_nodes) < train.num_workers:
+        cpus = sum(cpus_of_nodes)
+        needed = train.num_workers * train.cpus_per_worker
+        where = f"{cpus:g} on {len(cpus_of_nodes)} nodes" if len(cpus_of_nodes) > 1 else f"{cpus:g}"
         raise UserError(
             f"train.num_workers: {train.num_workers} workers of {train.cpus_per_worker:g} CPUs need {needed:g}, "
-            f"{has} {cpus:g}: lower train.num_workers, or set train.cpus_per_worker to "
-            f"{cpus / train.num_workers:.3g} so that they share"
+            f"{has} {where}: lower train.num_workers, or set train.cpus_per_worker to "
+            f"{int(100 * cpus / train.num_workers) / 100:g} so that they share"
         )
 
 
@@ -57,7 +59,7 @@ def ray_cluster(config: Config) -> Iterator[None]:
             f"Ray: {str(error).strip().splitlines()[0]} (RAY_ADDRESS={os.environ.get('RAY_ADDRESS')})"
         ) from None
     try:
-        _check(config, ray.cluster_resources().get("CPU", 0), "the cluster has")
+        _check(config, [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]], "the cluster has")
         yield
     finally:
         ray.shutdown()

@@ -16,7 +16,7 @@ from distmeta.engine.config import EngineConfig
 from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
 from distmeta.meta.config import MetaConfig
-from distmeta.models.config import ModelConfig
+from distmeta.models.config import DEFAULT_MODEL, ModelConfig
 from distmeta.section import Section
 from distmeta.tasks.config import TasksConfig
 from distmeta.tracking.config import TrackingConfig
@@ -80,6 +80,8 @@ def _refuse_repeated_keys(node: yaml.Node | None) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -89,11 +91,12 @@ def _refuse_repeated_keys(node: yaml.Node | None) -> None:
             _refuse_repeated_keys(value)
 
 
-def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+def load_config(path: Path | None = None, overrides: Iterable[str] = (), *, check: bool = True) -> Config:
     """The configuration in a YAML file, or all defaults without one, with `key=value` overrides applied.
 
     Relative paths in the file are read from the file's own folder, those in overrides from the current one; both
-    come out absolute, since workers run elsewhere.
+    come out absolute, since workers run elsewhere. Without `check` the values are taken as they are together, and
+    sources need not be there: for a file that a run has written.
 
     Raises:
         UserError: one line for each unknown key, wrong type, missing file or impossible combination.
@@ -109,15 +112,21 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
             tree = {}
         if not isinstance(tree, dict):
             raise UserError(f"{path}: the top level must be a mapping of sections, such as `meta:`")
+        # A section of which every key is commented out reads as nothing.
+        tree = {section: values for section, values in tree.items() if values is not None}
         _make_paths_absolute(tree, path.resolve().parent)
     for override in overrides:
-        _apply_override(tree, override)
-    _make_paths_absolute(tree, Path.cwd())
+        one: dict[str, Any] = {}
+        _apply_override(one, override)
+        _make_paths_absolute(one, Path.cwd())
+        if override.startswith("model.config.") and not isinstance(tree.get("model", {}).get("config"), dict):
+            tree.setdefault("model", {})["config"] = dict(DEFAULT_MODEL)
+        _merge(tree, one, override)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(error.errors()))) from None
-    problems = list(_impossible(config))
+    problems = list(_impossible(config)) if check else []
     if problems:
         raise UserError("\n".join(problems))
     return config
@@ -138,6 +147,16 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[last] = parse_yaml(text, f"--set {key}")
 
 
+def _merge(tree: dict[str, Any], other: dict[str, Any], override: str) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value, override)
+        elif isinstance(value, dict) and tree.get(key) is not None and value:
+            raise UserError(f"--set {override.partition('=')[0]}: {key} is a value, not a section")
+        else:
+            tree[key] = value
+
+
 # --- paths ------------------------------------------------------------------------------------------------------
 
 _PATH_KEYS = (
@@ -154,8 +173,11 @@ _PATH_KEYS = (
 _HUB_KEYS = {("tokenizer", "name_or_path"), ("model", "name_or_path")}
 
 
+HUGGING_FACE = "huggingface:"
+
+
 def _is_remote(path: str) -> bool:
-    return "://" in path or path.startswith(("builtin:", "huggingface:"))
+    return "://" in path or path.startswith("builtin:")
 
 
 def _make_paths_absolute(tree: dict[str, Any], base: Path) -> None:
@@ -164,6 +186,8 @@ def _make_paths_absolute(tree: dict[str, Any], base: Path) -> None:
     def absolute(value: Any, only_if_present: bool = False) -> Any:
         if not isinstance(value, str) or not value or _is_remote(value):
             return value
+        if value.startswith(HUGGING_FACE):
+            return HUGGING_FACE + absolute(value.removeprefix(HUGGING_FACE), only_if_present=True)
         joined = base / Path(value).expanduser()
         return str(joined) if joined.exists() or not only_if_present else value
 
@@ -200,8 +224,9 @@ def _explain(errors: list[ErrorDetails]) -> Iterable[str]:
     by_key: dict[str, list[ErrorDetails]] = {}
     for details in errors:
         # Where a key takes several types, pydantic adds the type that it tried to the location.
+        branches = ("str", "int", "constrained-int", "SourceConfig")
         parts = [str(part) for part in details["loc"]]
-        key = ".".join(part for part in parts if re.fullmatch(r"[a-z_0-9]+", part) and part not in ("str", "int"))
+        key = ".".join(part for part in parts if part not in branches and not part.startswith("literal["))
         by_key.setdefault(key, []).append(details)
     for key, tried in by_key.items():
         if any(other.startswith(f"{key}.") for other in by_key):
@@ -210,14 +235,20 @@ def _explain(errors: list[ErrorDetails]) -> Iterable[str]:
             yield _unknown(key)
         else:
             messages = [re.sub("^Input should", "should", details["msg"]) for details in tried]
-            yield f"{key}: {' or '.join(messages)}, got {tried[0]['input']!r}"
+            yield f"{key}: {' or '.join(messages)}, got {_shown(tried[0]['input'])}"
+
+
+def _shown(value: object) -> str:
+    """A value that may be shown: what stands inside a mapping or a list may be a key or a password."""
+    return f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)
 
 
 def _unknown(key: str) -> str:
     """The value is not shown: people put keys and passwords where they don't belong."""
     known = valid_keys() + [name for name, _ in _sections()]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
-        name for name in known if name.split(".")[-1] == key.split(".")[-1]
+    plain = key.lower().replace("-", "_")
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.5) or [
+        name for name in known if name.split(".")[-1] == plain.split(".")[-1]
     ]
     return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; see `distmeta config`")
 
@@ -225,10 +256,19 @@ def _unknown(key: str) -> str:
 def _impossible(config: Config) -> Iterable[str]:
     """What each key allows alone and no run can do together."""
     tasks, meta, train = config.tasks, config.meta, config.train
+    for key in _with_passwords(config.model_dump()):
+        yield f"{key}: an address with a password in it would end up in every copy; keys belong in the environment"
     for source in config.corpus.sources:
         path = source.path if isinstance(source, SourceConfig) else source
-        is_hub_name = isinstance(source, SourceConfig) and source.format == "huggingface"
-        if not _is_remote(path) and not is_hub_name and not glob.glob(path):
+        is_hub_name = path.startswith(HUGGING_FACE) or (
+            isinstance(source, SourceConfig) and source.format == "huggingface"
+        )
+        if (
+            not _is_remote(path)
+            and not is_hub_name
+            and not Path(path).exists()
+            and not any(glob.iglob(path, recursive=True))
+        ):
             yield f"corpus.sources: nothing is at {path}"
     for key, file in (
         ("corpus.stop_words_file", config.corpus.stop_words_file),
@@ -236,8 +276,8 @@ def _impossible(config: Config) -> Iterable[str]:
     ):
         if file is not None and not Path(file).is_file():
             yield f"{key}: there is no file {file}"
-    if any(ratio < 0 for ratio in tasks.split_ratio) or sum(tasks.split_ratio) > 1 + 1e-9:
-        yield f"tasks.split_ratio: must be three shares that sum to at most 1, got {tasks.split_ratio}"
+    if any(ratio < 0 for ratio in tasks.split_ratio) or abs(sum(tasks.split_ratio) - 1) > 1e-6:
+        yield f"tasks.split_ratio: must be three shares that sum to 1, got {tasks.split_ratio}"
     if tasks.split_files is not None and tasks.label_column is None:
         yield "tasks.split_files: names classes of a labelled set; set tasks.label_column as well"
     if tasks.max_sentences is not None and tasks.max_sentences < tasks.min_sentences:
@@ -268,7 +308,30 @@ def _impossible(config: Config) -> Iterable[str]:
         yield "model.config.model_type: must name a Hugging Face model type, such as bert or gpt2"
 
 
+def _with_passwords(node: Any, key: str = "") -> Iterable[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _with_passwords(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _with_passwords(value, key)
+    elif isinstance(node, str) and re.search(r"://[^/@\s]+@", node):
+        yield key
+
+
 # --- printing ---------------------------------------------------------------------------------------------------
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each string that this loader or a usual one would take for something else."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (it is yaml's own attribute)
+        first: [
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+            *_Loader.yaml_implicit_resolvers.get(first, []),
+        ]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+    }
 
 
 def to_yaml(config: Config, comments: bool = False) -> str:
@@ -282,7 +345,6 @@ def to_yaml(config: Config, comments: bool = False) -> str:
         for key, field in model.model_fields.items():
             if comments:
                 lines.append(f"  # {field.description}")
-            # Strings are quoted where another YAML reader would take them for something else.
-            text = yaml.safe_dump({key: values[key]}, sort_keys=False, allow_unicode=True, width=10_000)
+            text = yaml.dump({key: values[key]}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
             lines += [f"  {line}" for line in text.rstrip("\n").split("\n")]
     return "\n".join(lines).lstrip("\n") + "\n"

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from distmeta.config import Config, load_config, to_yaml
 from distmeta.corpus.executor import Executor, LocalExecutor, RayExecutor
@@ -14,7 +14,7 @@ from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, corpus_directory, resolve
-from distmeta.tasks.config import Split
+from distmeta.tasks.config import SPLITS, Split
 from distmeta.tasks.episode import Task
 from distmeta.tracking.config import TrackingConfig
 
@@ -36,40 +36,62 @@ CHANGEABLE = {
     *(f"evaluate.{key}" for key in EvaluateConfig.model_fields),
     *(f"tracking.{key}" for key in TrackingConfig.model_fields),
 }
-"""What may differ when a run is resumed: it changes where and how long, not what is computed."""
+"""What may differ when a run is resumed: where it runs and how long (by which the learning rate falls)."""
 
 
 def open_run(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
-    """The resolved configuration, and the directory of its run, which need not be there yet."""
-    config = resolve(load_config(config_file, overrides))
+    """The resolved configuration, and the directory of its run, which need not be there yet.
+
+    Where no configuration is given and the directory holds a run, it is the run's own.
+    """
     path = run_dir or Path("runs") / (config_file.stem if config_file else "default")
-    return config, RunDirectory(path.resolve())
+    run = RunDirectory(path.resolve())
+    if config_file is None and run_dir and run.config.exists():
+        config_file = run.config
+    return resolve(load_config(config_file, overrides)), run
 
 
 def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
-    """The same for a run that is there; its own configuration where no other is given."""
-    if config_file is None:
-        if run_dir is None:
-            raise UserError("give --run-dir DIR (a run), or the --config FILE that it was made with")
-        config_file = RunDirectory(run_dir).config
-        if not config_file.exists():
-            raise UserError(f"--run-dir {run_dir}: no run is there (it has no {config_file.name})")
-    config, run = open_run(config_file, overrides, run_dir)
-    if not run.best_weights.exists():
+    """The same for a run that has kept a network, which must be the same; its sources need not be there any more."""
+    if config_file is None and run_dir is None:
+        raise UserError("give --run-dir DIR (a run), or the --config FILE that it was made with")
+    run = RunDirectory((run_dir or Path("runs") / config_file.stem).resolve())  # type: ignore[union-attr]
+    if not run.best_weights.exists() or not run.config.exists():
         raise UserError(f"{run.path}: no run is there that has kept a network; see `distmeta pretrain`")
+    config = resolve(load_config(config_file or run.config, overrides, check=config_file is not None))
+    _refuse_changes(config, run, lambda key: key.startswith(("model.", "tokenizer.")) or key == "meta.adapt")
     return config, run
 
 
+def _refuse_changes(config: Config, run: RunDirectory, matters: Callable[[str], bool]) -> None:
+    """Raises UserError with a line for each key that matters and is not as the run has it."""
+    before, now = load_config(run.config, check=False).model_dump(), config.model_dump()
+    changed = [
+        f"{section}.{key}: {before[section][key]!r} before, {now[section][key]!r} now"
+        for section in now
+        for key in now[section]
+        if before[section][key] != now[section][key] and matters(f"{section}.{key}")
+    ]
+    if changed:
+        raise UserError("\n".join([*changed, f"{run.path}: such a change makes another run; give another --run-dir"]))
+
+
 def prepare(config: Config, run: RunDirectory, say: Say) -> None:
-    """Prepares the corpus of a run, where it is not yet."""
+    """Prepares the corpus of a run, where it is not yet. Classes too few for tasks are told and no failure."""
     from distmeta.cluster import ray_cluster
 
+    _check_claim(config, run, resume=True)
     with ExitStack() as stack:
         executor: Executor = LocalExecutor()
         if _is_large(config):
             stack.enter_context(ray_cluster(config))
             executor = RayExecutor()
-        prepare_with(executor, config, run, say)
+        prepare_with(executor, config, run, say, splits=())
+    for split in SPLITS:
+        try:
+            Setup(config, run).tasks(split).draw(0)
+        except UserError as error:
+            say(f"no tasks yet: {error}")
 
 
 def _is_large(config: Config) -> bool:
@@ -79,19 +101,12 @@ def _is_large(config: Config) -> bool:
 
 def draw_tasks(config: Config, run: RunDirectory, split: str, start: int, count: int, say: Say) -> Iterator[Task]:
     """Tasks `start` to `start + count - 1` of a split, as the run draws them."""
-    if split not in get_args(Split):
-        raise UserError(f"--split {split}: must be one of {', '.join(get_args(Split))}")
-    prepare_with(LocalExecutor(), config, run, say)
-    options = config.evaluate
-    source = Setup(config, run).tasks(split)  # type: ignore[arg-type]  # checked above
-    if split == options.split:
-        source = Setup(config, run).tasks(
-            options.split,
-            n_way=options.n_way,
-            k_shot=options.k_shot,
-            query_per_class=options.query_per_class,
-            seed=options.seed,
-        )
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: must be one of {', '.join(SPLITS)}")
+    _check_claim(config, run, resume=True)
+    prepare_with(LocalExecutor(), config, run, say, splits=(split,))
+    setup = Setup(config, run)
+    source = setup.evaluation_tasks() if split == config.evaluate.split == "test" else setup.tasks(split)
     for index in range(start, start + count):
         yield source.draw(index)
 
@@ -106,11 +121,13 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
     large = _is_large(config)
     if not large:
         prepare_with(LocalExecutor(), config, run, say)
+        _check_tasks(config, run)
     with ray_cluster(config):
         from distmeta.train.launch import launch
 
         if large:
             prepare_with(RayExecutor(), config, run, say)
+            _check_tasks(config, run)
         _claim(config, run)
         say(f"training on {config.train.num_workers} workers, ZeRO stage {config.engine.zero_stage}")
         progress = launch(config, run, say)
@@ -123,31 +140,43 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
     return evaluate(config, run, say)
 
 
+def _check_tasks(config: Config, run: RunDirectory) -> None:
+    """Draws one task of each kind that the run will need, so that what cannot be drawn is told now."""
+    setup = Setup(config, run)
+    setup.tasks("train").draw(0)
+    if config.train.validate_every:
+        setup.tasks("valid").draw(0)
+    setup.evaluation_tasks().draw(0)
+
+
 def _check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
-    """Refuses to overwrite a run, and to resume it as if it were another."""
-    if run.config.exists():
-        if not resume:
-            raise UserError(f"{run.path}: a run is there; go on with it by --resume, or give another --run-dir")
-        before, now = load_config(run.config).model_dump(), config.model_dump()
-        changed = [
-            f"{section}.{key}: {before[section][key]!r} before, {now[section][key]!r} now"
-            for section in now
-            for key in now[section]
-            if before[section][key] != now[section][key] and f"{section}.{key}" not in CHANGEABLE
-        ]
-        if changed:
+    """Refuses to overwrite a run, and to go on with it as if it were another."""
+    from distmeta.train.storage import newest_checkpoint, storage_path
+
+    if not run.config.exists():
+        if config.train.storage and not resume and newest_checkpoint(config, run):
             raise UserError(
-                "\n".join([*changed, f"{run.path}: such a change makes another run; give another --run-dir"])
+                f"train.storage: {storage_path(config, run)} holds the checkpoints of another run; give another "
+                "--run-dir or storage, or go on with it by --resume"
             )
+        return
+    if not resume:
+        raise UserError(f"{run.path}: a run is there; go on with it by --resume, or give another --run-dir")
+    _refuse_changes(config, run, lambda key: key not in CHANGEABLE)
 
 
 def _claim(config: Config, run: RunDirectory) -> None:
     """Makes the run directory this configuration's, with everything that is needed to run it again."""
     from distmeta.tracking.versions import environment
 
+    corpus = Setup(config, run).manifest.content_digest
+    if run.environment.exists():
+        before = json.loads(run.environment.read_text(encoding="utf-8"))["corpus"]
+        if before != corpus:
+            raise UserError(f"{run.path}: the corpus is not the one that this run began with; give another --run-dir")
     run.path.mkdir(parents=True, exist_ok=True)
     run.config.write_text(to_yaml(config), encoding="utf-8")
-    run.environment.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+    run.environment.write_text(json.dumps(environment() | {"corpus": corpus}, indent=2) + "\n", encoding="utf-8")
 
 
 def _choices(config: Config) -> str:
@@ -159,8 +188,14 @@ def _choices(config: Config) -> str:
     )
 
 
-def prepare_with(executor: Executor, config: Config, run: RunDirectory, say: Say) -> None:
-    """Prepares the corpus of a run by a given executor, where it is not yet prepared."""
+def prepare_with(
+    executor: Executor, config: Config, run: RunDirectory, say: Say, splits: tuple[Split, ...] | None = None
+) -> None:
+    """Prepares the corpus of a run by a given executor, where it is not yet prepared.
+
+    Raises:
+        UserError: one of `splits` has too few classes; unset, those that training and evaluation need.
+    """
     from distmeta.corpus.prepare import prepare
 
     manifest = prepare(
@@ -171,14 +206,22 @@ def prepare_with(executor: Executor, config: Config, run: RunDirectory, say: Say
         tokenizer_source=config.tokenizer.name_or_path or config.model.name_or_path,
         max_length=config.tokenizer.max_length,
         executor=executor,
+        splits=_needed_splits(config) if splits is None else splits,
     )
     say(manifest.describe())
+
+
+def _needed_splits(config: Config) -> tuple[Split, ...]:
+    needed = {"train", config.evaluate.split} | ({"valid"} if config.train.validate_every else set())
+    return tuple(split for split in SPLITS if split in needed)
 
 
 def _language_model_baseline(
     config: Config, run: RunDirectory, progress: dict[str, Any]
 ) -> tuple[Config, RunDirectory]:
     """The run that trains the same network on language modelling alone, for as many tokens as `progress` counts."""
+    from distmeta.train.storage import storage_path
+
     baseline = config.model_copy(deep=True)
     baseline.corpus.directory = str(corpus_directory(config, run))
     if config.meta.lm_weight == 0:
@@ -189,6 +232,8 @@ def _language_model_baseline(
     baseline.meta.lm_warmup_steps = baseline.train.outer_steps
     baseline.train.validate_every = 0
     baseline.tracking.wandb = "disabled"
+    if config.train.storage:
+        baseline.train.storage = storage_path(config, run)
     directory = RunDirectory(run.path / "language-model")
     directory.path.mkdir(exist_ok=True)
     directory.config.write_text(to_yaml(baseline), encoding="utf-8")
@@ -196,8 +241,9 @@ def _language_model_baseline(
 
 
 def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say: Say) -> None:
-    cost = progress["worker_seconds"] / 3600 * config.tracking.price_per_worker_hour
-    summary = progress | {"cost": cost, "currency": config.tracking.currency}
+    from distmeta.tracking.cost import run_cost
+
+    summary = progress | run_cost(progress["worker_seconds"], config.tracking)
     run.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if "best_score" in progress:
         starting, best, step = progress["starting_score"], progress["best_score"], progress["best_step"]
@@ -209,7 +255,7 @@ def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say:
             say("training made the network no better on the meta-valid classes: the starting network is what is kept")
     say(
         f"trained for {progress['wall_seconds']:.0f} s, {progress['worker_seconds']:.0f} worker-seconds, "
-        f"{progress['flops']:.2e} floating-point operations, {cost:.2f} {config.tracking.currency}"
+        f"{progress['flops']:.2e} floating-point operations, {summary['cost']:.2f} {summary['currency']}"
     )
 
 
@@ -247,7 +293,7 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
             raise UserError(
                 f"evaluate.language_model_baseline: {run.path} has no such baseline; set it when the run is trained"
             )
-        baseline = load_config(baseline_run.config)
+        baseline = load_config(baseline_run.config, check=False)
         candidates.append(Candidate("language-model", Setup(baseline, baseline_run), baseline_run.best_weights))
     report = evaluate_candidates(config, candidates, say)
     run.evaluation.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

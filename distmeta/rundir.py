@@ -71,6 +71,6 @@ class RunDirectory:
         return self.path / "stop-requested"
 
     @property
-    def failures(self) -> Path:
-        """One JSON object a lost worker: what it was lost to."""
-        return self.path / "failures.jsonl"
+    def events(self) -> Path:
+        """One JSON object a lost worker, with what it was lost to, and a warning of a worker."""
+        return self.path / "events.jsonl"

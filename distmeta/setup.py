@@ -5,8 +5,9 @@ from pathlib import Path
 
 from distmeta.config import Config
 from distmeta.corpus.manifest import Manifest
+from distmeta.errors import UserError
 from distmeta.models import Network, load_network, load_tokenizer
-from distmeta.models.load import load_model_config, max_sequence_length, model_kind, resolve_pooling
+from distmeta.models.load import check_model, load_model_config, max_sequence_length, model_kind, resolve_pooling
 from distmeta.rundir import RunDirectory
 from distmeta.tasks.config import Split
 from distmeta.tasks.draw import TaskSource
@@ -34,9 +35,15 @@ def resolve(config: Config) -> Config:
     for key in ("n_way", "k_shot", "query_per_class"):
         if getattr(config.evaluate, key) is None:
             setattr(config.evaluate, key, getattr(config.tasks, key))
+    check_model(config.model, lora=config.meta.adapt == "lora", language_model=wants_language_model(config))
     if config.evaluate.inner_steps is None:
         config.evaluate.inner_steps = config.meta.inner_steps
     return config
+
+
+def wants_language_model(config: Config) -> bool:
+    """Whether any step trains the language model."""
+    return bool(config.meta.lm_weight) or config.meta.lm_warmup_steps > 0
 
 
 class Setup:
@@ -45,7 +52,10 @@ class Setup:
     def __init__(self, config: Config, run: RunDirectory) -> None:
         self.config = config
         self.corpus = corpus_directory(config, run)
-        self.manifest = Manifest.load(self.corpus)
+        try:
+            self.manifest = Manifest.load(self.corpus)
+        except FileNotFoundError:
+            raise UserError(f"{self.corpus}: no prepared corpus is there; see `distmeta prepare`") from None
         self.tokenizer = load_tokenizer(str(self.corpus / "tokenizer"))
 
     @cached_property
@@ -56,7 +66,7 @@ class Setup:
     @property
     def wants_language_model(self) -> bool:
         """Whether any step trains the language model."""
-        return bool(self.config.meta.lm_weight) or self.config.meta.lm_warmup_steps > 0
+        return wants_language_model(self.config)
 
     def network(self) -> Network:
         """The network with its starting weights: the same on every worker."""
@@ -85,10 +95,21 @@ class Setup:
         return TaskSource(
             self.manifest.class_parts(self.corpus, split),
             split,
-            n_way=n_way or tasks.n_way,
-            k_shot=k_shot or tasks.k_shot,
-            query_per_class=query_per_class or tasks.query_per_class,
+            n_way=tasks.n_way if n_way is None else n_way,
+            k_shot=tasks.k_shot if k_shot is None else k_shot,
+            query_per_class=tasks.query_per_class if query_per_class is None else query_per_class,
             seed=self.config.train.seed if seed is None else seed,
+        )
+
+    def evaluation_tasks(self) -> TaskSource:
+        """The episodes that `evaluate` describes."""
+        options = self.config.evaluate
+        return self.tasks(
+            options.split,
+            n_way=options.n_way,
+            k_shot=options.k_shot,
+            query_per_class=options.query_per_class,
+            seed=options.seed,
         )
 
     def text(self) -> TextSource | None:

@@ -33,7 +33,7 @@ def test_one_source_is_enough(tmp_path):
 def test_numbers_are_read_as_people_write_them(tmp_path):
     """Case G1: PyYAML takes 1e-3 for a string, 007 for 7 and no for False."""
     path = write(tmp_path, "meta: {inner_lr: 1e-3, outer_lr: 5E-4}\ntracking: {name: 007, group: no}\n")
-    config = load_config(path, ["meta.weight_decay=1e-2", "tracking.project=12:30:45"])
+    config = load_config(path, ["meta.weight_decay=1e-2", "tracking.project=12:30:45", "tracking.currency='1e5'"])
     assert (config.meta.inner_lr, config.meta.outer_lr, config.meta.weight_decay) == (0.001, 0.0005, 0.01)
     assert (config.tracking.name, config.tracking.group, config.tracking.project) == ("007", "no", "12:30:45")
     assert load_config(write(tmp_path, to_yaml(config))) == config
@@ -53,7 +53,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
         ("engine.zero_stage=4", ["engine.zero_stage", "0, 1, 2 or 3"]),
         ("meta=5", ["meta", "5"]),
         ("meta.inner_lr.x=5", ["inner_lr"]),
-        ("tasks.split_ratio=[0.9, 0.2, 0.2]", ["tasks.split_ratio", "at most 1"]),
+        ("tasks.split_ratio=[0.9, 0.2, 0.2]", ["tasks.split_ratio", "sum to 1"]),
         ("tasks.max_examples=7", ["tasks.max_examples", "7", "10"]),
         ("tasks.max_classes=9", ["tasks.max_classes", "9", "n_way"]),
         ("train.num_workers=8", ["meta.meta_batch_size", "4", "train.num_workers", "8"]),
@@ -85,12 +85,32 @@ def test_a_key_that_is_set_by_mistake_is_not_printed():
     assert "0123456789abcdef" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("override", ["train.storage=s3://AKIA:SECRET99@b/x", "corpus.sources=[s3://A:SECRET99@b/x]"])
+def test_an_address_with_a_password_is_refused_and_not_shown(override):
+    with pytest.raises(UserError, match="keys belong in the environment") as refusal:
+        load_config(None, [override])
+    assert "SECRET99" not in str(refusal.value)
+
+
+def test_what_is_inside_a_wrong_value_is_not_shown():
+    with pytest.raises(UserError) as refusal:
+        load_config(None, ["tracking.wandb={api_key: SECRET99}"])
+    assert "SECRET99" not in str(refusal.value)
+
+
+def test_one_key_of_the_new_model_can_be_set(tmp_path):
+    config = load_config(write(tmp_path, "model:\n  # pooling: mean\n"), ["model.config.hidden_size=64"])
+    assert config.model.config == Config().model.config | {"hidden_size": 64}
+
+
 def test_second_order_with_an_attention_that_has_no_second_derivative_is_refused():
     with pytest.raises(UserError, match=r"model.attention: sdpa.*maml"):
         load_config(None, ["meta.algorithm=maml", "model.attention=sdpa"])
 
 
-@pytest.mark.parametrize("text", ["meta: [", "meta: {inner_lr: 1}\nmeta: {inner_lr: 2}", "- a", "meta: {a: 1, a: 2}"])
+@pytest.mark.parametrize(
+    "text", ["meta: [", "meta: {{x}}", "meta: {inner_lr: 1}\nmeta: {inner_lr: 2}", "- a", "meta: {a: 1, a: 2}"]
+)
 def test_text_that_is_no_configuration_is_refused(tmp_path, text):
     with pytest.raises(UserError, match=r"run\.yaml"):
         load_config(write(tmp_path, text))
@@ -101,19 +121,24 @@ def test_paths_are_read_from_where_they_are_written(tmp_path, monkeypatch):
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     (folder / "data").mkdir(parents=True)
     elsewhere.mkdir()
-    for name in ("data/a.txt", "train", "valid", "test"):
+    for name in ("data/a.txt", "data/b[1].txt", "train", "valid", "test"):
         (folder / name).write_text("x")
     (elsewhere / "b.txt").write_text("x")
     monkeypatch.chdir(elsewhere)
     files = "{train: train, valid: valid, test: test}"
+    (folder / "saved").mkdir()
+    (elsewhere / "some").mkdir()
+    (elsewhere / "some" / "hub-name").mkdir()
     path = write(
         folder,
-        f"corpus: {{sources: [data/*.txt, {{path: data}}]}}\ntasks: {{label_column: y, split_files: {files}}}\n"
+        "corpus: {sources: [data/*.txt, {path: data}, huggingface:saved, 'data/b[1].txt', data/**/*.txt]}\n"
+        f"tasks: {{label_column: y, split_files: {files}}}\n"
         "model: {name_or_path: some/hub-name}\n",
     )
     config = load_config(path)
     assert config.corpus.sources[0] == str(folder / "data/*.txt")
     assert config.corpus.sources[1].path == str(folder / "data")
+    assert config.corpus.sources[2] == f"huggingface:{folder / 'saved'}"
     assert config.tasks.split_files.test == str(folder / "test")
     assert config.model.name_or_path == "some/hub-name"
     assert load_config(path, ["corpus.sources=[b.txt]"]).corpus.sources == [str(elsewhere / "b.txt")]

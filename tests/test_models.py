@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 from distmeta.errors import UserError
 from distmeta.models import Network, collate_tokens, export, load_network
 from distmeta.models.config import ModelConfig
-from distmeta.models.load import load_model_config, max_sequence_length, model_kind, resolve_pooling
+from distmeta.models.load import check_model, load_model_config, max_sequence_length, model_kind, resolve_pooling
 from tests.helpers import random_task, task_batch, tiny_network
 
 CPU = torch.device("cpu")
@@ -166,10 +166,12 @@ def test_pooling_is_chosen_by_what_there_is():
     [
         ({"name_or_path": "/nowhere/at-all"}, "model.name_or_path"),
         ({"config": {"model_type": "no-such-type"}}, "model.config"),
+        ({"config": {"model_type": "bert", "hiden_size": 32}}, "model.config.hiden_size: unknown key"),
+        ({"config": {"model_type": "t5"}}, "model: t5 has an encoder and a decoder"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused_in_a_line(options, key):
     with pytest.raises(UserError) as refusal:
-        load_model_config(ModelConfig(**options))
+        check_model(ModelConfig(**options), lora=False, language_model=True)
     assert str(refusal.value).startswith(key)
     assert len(str(refusal.value).splitlines()) == 1

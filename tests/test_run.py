@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,10 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
 def assert_same_rows(run: Path, other: Path, tolerance: float = 0.0) -> None:
     rows, others = read_rows(run), read_rows(other)
     assert [row["outer_step"] for row in rows] == list(range(1, STEPS + 1))
+    validations = [(path / "validation.jsonl").read_text().splitlines() for path in (run, other)]
+    assert len(validations[0]) == len(validations[1]) == 3
+    if not tolerance:
+        assert validations[0] == validations[1]
     for row, expected in zip(rows, others, strict=True):
         for key in expected.keys() - TIMES:
             allowed = max(tolerance, 1e-14) if key == "grad_norm" else tolerance
@@ -73,14 +78,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """A run that nothing disturbs, started from elsewhere."""
-    done = distmeta("pretrain", "--config", "project/../run.yaml", "--run-dir", "whole", cwd=_link(folder))
+    config = f"{folder.name}/run.yaml"
+    done = distmeta("pretrain", "--config", config, "--run-dir", folder / "whole", cwd=folder.parent)
     assert "meta-pretrained inner-loop" in done.stdout
     return folder / "whole"
-
-
-def _link(folder: Path) -> Path:
-    (folder / "project").mkdir(exist_ok=True)
-    return folder
 
 
 class Running:
@@ -237,6 +238,31 @@ def test_a_killed_driver_leaves_a_run_that_goes_on(whole: Path, folder: Path):
     assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
     assert_same_rows(run.run, whole)
     assert f"going on from the checkpoint of outer step {EVERY}" in resumed.log.read_text()
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole: Path, folder: Path):
+    """And made again under another name, so that the run can be resumed after that too."""
+    run = folder / "damaged"
+    shutil.copytree(whole, run)
+    newest = sorted((run / "checkpoints").glob("checkpoint_*"))[-1]
+    weights = newest / "exp_avg.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for _ in range(2):
+        done = distmeta("pretrain", "--config", "run.yaml", "--run-dir", "damaged", "--resume", cwd=folder)
+        assert_same_rows(run, whole)
+    assert f"checkpoint {newest.name} is left out" in done.stderr
+
+
+def test_the_language_model_baseline_gets_as_many_tokens(whole: Path, folder: Path):
+    run = folder / "baseline"
+    shutil.copytree(whole, run)
+    option = ["--set", "evaluate.language_model_baseline=true"]
+    distmeta("pretrain", "--config", "run.yaml", "--run-dir", "baseline", "--resume", *option, cwd=folder)
+    tokens = [sum(row["tokens"] for row in read_rows(path)) for path in (run, run / "language-model")]
+    assert tokens[1] == pytest.approx(tokens[0], rel=0.05)
+    assert not any("query_loss" in row for row in read_rows(run / "language-model"))
+    methods = json.loads((run / "evaluation.json").read_text())["methods"]
+    assert "language-model inner-loop" in [method["name"] for method in methods]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

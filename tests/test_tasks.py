@@ -48,14 +48,6 @@ def test_a_task_depends_on_seed_split_and_index_alone(shard):
     assert not set(digests) & {source(shard, split="test").draw(index).digest for index in range(50)}
 
 
-def test_workers_share_the_tasks_out(shard):
-    """Case A3: the same 200 tasks on one worker and on two, and never one task on both."""
-    one = [source(shard).draw(index).digest for index in range(200)]
-    two = [[source(shard).draw(index).digest for index in range(rank, 200, 2)] for rank in range(2)]
-    assert sorted(one) == sorted(two[0] + two[1])
-    assert not set(two[0]) & set(two[1])
-
-
 def test_a_task_is_n_way_k_shot(shard):
     task = source(shard).draw(3)
     assert len(set(task.classes)) == task.n_way == 5

@@ -167,6 +167,19 @@ def test_the_number_of_workers_changes_nothing(worlds, corpus, tmp_path):
         assert_same(run_steps(worlds[size], config, tmp_path / str(size)), one, tolerance=1e-5)
 
 
+def test_workers_share_the_tasks_out(corpus):
+    """Case A3: each task of a meta-batch on one worker, and every one on some."""
+    setup = Setup(configure(corpus, meta={"meta_batch_size": 5}), RunDirectory(corpus))
+    for world_size in (1, 2, 3):
+        sources = [WorkSource(setup, CPU, rank, world_size) for rank in range(world_size)]
+        for step in range(4):
+            shares = [[work.index for work in source.take(step)[0]] for source in sources]
+            assert all(shares)
+            assert sorted(index for share in shares for index in share) == list(range(5 * step, 5 * step + 5))
+        for source in sources:
+            source.close()
+
+
 # Resuming
 
 

@@ -1,6 +1,6 @@
 """Settings of the evaluation on held-out classes."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,9 +12,9 @@ class EvaluateConfig(Section):
 
     split: Literal["train", "valid", "test"] = "test"
     """Whose classes are scored; train only to look for over-fitting."""
-    episodes: int = Field(default=200, ge=2)
+    episodes: int = Field(default=200, ge=1)
     """Episodes, the same ones for every method."""
-    n_way: int | Literal["all"] | None = None
+    n_way: Annotated[int, Field(ge=2)] | Literal["all"] | None = None
     """Classes in an episode, or all; unset: as in training."""
     k_shot: int | None = Field(default=None, ge=1)
     """Support examples a class; unset: as in training."""

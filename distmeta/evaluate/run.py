@@ -41,13 +41,7 @@ def evaluate_candidates(config: Config, candidates: list[Candidate], say: Callab
     """
     options = config.evaluate
     setup = candidates[0].setup
-    source = setup.tasks(
-        options.split,
-        n_way=options.n_way,
-        k_shot=options.k_shot,
-        query_per_class=options.query_per_class,
-        seed=options.seed,
-    )
+    source = setup.evaluation_tasks()
     scorers = {candidate.name: _scorer(config, candidate) for candidate in candidates}
     scores: dict[tuple[Network, Use], list[EpisodeScore]] = {}
     say(f"evaluating {len(scorers)} networks on {options.episodes} episodes of meta-{options.split} classes")

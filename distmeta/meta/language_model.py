@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ class LanguageModelBatch:
     """The token ids that they should predict."""
 
 
+@lru_cache(maxsize=4)
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and behind a text."""
     bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
@@ -57,12 +59,7 @@ def masked_batch(
         replaced = chosen[(fate >= 0.8) & (fate < 0.9)]
         sequence[replaced] = random.integers(len(tokenizer), size=len(replaced))
         sequences.append(sequence.tolist())
-    tokens = collate_tokens(sequences, tokenizer.pad_token_id, device)
-    return LanguageModelBatch(
-        tokens,
-        (torch.tensor(rows, device=device), torch.tensor(columns, device=device)),
-        torch.tensor(targets, device=device),
-    )
+    return _batch(sequences, rows, columns, targets, tokenizer.pad_token_id, device)
 
 
 def causal_batch(
@@ -71,16 +68,25 @@ def causal_batch(
     """Every token but the first is predicted from those before it."""
     prefix, suffix = special_tokens_around(tokenizer)
     sequences = [[*prefix, *segment, *suffix] for segment in segments]
-    # A segment of one token predicts nothing; it stays in the batch as context for nobody.
     rows = [row for row, sequence in enumerate(sequences) for _ in sequence[1:]]
     columns = [column for sequence in sequences for column in range(len(sequence) - 1)]
     targets = [token for sequence in sequences for token in sequence[1:]]
-    tokens = collate_tokens(sequences, tokenizer.pad_token_id, device)
-    return LanguageModelBatch(
-        tokens,
-        (torch.tensor(rows, device=device), torch.tensor(columns, device=device)),
-        torch.tensor(targets, device=device),
-    )
+    return _batch(sequences, rows, columns, targets, tokenizer.pad_token_id, device)
+
+
+def _batch(
+    sequences: list[list[int]],
+    rows: list[int],
+    columns: list[int],
+    targets: list[int],
+    pad_token_id: int,
+    device: torch.device,
+) -> LanguageModelBatch:
+    def tensor(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    tokens = collate_tokens(sequences, pad_token_id, device)
+    return LanguageModelBatch(tokens, (tensor(rows), tensor(columns)), tensor(targets))
 
 
 def language_model_gradient(
@@ -88,6 +94,8 @@ def language_model_gradient(
 ) -> tuple[Parameters, float]:
     """Gradient for every meta-parameter that takes part, and the mean cross-entropy a predicted token (nats)."""
     parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    if not len(batch.targets):
+        return {}, 0.0  # texts of one token, of which a decoder predicts nothing
     scores = network.language_model_logits(parameters, batch.tokens, batch.positions)
     loss = functional.cross_entropy(scores, batch.targets)
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

@@ -1,6 +1,7 @@
 """Making a network: from a folder, a hub name, or a Hugging Face configuration."""
 
-from typing import Literal
+import difflib
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from distmeta.errors import UserError
 from distmeta.models.config import ModelConfig
+from distmeta.models.lora import find_targets
 from distmeta.models.network import Network, Parameters, Pooling
 
 Kind = Literal["encoder", "decoder", "features"]
@@ -43,11 +45,46 @@ def load_model_config(config: ModelConfig) -> PretrainedConfig:
     """
     try:
         if config.name_or_path is not None:
-            return AutoConfig.from_pretrained(config.name_or_path, trust_remote_code=config.trust_remote_code)
-        return AutoConfig.for_model(**config.config)
+            loaded = AutoConfig.from_pretrained(config.name_or_path, trust_remote_code=config.trust_remote_code)
+        else:
+            _refuse_unknown_keys(config.config)
+            loaded = AutoConfig.for_model(**config.config)
+    except UserError:
+        raise
     except Exception as error:  # whatever a hub, a file system or a model's own code may raise
         key = "name_or_path" if config.name_or_path is not None else "config"
         raise UserError(f"model.{key}: {_first_line(error)}") from None
+    if loaded.is_encoder_decoder:
+        raise UserError(f"model: {loaded.model_type} has an encoder and a decoder; choose a model that is one of them")
+    return loaded
+
+
+def _refuse_unknown_keys(config: dict[str, Any]) -> None:
+    default = AutoConfig.for_model(config["model_type"])
+    for key in config:
+        if not hasattr(default, key):
+            near = difflib.get_close_matches(key, dir(default), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"model.config.{key}: unknown key of a {config['model_type']} configuration{hint}")
+
+
+def check_model(config: ModelConfig, *, lora: bool, language_model: bool) -> None:
+    """Makes the model without weights, to find out early whether it can be what the settings ask of it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    hf_config = load_model_config(config)
+    kind = model_kind(hf_config)
+    if language_model and kind == "features":
+        raise UserError(f"meta.lm_weight: {hf_config.model_type} has no language model; set it to 0")
+    with torch.device("meta"):
+        try:
+            model = AutoModel.from_config(hf_config, trust_remote_code=config.trust_remote_code)
+        except Exception as error:  # whatever a model's own code may raise
+            raise UserError(f"model.config: {_first_line(error)}") from None
+    if lora:
+        find_targets(model)
 
 
 def max_sequence_length(config: PretrainedConfig) -> int | None:
@@ -90,13 +127,11 @@ def load_network(
         seed: fixes whatever weights are new.
 
     Raises:
-        UserError: the model cannot be loaded, or has no language model and one was asked for.
+        UserError: the model cannot be loaded.
     """
     torch.manual_seed(seed)
     hf_config = load_model_config(config)
     kind = model_kind(hf_config)
-    if language_model and kind == "features":
-        raise UserError(f"meta.lm_weight: {hf_config.model_type} has no language model; set it to 0")
     if config.name_or_path is None:
         _fill_in(hf_config, tokenizer)
     bare = _build(AutoModel, config, hf_config, attention)

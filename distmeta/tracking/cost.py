@@ -1,11 +1,13 @@
 """What a run costs in floating-point operations, from counts of tokens."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
+
+from distmeta.tracking.config import TrackingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +118,8 @@ class FlopCounter:
         with_weights = 2 * self.size.matmul_parameters
         in_attention = 4 * self.size.layers * self.size.width * context
         return tokens * (weights * with_weights + attention * in_attention)
+
+
+def run_cost(worker_seconds: float, config: TrackingConfig) -> dict[str, Any]:
+    """The price of the workers' time, `cost`, and its `currency`."""
+    return {"cost": worker_seconds / 3600 * config.price_per_worker_hour, "currency": config.currency}

@@ -50,13 +50,13 @@ class MetricsFile:
         """
         if not self.path.exists():
             return 0
-        keep, last = 0, 0
+        keep, last = 0, -1
         for end, row in _rows(self.path.read_bytes()):
             if not last < row["outer_step"] <= outer_step:
                 break
             keep, last = end, row["outer_step"]
         os.truncate(self.path, keep)
-        return last
+        return max(last, 0)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -2,19 +2,26 @@
 
 from typing import Any
 
-from distmeta.models import Parameters
-from distmeta.models.weights import save_weights
+import torch
+
+from distmeta.models import Parameters, load_weights, save_weights
 from distmeta.rundir import RunDirectory
 
 
 class Best:
     """The best validation score so far, and the weights that got it in the run directory.
 
-    A resumed run passes the `progress` of its checkpoint and repeats what was done after that, with the same outcome.
+    Args:
+        run: where the weights are kept.
+        progress: that of the checkpoint that the run goes on from.
+        weights: the best weights of that checkpoint.
     """
 
-    def __init__(self, run: RunDirectory, progress: dict[str, Any]) -> None:
+    def __init__(self, run: RunDirectory, progress: dict[str, Any], weights: Parameters | None) -> None:
         self._run = run
+        if weights is not None:
+            # What is in the run directory may be of a step after the checkpoint, which may not score the same again.
+            save_weights(run.best_weights, weights, progress["best_step"])
         self._score: float | None = progress.get("best_score")
         self._step: int | None = progress.get("best_step")
         self._starting_score: float | None = progress.get("starting_score")
@@ -27,6 +34,10 @@ class Best:
         if score is None or self._score is None or score > self._score:
             self._score, self._step = score, outer_step
             save_weights(self._run.best_weights, parameters, outer_step)
+
+    def weights(self) -> Parameters:
+        """The weights that are kept, for a checkpoint."""
+        return load_weights(self._run.best_weights, torch.device("cpu"))[0]
 
     @property
     def progress(self) -> dict[str, Any]:

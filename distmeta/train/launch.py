@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 import signal
 import tempfile
 import threading
@@ -19,26 +20,12 @@ from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
 from distmeta.config import Config
-from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint, newest_good
+from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint
 from distmeta.errors import Interrupted, UserError
 from distmeta.rundir import RunDirectory
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.loop import Worker, train
-
-CHECKPOINTS = "checkpoints"
-"""Ray Train's name of the run, and so the folder of the checkpoints in the storage."""
-
-
-def storage_path(config: Config, run: RunDirectory) -> str:
-    """Where Ray Train keeps the folder `checkpoints`."""
-    return f"{config.train.storage.rstrip('/')}/{run.path.name}" if config.train.storage else str(run.path)
-
-
-def newest_checkpoint(config: Config, run: RunDirectory) -> tuple[pyarrow.fs.FileSystem, str] | None:
-    """The newest good checkpoint in storage as (file system, path); None: there is none."""
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(f"{storage_path(config, run)}/{CHECKPOINTS}")
-    name = newest_good(filesystem, path)
-    return None if name is None else (filesystem, f"{path}/{name}")
+from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path
 
 
 def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dict[str, Any]:
@@ -49,25 +36,25 @@ def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dic
     Returns the progress of `distmeta.train.loop.train`.
 
     Raises:
-        UserError: the settings cannot work, as a worker found out.
+        UserError: the settings cannot work, or workers were lost more than `train.max_failures` times.
         Interrupted: a signal ended the run.
-        ray.train.TrainingFailedError: workers were lost more than `train.max_failures` times.
     """
     run.stop_request.unlink(missing_ok=True)
+    use_gpu = _use_gpu(config)
     trainer = TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # Ray's annotation forgets that it may return something
-        train_loop_config={"config": config.model_dump(), "run": str(run.path)},
+        train_loop_config={"config": config.model_dump(), "run": str(run.path), "use_gpu": use_gpu},
         scaling_config=ScalingConfig(
             num_workers=config.train.num_workers,
-            use_gpu=_use_gpu(config),
-            resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if _use_gpu(config) else {}),
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=storage_path(config, run),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.train.checkpoints_to_keep),
-            callbacks=[_WriteFailures(run.failures)],  # type: ignore[list-item]  # annotated as Tune's
+            callbacks=[_NoteLosses(run.events)],  # type: ignore[list-item]  # annotated as Tune's
         ),
     )
     outcome: dict[str, Any] = {}
@@ -87,10 +74,8 @@ def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dic
             progress.update()
     run.stop_request.unlink(missing_ok=True)
     if "error" in outcome:
-        raise outcome["error"]
+        raise _explain(outcome["error"], run)
     returned = outcome["result"].return_value
-    if "user_error" in returned:
-        raise UserError(returned["user_error"])
     if stopped.is_set() and returned["outer_step"] < config.train.outer_steps:
         raise Interrupted(f"stopped after outer step {returned['outer_step']}; --resume goes on from there")
     return returned
@@ -109,63 +94,90 @@ def _use_gpu(config: Config) -> bool:
     return True
 
 
+def _explain(error: BaseException, run: RunDirectory) -> BaseException:
+    """What training ended with, as the user can use it."""
+    if not isinstance(error, ray.train.TrainingFailedError):
+        return error
+    for cause in getattr(error, "worker_failures", {}).values():
+        if isinstance(cause, UserError):
+            return cause
+    line = str(error).strip().splitlines()[-1]
+    return UserError(f"training was given up: {line}\nsee {run.events}; --resume goes on from the newest checkpoint")
+
+
 def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Runs in each worker process."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     config, run = Config.model_validate(settings["config"]), RunDirectory(Path(settings["run"]))
     context = ray.train.get_context()
-    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    logging.getLogger("distmeta").addHandler(_NoteWarnings(run.events, rank))
+    device = ray.train.torch.get_device() if settings["use_gpu"] else torch.device("cpu")
     torch.set_num_threads(max(1, round(config.train.cpus_per_worker)))
+
+    # One worker looks for the checkpoint, so that all go on from the same one. The name of the attempt keeps a
+    # checkpoint that is made again apart from one that is there and damaged.
+    decided: list[Any] = [None, None]
+    if rank == 0:
+        found = newest_checkpoint(config, run)
+        decided = [found and str(found[1]), secrets.token_hex(3)]
+    if world_size > 1:
+        torch.distributed.broadcast_object_list(decided)
+    path, attempt = decided
 
     with tempfile.TemporaryDirectory(prefix="distmeta-resume-") as scratch:
 
         def newest() -> Path | None:
-            # One worker looks, so that all go on from the same one.
-            found = [newest_checkpoint(config, run)] if context.get_world_rank() == 0 else [None]
-            if context.get_world_size() > 1:
-                chosen = [found[0][1] if found[0] else None]
-                torch.distributed.broadcast_object_list(chosen)
-            else:
-                chosen = [found[0][1] if found[0] else None]
-            if chosen[0] is None:
+            if path is None:
                 return None
             filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
-            return fetch_checkpoint(filesystem, chosen[0], Path(scratch))
+            return fetch_checkpoint(filesystem, path, Path(scratch))
 
         def store(outer_step: int, folder: Path | None) -> None:
-            checkpoint = Checkpoint.from_directory(folder) if folder else None
             ray.train.report(
-                {"outer_step": outer_step}, checkpoint=checkpoint, checkpoint_dir_name=f"{PREFIX}{outer_step:08d}"
+                {"outer_step": outer_step},
+                checkpoint=Checkpoint.from_directory(folder) if folder else None,
+                checkpoint_dir_name=f"{PREFIX}{outer_step:08d}-{attempt}",
             )
 
-        worker = Worker(context.get_world_rank(), context.get_world_size(), device, newest, store)
-        try:
-            return train(config, run, worker)
-        except UserError as error:
-            # Returned, not raised: Ray Train would try again.
-            return {"user_error": str(error)}
+        return train(config, run, Worker(rank, world_size, device, newest, store))
 
 
-class _WriteFailures(UserCallback):
-    """Notes what workers were lost to, for the driver to tell and the user to look up."""
+def _note(path: Path, rank: int, text: str, details: str = "") -> None:
+    with path.open("a", encoding="utf-8") as file:
+        event = {"time": time.time(), "rank": rank, "text": text, "details": details}
+        file.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+
+class _NoteLosses(UserCallback):
+    """Notes what workers were lost to, for the driver to tell and the user to look up. Runs in Ray's controller."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            for rank, error in worker_exceptions.items():
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                file.write(json.dumps({"time": time.time(), "rank": rank, "error": lines[-1], "details": lines}) + "\n")
+        for rank, error in worker_exceptions.items():
+            details = str(error).strip() or type(error).__name__
+            _note(self._path, rank, f"worker {rank} was lost ({details.splitlines()[-1]})", details)
+
+
+class _NoteWarnings(logging.Handler):
+    """Passes on what a worker has to say, which nobody else would see."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        super().__init__(logging.WARNING)
+        self._path, self._rank = path, rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _note(self._path, self._rank, record.getMessage())
 
 
 class _Progress:
     """A progress bar on a terminal, a plain line now and then elsewhere, fed from the metrics file."""
 
     def __init__(self, config: Config, run: RunDirectory, say: Callable[[str], None]) -> None:
-        self._tail, self._failures = MetricsTail(run.metrics), run.failures
+        self._tail, self._events = MetricsTail(run.metrics), run.events
         self._tail.new()  # what was there before is no news
-        self._seen_failures = self._count_failures()
+        self._seen_events = len(self._read_events())
         self._say = say
         self._last_step = 0
         self._bar = tqdm(total=config.train.outer_steps, unit="step", desc="meta-pretraining", disable=None)
@@ -180,8 +192,10 @@ class _Progress:
 
     def update(self) -> None:
         """Shows what has come since the last call."""
-        for failure in self._new_failures():
-            self._say(f"worker {failure['rank']} was lost ({failure['error']})")
+        events = self._read_events()
+        for event in events[self._seen_events :]:
+            self._say(json.loads(event)["text"])
+        self._seen_events = len(events)
         for row in self._tail.new():
             step = row["outer_step"]
             if step != self._last_step + 1:
@@ -194,14 +208,10 @@ class _Progress:
             if self._bar.disable and (step % self._every == 0 or step == 1):
                 self._say(f"step {step}/{self._bar.total} | {text}")
 
-    def _count_failures(self) -> int:
-        return len(self._failures.read_text().splitlines()) if self._failures.exists() else 0
-
-    def _new_failures(self) -> Iterator[dict[str, Any]]:
-        count = self._count_failures()
-        if count > self._seen_failures:
-            yield from map(json.loads, self._failures.read_text().splitlines()[self._seen_failures : count])
-            self._seen_failures = count
+    def _read_events(self) -> list[str]:
+        # A last line that is still being written is left for the next time.
+        text = self._events.read_text(encoding="utf-8") if self._events.exists() else ""
+        return text.split("\n")[:-1]
 
 
 def _describe(row: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from distmeta.meta import Learner
 from distmeta.meta.config import MetaConfig
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
-from distmeta.tracking.cost import FlopCounter, StepTokens, network_size
+from distmeta.tracking.cost import FlopCounter, StepTokens, network_size, run_cost
 from distmeta.train.best import Best
 from distmeta.train.record import Recorder
 from distmeta.train.validate import Validator
@@ -59,11 +59,12 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     `lm_tokens`, `wall_seconds` and `worker_seconds`, those before a resume included.
     """
     checkpoint = worker.newest_checkpoint()
-    state, progress, _ = read_checkpoint(checkpoint) if checkpoint else (None, {"outer_step": 0}, {})
+    state, progress, extra = read_checkpoint(checkpoint) if checkpoint else (None, {"outer_step": 0}, {})
     setup = Setup(config, run)
     network = setup.network()
     skeleton = network.skeleton().to(worker.device).train()
     engine = Engine(network, config.engine, weight_decay=config.meta.weight_decay, device=worker.device, state=state)
+    del state  # the engine has its shard of it
     learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed)
     work_source = WorkSource(setup, worker.device, worker.rank, worker.world_size)
     validator = Validator(setup, skeleton, learner.adapted_names, worker.rank, worker.world_size)
@@ -72,15 +73,16 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     marked = time.perf_counter()
     is_main = worker.rank == 0
     recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
-    best = Best(run, progress) if is_main else None
+    best = Best(run, progress, extra.get("best")) if is_main else None
 
-    def validate(outer_step: int, *, score: bool) -> None:
+    def validate(outer_step: int, *, score: bool) -> dict[str, float]:
         with engine.full_parameters() as parameters:
             scores = validator.score(parameters) if score else None
             if recorder and best:
                 if scores:
                     recorder.validation(outer_step, scores)
                 best.offer(outer_step, scores[config.train.select_by] if scores else None, parameters)
+        return {f"valid/{name}": score for name, score in (scores or {}).items()}
 
     scoring = config.train.validate_every > 0
     if progress["outer_step"] == 0:
@@ -113,17 +115,18 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             "lm_tokens": progress.get("lm_tokens", 0) + int(metrics.get("lm_tokens", 0)),
             "flops": progress.get("flops", 0.0) + flop_counter.step(_step_tokens(metrics)),
         }
-        if recorder:
-            recorder.step(row | {"flops": progress["flops"]})
+        row["flops"] = progress["flops"]
         if is_last or (scoring and outer_step % config.train.validate_every == 0):
-            validate(outer_step, score=scoring)
+            row |= validate(outer_step, score=scoring)
+        if recorder:
+            recorder.step(row)
         if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:
             engine_state = engine.state()
             with tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
                 folder = None
                 if best and engine_state:
                     folder = Path(scratch)
-                    write_checkpoint(folder, engine_state, progress | best.progress)
+                    write_checkpoint(folder, engine_state, progress | best.progress, {"best": best.weights()})
                 worker.store_checkpoint(outer_step, folder)
             if recorder:
                 recorder.checkpointed()
@@ -132,7 +135,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
 
     progress |= best.progress if best else {}
     if recorder:
-        recorder.finish(progress)
+        recorder.finish(progress | run_cost(progress["worker_seconds"], config.tracking))
     work_source.close()
     engine.close()
     return progress

@@ -46,7 +46,7 @@ class WorkSource:
         if step >= self._config.lm_warmup_steps:
             task = collate_task(self._tasks.draw(index), self._tokenizer.pad_token_id, self._device)
         text = None
-        if self._text is not None:
+        if self._text is not None and (task is None or self._config.lm_weight):
             size = self._config.lm_batch_size
             numbers = range(index * size, (index + 1) * size)
             text = self._text_batch([self._text.draw(number) for number in numbers], index)
