@@ -2,19 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from distmeta.corpus.encoder import Encoder
+from distmeta.corpus.executor import LocalExecutor
 from distmeta.corpus.manifest import Manifest
 from distmeta.corpus.segments import cut_document
 from distmeta.errors import UserError
@@ -161,11 +162,11 @@ def test_the_result_is_the_same_in_another_folder(tmp_path: Path) -> None:
 
 
 def test_files_of_unlike_length_lose_no_row(tmp_path: Path) -> None:
-    """Case B2, its counting half; the other is in test_corpus_ray."""
+    """Case B2, its counting half; the other is in test_corpus_ray. There need be no classes for it."""
     for name, lines in (("a", 50), ("b", 50), ("c", 1)):
         (tmp_path / f"{name}.txt").write_text("".join(f"the {name} cat and dog number {i}\n" for i in range(lines)))
-    settings = {"n_way": 2, "max_sentences": 101}
-    manifest = prepare_small(tmp_path / "out", [tmp_path / f"{name}.txt" for name in "abc"], tasks=settings)
+    sources = [tmp_path / f"{name}.txt" for name in "abc"]
+    manifest = prepare_small(tmp_path / "out", sources, tasks={"n_way": 5}, splits=())
     assert (manifest.rows.read, manifest.rows.kept, manifest.rows.dropped) == (101, 101, {})
 
 
@@ -195,6 +196,17 @@ def test_a_trained_tokenizer_knows_every_word_and_loads_without_network(
     assert max(max(row["input_ids"]) for row in examples(tmp_path / "out", manifest)) < len(tokenizer)
     for row in examples(tmp_path / "out", manifest)[:40]:
         assert tokenizer(row["text"])["input_ids"] == row["input_ids"]
+
+
+@pytest.mark.parametrize("first", [0xAC00, 0x4E00, 0x2CEB0, 0x400], ids=["Korean", "Chinese", "rare", "Cyrillic"])
+def test_a_trained_vocabulary_is_never_larger_than_asked(tmp_path: Path, first: int) -> None:
+    lines = ["".join(chr(first + (7 * i + j * j) % 1500) + " " * (j % 3 == 2) for j in range(40)) for i in range(300)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    for name in ("one", "two"):
+        prepare_small(tmp_path / name, [tmp_path / "a.txt"], tokenizer={"vocab_size": 300}, splits=())
+    tokenizers = [(tmp_path / name / "tokenizer/tokenizer.json").read_text() for name in ("one", "two")]
+    assert tokenizers[0] == tokenizers[1]
+    assert 200 < Tokenizer.from_str(tokenizers[0]).get_vocab_size() <= 300
 
 
 def test_training_gives_the_same_tokenizer_in_every_process(tmp_path: Path) -> None:
@@ -274,6 +286,25 @@ def test_remembered_stretches_give_the_ids_of_the_whole(encoder: Encoder, text: 
     assert encoder.mask_id not in ids  # a special token that is spelled out is text
 
 
+def test_special_tokens_are_found_whatever_the_tokenizer_knows(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"[CLS]": 0, "[SEP]": 1, "dog": 2}))  # of "a" it makes nothing
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP] [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
+    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=words, mask_token="[MASK]", pad_token="[PAD]")
+    wrapped.save_pretrained(tmp_path / "words")
+    encoder = Encoder(tmp_path / "words")
+    assert (encoder.prefix, encoder.suffix, encoder.encode(["a dog"])) == ([0], [1, 1], [[2]])
+    assert encoder.mask_id == wrapped.mask_token_id > 2
+    settings = json.loads((tmp_path / "words/tokenizer_config.json").read_text())
+    (tmp_path / "words/tokenizer_config.json").write_text(json.dumps(settings | {"mask_token": "<absent>"}))
+    with pytest.raises(UserError, match=r"words: the mask token '<absent>' has no id in tokenizer\.json"):
+        Encoder(tmp_path / "words")
+
+
 # Hierarchical encoding
 
 
@@ -335,7 +366,47 @@ def test_the_corpus_needs_no_ray_torch_or_deepspeed() -> None:
 
 def test_a_finished_corpus_is_returned_at_once(tmp_path: Path) -> None:
     source = write_sentences(tmp_path / "a.txt")
-    prepare_small(tmp_path / "out", [source])
-    start = time.monotonic()
-    prepare_small(tmp_path / "out", [source])
-    assert time.monotonic() - start < 1
+    manifest = prepare_small(tmp_path / "out", [source])
+    shutil.rmtree(tmp_path / "out/work")  # what is published is enough
+    steps = []
+
+    class Recorder(LocalExecutor):
+        def map(self, function, units, description):
+            steps.append(description)
+            return super().map(function, units, description)
+
+    assert prepare_small(tmp_path / "out", [source], executor=Recorder()) == manifest
+    assert steps == ["corpus: hashing the sources"]
+    assert parts(tmp_path / "out") == {}
+
+
+def test_its_own_output_and_runs_are_no_source(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    write_sentences(source / "a.txt")
+    manifest = prepare_small(source / "run/corpus", [source])
+    (source / "run/config.yaml").write_text("train: {}")
+    (source / "run/environment.json").write_text("{}")
+    (source / "run/metrics.jsonl").write_text('{"text": "no text of a corpus"}')
+    (source / "run/corpus/manifest.json").unlink()  # as if interrupted
+    assert prepare_small(source / "run/corpus", [source]) == manifest
+    other = prepare_small(source / "other", [source])
+    assert prepare_small(source / "third", [f"{source}/**"]).content_digest == other.content_digest
+    assert [each.name for each in other.sources] == ["a.txt"]
+    assert (other.input_hash, other.files_skipped) == (manifest.input_hash, {})
+
+
+def test_stray_files_do_no_harm(tmp_path: Path) -> None:
+    source = write_sentences(tmp_path / "a.txt")
+    manifest = prepare_small(tmp_path / "out", [source])
+    (tmp_path / "out/work/.DS_Store").write_text("")
+    (tmp_path / "out/work/records/.DS_Store").write_text("")
+    (tmp_path / "out/segments/.ipynb_checkpoints").mkdir()
+    (tmp_path / "out/manifest.json").unlink()
+    assert prepare_small(tmp_path / "out", [source]) == manifest
+
+
+def test_a_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
+    source = write_sentences(tmp_path / "a.txt")
+    for directory in (source, source / "corpus"):
+        with pytest.raises(UserError, match=rf"corpus\.directory: {directory}: no folder can be made there"):
+            prepare_small(directory, [source])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distmeta.corpus.sentences import split_sentences
-from distmeta.corpus.words import StopWords, load_stop_words, text_key, words_of
+from distmeta.corpus.words import WORD, StopWords, load_stop_words, text_key
 from distmeta.errors import UserError
 
 
@@ -39,7 +39,7 @@ def test_no_character_is_lost(text: str) -> None:
 
 
 def test_words_are_runs_of_letters_and_single_chinese_characters() -> None:
-    assert words_of("Don't STOP the 3rd_café, 猫狗！") == ["don", "t", "stop", "the", "rd", "café", "猫", "狗"]
+    assert WORD.findall("Don't STOP the 3rd_café, 猫狗！") == ["Don", "t", "STOP", "the", "rd", "café", "猫", "狗"]
 
 
 def test_texts_are_the_same_without_case_and_white_space() -> None:

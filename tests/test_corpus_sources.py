@@ -83,7 +83,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
         assert [(record.text, record.label) for record in records] == ROWS
 
 
-def test_folders_globs_and_addresses(tmp_path: Path) -> None:
+def test_folders_globs_and_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b/one.txt", "b/c/two.csv", "one.txt", "skip.md", "b/x[1].txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         if name == "skip.md":
@@ -99,14 +99,37 @@ def test_folders_globs_and_addresses(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/*.txt") == ["one.txt"]
     assert names(f"{tmp_path}/**/*.txt") == ["b/one.txt", "b/x[1].txt", "one.txt"]
     assert names(f"{tmp_path}/b/x[1].txt") == ["x[1].txt"]
+    assert names(f"{tmp_path}/**") == names(str(tmp_path))
+    assert names(f"{tmp_path}/b/[!x]*.txt", f"{tmp_path}/[a-c]/[!a-np-z]ne.*") == ["one.txt", "b/one.txt"]
+    with monkeypatch.context() as inside:
+        inside.chdir(tmp_path)
+        assert names("*.txt") == ["one.txt"]
     assert names(f"file://{tmp_path}/b") == ["c/two.csv", "one.txt", "x[1].txt"]
     assert names(f"file://{tmp_path}/b/*.txt", f"{tmp_path}/one.txt") == ["one.txt", "x[1].txt", "one.txt~2"]
     assert total_bytes(CorpusConfig(sources=[f"{tmp_path}/one.txt"])) == (tmp_path / "one.txt").stat().st_size
     assert texts(f"file://{tmp_path}/one.txt") == [text for text, _ in ROWS]
-    for nothing in (f"{tmp_path}/absent.txt", f"{tmp_path}/*.csv", f"{tmp_path}/skip.md"):
-        with pytest.raises(UserError, match=r"corpus\.sources: .*(absent|csv|skip)"):
+    bad = [f"{tmp_path}/[p-a]ne.txt", f"{tmp_path}/[one.txt", f"{tmp_path}/[]one.txt"]
+    for nothing in (f"{tmp_path}/absent.txt", f"{tmp_path}/*.csv", f"{tmp_path}/skip.md", *bad):
+        with pytest.raises(UserError, match=r"corpus\.sources: .*(absent|csv|skip|\[)"):
             names(nothing)
     assert names(*[str(tmp_path / "one.txt")] * 2) == ["one.txt", "one.txt~2"]
+
+
+def test_hidden_files_are_none(tmp_path: Path) -> None:
+    for name in ("b.txt", "._b.txt", ".ipynb_checkpoints/b.txt", "c/.d/e.txt", ".x.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    for source in (str(tmp_path), f"{tmp_path}/**/*"):
+        resolved = resolve_sources(CorpusConfig(sources=[source]))
+        assert ([file.name for file in resolved.files], resolved.skipped) == (["b.txt"], {})
+    assert texts(tmp_path / "._b.txt") == ["text"]  # asked for by name
+
+
+def test_a_second_text_of_white_space_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "b": " \\n\u3000"}\n{"text": "a", "b": " b "}\n')
+    settings = RecordSettings("line", "NFC", True, 1000, "text", "b", None)
+    records, tally = read(tmp_path / "a.jsonl", settings)
+    assert ([record.pair for record in records], tally.dropped) == (["b"], {"missing_pair": 1})
 
 
 def test_a_format_can_be_said(tmp_path: Path) -> None:

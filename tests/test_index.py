@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmeta.corpus.words import WORD, words_of
+from distmeta.corpus.manifest import Manifest
+from distmeta.corpus.words import WORD
 from distmeta.errors import UserError
 from distmeta.tasks import index_draw
 from distmeta.tasks.config import SPLITS
@@ -64,7 +65,7 @@ def test_a_class_is_a_word_and_its_examples_its_sentences(tmp_path: Path) -> Non
     assert masked["row"] == "a.txt:241.0"
     for word, rows in classes.items():
         for row in rows:
-            assert word not in words_of(row["text"].replace("[MASK]", ""))
+            assert word not in map(str.casefold, WORD.findall(row["text"].replace("[MASK]", "")))
             ids = row["input_ids"]
             assert ids.count(4) == row["text"].count("[MASK]") >= 1
             assert ids.index(4) == row["mask_position"]
@@ -158,7 +159,7 @@ def masked_by_reference(sentence: str, word: str) -> list[str]:
 
 @given(st.text(st.sampled_from("aA sSß猫狗İiΣσς_1-\u0307é"), max_size=20) | st.text(max_size=20))
 def test_every_word_of_a_sentence_can_be_hidden(sentence: str) -> None:
-    for word in words_of(sentence):
+    for word in map(str.casefold, WORD.findall(sentence)):
         pieces = split_at_word(sentence, word)
         assert len(pieces) >= 2
         assert pieces == masked_by_reference(sentence, word)
@@ -170,6 +171,37 @@ def test_too_few_words_is_an_error_with_the_numbers(tmp_path: Path) -> None:
         UserError, match=r"meta-train has 0 classes.*tasks\.n_way is 2: 0 words stand in 500 to 30 sent"
     ):
         prepare_small(tmp_path / "out", [source], tasks={"min_sentences": 500, "max_sentences": 30})
+    manifest = Manifest.load(tmp_path / "out")  # what became of the rows is told all the same
+    assert (manifest.rows.kept, manifest.classes["train"].count, manifest.classes["train"].parts) == (240, 0, [])
+    assert manifest.segments > 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "line", "word", "masked"),
+    [
+        ("don't", "I don't know number {} from you", "don", "I [MASK] ' t know number {} from you"),
+        ("don't", "I don't know number {} from you", "t", "I don ' [MASK] know number {} from you"),
+        ("因为", "他说因为猫去了{}次", "因", "他 说 [MASK] 为 猫 去 了 {} 次"),
+        ("number", "I don't know  number {} from you", "know", "I don ' t [MASK] {} from you"),
+    ],
+)
+def test_a_class_word_within_a_stop_word_is_hidden_and_kept(
+    tmp_path: Path, stop: str, line: str, word: str, masked: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    (tmp_path / "stop.txt").write_text(stop)
+    (tmp_path / "a.txt").write_text("".join(line.format(number) + "\n" for number in range(8)))
+    options = {"remove_stop_words": True, "stop_words_file": str(tmp_path / "stop.txt"), "min_sentence_words": 1}
+    shape = {"max_sentences": 8, "split_ratio": [1, 0, 0]}
+    manifest = prepare_small(
+        tmp_path / "out", [tmp_path / "a.txt"], corpus=options, tasks=shape, tokenizer={"lowercase": False}, splits=()
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/tokenizer")
+    rows = by_class(examples(tmp_path / "out", manifest))[word]
+    expected = {tuple(tokenizer(masked.format(number))["input_ids"]) for number in range(8)}
+    assert {tuple(row["input_ids"]) for row in rows} == expected
+    assert all(row["input_ids"][row["mask_position"]] == tokenizer.mask_token_id for row in rows)
 
 
 # Labelled classes
@@ -228,8 +260,10 @@ def test_classes_too_small_are_named_or_refused(tmp_path: Path) -> None:
     """Case F1."""
     source = write_rows(tmp_path / "a.jsonl", [(text, label[-1]) for text, label in labelled_rows(6, 4)])
     message = r"tasks\.k_shot \+ tasks\.query_per_class = 5 examples a class are needed; the largest class has 4 \(f\)"
-    with pytest.raises(UserError, match=message):
-        prepare_small(tmp_path / "out", [source], tasks=LABELLED)
+    for _ in range(2):  # when it is prepared, and when it is found so
+        with pytest.raises(UserError, match=message):
+            prepare_small(tmp_path / "out", [source], tasks=LABELLED)
+    assert Manifest.load(tmp_path / "out") == prepare_small(tmp_path / "out", [source], tasks=LABELLED, splits=())
     manifest = prepare_small(tmp_path / "out", [source], tasks=LABELLED | {"query_per_class": 2})
     task = draw(tmp_path / "out", manifest, query_per_class=2)
     for index in range(500):
@@ -240,6 +274,15 @@ def test_classes_too_small_are_named_or_refused(tmp_path: Path) -> None:
     assert manifest.classes_left_out == {"small": 1}  # its two rows are one text
 
 
+def test_of_very_many_small_classes_the_largest_are_named(tmp_path: Path) -> None:
+    rows = [(f"text {i}", f"own {i}") for i in range(1500)] + [(f"two {i}", f"two {i % 3}") for i in range(6)]
+    manifest = prepare_small(tmp_path / "out", [write_rows(tmp_path / "a.jsonl", rows)], tasks=LABELLED, splits=())
+    assert manifest.classes_left_out_total == 1503
+    assert len(manifest.classes_left_out) == 1000
+    assert list(manifest.classes_left_out)[:4] == ["two 0", "two 1", "two 2", "own 0"]
+    assert "1503 classes are too small" in manifest.describe()
+
+
 def test_the_same_text_is_never_on_both_sides_or_under_two_labels(tmp_path: Path) -> None:
     """Case F2."""
     rows = [(f"sentence {i} of {name}", name) for name in ("alpha", "beta", "gamma", "delta", "eps") for i in range(8)]
@@ -247,6 +290,10 @@ def test_the_same_text_is_never_on_both_sides_or_under_two_labels(tmp_path: Path
         rows[place] = ("the same sentence", "alpha")
     rows[8] = ("The same  sentence", "beta")
     source = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError, match="meta-valid has 1 classes"):  # and yet what is wrong with the rows is told
+        prepare_small(tmp_path / "all", [source], tasks=LABELLED)
+    manifest = Manifest.load(tmp_path / "all")
+    assert (manifest.repeats, manifest.texts_under_two_labels, manifest.rows.dropped) == (3, 1, {"repeat": 3})
     options = LABELLED | {"split_ratio": [1, 0, 0]}
     manifest = prepare_small(tmp_path / "out", [source], tasks=options, splits=("train",))
     assert (manifest.repeats, manifest.texts_under_two_labels) == (3, 1)
@@ -271,6 +318,8 @@ def test_labels_keep_their_spelling(tmp_path: Path) -> None:
         manifest = prepare_small(tmp_path / f"out{source.suffix}", [source], tasks=LABELLED)
         counts = Counter(row["class"] for row in examples(tmp_path / f"out{source.suffix}", manifest))
         assert counts == dict.fromkeys(labels, 8)
+    mixed_alone = prepare_small(tmp_path / "mixed", [tmp_path / "mixed.jsonl"], tasks=LABELLED, splits=())
+    assert {row["class"] for row in examples(tmp_path / "mixed", mixed_alone)} == {"7"}
     options = LABELLED | {"split_ratio": [1, 0, 0]}
     manifest = prepare_small(
         tmp_path / "both", [tmp_path / "a.csv", tmp_path / "mixed.jsonl"], tasks=options, splits=("train",)

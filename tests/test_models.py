@@ -5,10 +5,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from distmeta.config import load_config
 from distmeta.errors import UserError
 from distmeta.models import Network, collate_tokens, export, load_network
 from distmeta.models.config import ModelConfig
 from distmeta.models.load import check_model, load_model_config, max_sequence_length, model_kind, resolve_pooling
+from distmeta.setup import resolve
 from tests.helpers import random_task, task_batch, tiny_network
 
 CPU = torch.device("cpu")
@@ -175,3 +177,13 @@ def test_a_model_that_cannot_be_is_refused_in_a_line(options, key):
         check_model(ModelConfig(**options), lora=False, language_model=True)
     assert str(refusal.value).startswith(key)
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_what_is_left_to_the_software_is_filled_in():
+    """Case A1: second order gets an attention that has a second derivative, and the file says so."""
+    config = resolve(load_config(None, ["meta.algorithm=maml"]))
+    assert (config.meta.algorithm, config.model.attention, config.model.pooling) == ("maml", "eager", "mask")
+    assert config.meta.lm_weight == 1.0
+    assert config.evaluate.n_way == config.tasks.n_way
+    config = resolve(load_config(None, ["model.config={model_type: gpt2, n_positions: 64}"]))
+    assert (config.model.attention, config.model.pooling, config.tokenizer.max_length) == ("sdpa", "mean", 64)

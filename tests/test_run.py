@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -218,7 +219,7 @@ def test_a_killed_worker_is_made_good(whole: Path, folder: Path):
     assert run.wait() == 0, run.log.read_text()[-4000:]
     assert_same_rows(run.run, whole)
     assert "was lost" in run.log.read_text()
-    assert f"going on from the checkpoint of outer step {EVERY}" in run.log.read_text()
+    assert re.search(r"going on from the checkpoint of outer step [24]0\n", run.log.read_text())
     assert_gone(processes)
 
 
@@ -237,9 +238,10 @@ def test_a_killed_driver_leaves_a_run_that_goes_on(whole: Path, folder: Path):
     resumed = Running(folder, "lost-driver", "--resume")
     assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
     assert_same_rows(run.run, whole)
-    assert f"going on from the checkpoint of outer step {EVERY}" in resumed.log.read_text()
+    assert re.search(r"going on from the checkpoint of outer step [24]0\n", resumed.log.read_text())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(whole: Path, folder: Path):
     """And made again under another name, so that the run can be resumed after that too."""
     run = folder / "damaged"
@@ -253,6 +255,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, folder: Path):
     assert f"checkpoint {newest.name} is left out" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_language_model_baseline_gets_as_many_tokens(whole: Path, folder: Path):
     run = folder / "baseline"
     shutil.copytree(whole, run)
@@ -265,7 +268,7 @@ def test_the_language_model_baseline_gets_as_many_tokens(whole: Path, folder: Pa
     assert "language-model inner-loop" in [method["name"] for method in methods]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_leaves_a_run_that_goes_on(number: signal.Signals, whole: Path, folder: Path):
     """Case B1: and on one worker, at another ZeRO stage."""
     run = Running(folder, f"stopped-{number.name}")

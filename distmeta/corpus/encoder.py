@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from distmeta.errors import UserError
+
 _LONGEST_CHUNK = 40
 _REMEMBERED_CHUNKS = 300_000
 _BATCH = 2000
@@ -22,24 +24,31 @@ class Encoder:
 
     Special tokens that are spelled out in a text are text. Where the tokenizer never looks across white space (as those
     of the BERT and GPT-2 types), each stretch between white space is encoded once and remembered, which gives the same
-    ids several times faster.
+    ids several times faster. Raises UserError where the mask token has no id.
     """
 
     def __init__(self, folder: Path) -> None:
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.encode_special_tokens = True
         mask = settings["mask_token"]
         self.mask_token: str = mask if isinstance(mask, str) else mask["content"]
-        self.mask_id = int(self.tokenizer.token_to_id(self.mask_token) or 0)
-        self.mask_takes_space: bool = self.tokenizer.get_added_tokens_decoder()[self.mask_id].lstrip
-        plain = self.tokenizer.encode("a", add_special_tokens=False).ids
-        whole = self.tokenizer.encode("a").ids
+        self.mask_id, self.mask_takes_space = self._find_mask(folder)
+        # Special tokens stand around the mask as around any text, and it is known to every tokenizer.
+        plain = self.tokenizer.encode(self.mask_token, add_special_tokens=False).ids
+        whole = self.tokenizer.encode(self.mask_token).ids
+        self.tokenizer.encode_special_tokens = True
         start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
         self.prefix: list[int] = whole[:start]
         self.suffix: list[int] = whole[start + len(plain) :]
         self._cut = _cut_of(self.tokenizer)
         self._remembered: dict[str, list[int]] = {}
+
+    def _find_mask(self, folder: Path) -> tuple[int, bool]:
+        """Return the id of the mask token, and whether it takes the space before it."""
+        for number, token in self.tokenizer.get_added_tokens_decoder().items():
+            if token.content == self.mask_token:
+                return number, token.lstrip
+        raise UserError(f"tokenizer: {folder}: the mask token {self.mask_token!r} has no id in tokenizer.json")
 
     @property
     def special_tokens(self) -> int:
@@ -132,8 +141,8 @@ def _words(text: str) -> list[str] | None:
 
 
 # The characters that BERT's normalizer sets apart by spaces.
-_CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f"
-_CHARACTERS_OR_WORDS = re.compile(rf"[{_CHINESE}]|[^\s{_CHINESE}]+")
+BERT_CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f"
+_CHARACTERS_OR_WORDS = re.compile(rf"[{BERT_CHINESE}]|[^\s{BERT_CHINESE}]+")
 
 
 def _characters_or_words(text: str) -> list[str] | None:

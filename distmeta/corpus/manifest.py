@@ -90,7 +90,9 @@ class Manifest(_Frozen):
     classes: dict[str, ClassParts]
     """By split: train, valid, test."""
     classes_left_out: dict[str, int]
-    """Labels with fewer different texts than a task takes, and how many they have."""
+    """Labels with fewer different texts than a task takes, and how many they have: the largest ones."""
+    classes_left_out_total: int = 0
+    """How many such labels there are."""
     classes_in_no_split: int
     """Labels that stand in none of `tasks.split_files`."""
 
@@ -126,7 +128,7 @@ class Manifest(_Frozen):
             lines.append(f"{self.cut} rows were longer than {self.max_length} tokens and cut")
         if self.classes_left_out:
             names = ", ".join(f"{name} ({count})" for name, count in list(self.classes_left_out.items())[:5])
-            lines.append(f"{len(self.classes_left_out)} classes are too small for a task and left out: {names}")
+            lines.append(f"{self.classes_left_out_total} classes are too small for a task and left out: {names}")
         if self.classes_in_no_split:
             lines.append(f"{self.classes_in_no_split} classes stand in no split file and are left out")
         lines += [f"{source.name}: {problem}" for source in self.sources for problem in source.problems]

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raise it when a part's content changes for the same inputs."""
 SUMMARY = "summary.json"
 
@@ -65,10 +65,10 @@ def make_part(step: Path, identity: object, write: Callable[[Path], dict[str, An
 def remove_other_parts(work: Path, parts: Iterable[Part]) -> None:
     """Remove from the folder of all steps what earlier settings, earlier content and interruptions have left there."""
     wanted = {part.folder for part in parts}
-    for step in work.iterdir():
+    for step in filter(Path.is_dir, work.iterdir()):
         for folder in step.iterdir():
             if folder not in wanted:
-                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+                _remove(folder)
 
 
 def publish(files: Sequence[Path], folder: Path, names: Sequence[str]) -> None:
@@ -86,7 +86,11 @@ def publish(files: Sequence[Path], folder: Path, names: Sequence[str]) -> None:
             shutil.copyfile(file, fresh)
         fresh.replace(target)
     for stale in set(os.listdir(folder)) - set(names):
-        (folder / stale).unlink()
+        _remove(folder / stale)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def save_list(folder: Path, items: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from distmeta.corpus.segments import TABLE as SEGMENTS_TABLE
 from distmeta.corpus.segments import encode_segments
 from distmeta.corpus.shards import Shard
 from distmeta.corpus.sources import resolve_sources, total_bytes
-from distmeta.corpus.tokenizer import load_tokenizer, tokenizer_identity
+from distmeta.corpus.tokenizer import import_tokenizer, tokenizer_identity
 from distmeta.corpus.training import train_tokenizer
 from distmeta.corpus.words import load_stop_words
 from distmeta.errors import UserError
@@ -47,11 +47,11 @@ def prepare(
         tokenizer_source: folder or hub name of the tokenizer to load; None: one is trained as `tokenizer` says.
         max_length: longest sequence, special tokens included (tokens).
         executor: where the work is done. The result does not depend on it.
-        splits: the splits that must have enough classes for a task.
+        splits: the splits that must have enough classes for a task. Where one has not, all is prepared nevertheless.
 
     Raises:
-        UserError: a source without anything that can be read, a tokenizer that is not fast, classes that are not in the
-            data, or too few of them.
+        UserError: a source without anything that can be read, a tokenizer that is not fast, a directory that cannot be
+            written, classes that are not in the data, or too few of them.
     """
     settings = RecordSettings(
         record=corpus.record,
@@ -64,7 +64,11 @@ def prepare(
     )
     stop_words = load_stop_words(corpus.stop_words_file) if corpus.remove_stop_words else None
     split_names = read_split_files(tasks)
-    resolved = resolve_sources(corpus)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"corpus.directory: {directory}: no folder can be made there ({error.strerror})") from error
+    resolved = resolve_sources(corpus, directory)
     hashed = hash_sources(resolved.files, settings, executor)
     config_hash = digest(
         [
@@ -82,8 +86,7 @@ def prepare(
 
     manifest = _finished(directory, input_hash)
     if manifest is not None:
-        counts = {split: manifest.classes[split].count for split in SPLITS}
-        require_classes(counts, manifest.classes_left_out, tasks, splits)
+        require_classes(manifest, tasks, splits)
         return manifest
 
     (directory / FILE).unlink(missing_ok=True)
@@ -104,10 +107,9 @@ def prepare(
         work=work,
         executor=keeper,
     )
-    require_classes(choice.counts, choice.too_small, tasks, splits)
 
     if tokenizer_source is not None:
-        tokens = load_tokenizer(tokenizer_source, max_length, work)
+        tokens = import_tokenizer(tokenizer_source, max_length, work)
     else:
         text_bytes = sum(shard["bytes"] for part in ingested for shard in part.summary["shards"])
         tokens = train_tokenizer(tokenizer, max_length, shards, text_bytes, work, keeper)
@@ -143,9 +145,11 @@ def prepare(
         segment_parts=segment_parts,
         classes=class_parts,
         classes_left_out=choice.too_small,
+        classes_left_out_total=choice.too_small_total,
         classes_in_no_split=choice.in_no_split,
     )
     manifest.save(directory)
+    require_classes(manifest, tasks, splits)
     return manifest
 
 

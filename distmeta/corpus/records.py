@@ -89,7 +89,7 @@ def _clean(record: Record, settings: RecordSettings) -> Record | Dropped:
         return Dropped(number, "missing_text")
     if settings.label_column is not None and not label:
         return Dropped(number, "missing_label")
-    if settings.pair_column is not None and not pair:
+    if settings.pair_column is not None and not (pair and pair.strip()):
         return Dropped(number, "missing_pair")
     fields = (text, pair or "", label or "")
     if any("\0" in value for value in fields):

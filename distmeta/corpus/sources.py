@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import PurePosixPath
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,8 @@ FORMATS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", "
 PIECE_BYTES = 16_000_000
 PIECE_ROWS = 50_000
 HUB = "huggingface:"
+MARKS = [("config.yaml", "environment.json"), ("manifest.json", "tokenizer/tokenizer.json")]
+"""Files by which the folder of a run and that of a prepared corpus are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +69,17 @@ class Resolved:
     skipped: Counter[str]
 
 
-def resolve_sources(corpus: CorpusConfig) -> Resolved:
-    """Find the files of every source. Raises UserError for a source behind which there is nothing that can be read."""
+def resolve_sources(corpus: CorpusConfig, directory: Path | None = None) -> Resolved:
+    """Find the files of every source but what was made from them: `directory`, other corpora, and runs.
+
+    Raises UserError for a source behind which there is nothing that can be read.
+    """
     files: list[Piece] = []
     skipped = Counter[str]()
     names = Counter[str]()
     for entry in corpus.sources:
         source = SourceConfig(path=entry) if isinstance(entry, str) else entry
-        found, others = _resolve(source)
+        found, others = _resolve(source, directory)
         skipped.update(others)
         if not found:
             hint = (
@@ -108,7 +114,7 @@ def cut_into_pieces(file: Piece, paragraphs: bool) -> list[Piece]:
     return [replace(file, start=start, end=end) for start, end in zip([0, *ends], ends, strict=False) if start < end]
 
 
-def _resolve(source: SourceConfig) -> tuple[list[Piece], Counter[str]]:
+def _resolve(source: SourceConfig, directory: Path | None) -> tuple[list[Piece], Counter[str]]:
     if source.path == BUILTIN:
         return [Piece("python-docs", "", "", "builtin", 465_000)], Counter()
     name = source.path.removeprefix(HUB)
@@ -120,7 +126,7 @@ def _resolve(source: SourceConfig) -> tuple[list[Piece], Counter[str]]:
         )
         return [piece], Counter()
     try:
-        matches = list(_find(source.path))
+        matches = list(_find(source.path, directory))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"corpus.sources: {source.path}: cannot be reached: {error}") from error
     files: list[Piece] = []
@@ -138,8 +144,11 @@ def _resolve(source: SourceConfig) -> tuple[list[Piece], Counter[str]]:
     return files, skipped
 
 
-def _find(path: str) -> Iterator[tuple[str, pa.fs.FileInfo]]:
-    """Yield (name below the source's fixed part, file) of every file that a path, a folder or a glob means."""
+def _find(path: str, directory: Path | None) -> Iterator[tuple[str, pa.fs.FileInfo]]:
+    """Yield (name below the source's fixed part, file) of every file that a path, a folder or a glob means.
+
+    In folders, hidden files and what distmeta has made there are none of it.
+    """
     files = filesystem(path)
     inner = pa.fs.FileSystem.from_uri(path)[1] if "://" in path else path
     info = files.get_file_info(inner)
@@ -147,23 +156,37 @@ def _find(path: str) -> Iterator[tuple[str, pa.fs.FileInfo]]:
         yield PurePosixPath(inner).name, info
         return
     if (wildcard := re.search(r"[*?\[]", inner)) and info.type == pa.fs.FileType.NotFound:
-        base = inner[: wildcard.start()].rpartition("/")[0]
-        pattern = _glob_pattern(inner)
+        fixed, slash, _ = inner[: wildcard.start()].rpartition("/")
+        base, pattern = fixed or slash or ".", inner[len(fixed + slash) :].split("/")
     else:
-        base, pattern = inner.rstrip("/"), re.compile("")
+        base, pattern = inner.rstrip("/"), ["**"]
     selector = pa.fs.FileSelector(base, recursive=True, allow_not_found=True)
-    for info in files.get_file_info(selector):
-        if info.type == pa.fs.FileType.File and pattern.match(info.path):
-            yield info.path[len(base) :].lstrip("/"), info
+    below = {info.path[len(base) :].lstrip("/"): info for info in files.get_file_info(selector) if info.is_file}
+    made = tuple(_made_by_distmeta(below))
+    place, own = f"{Path(base).resolve()}/", f"{directory.resolve()}/" if directory else None
+    for name, info in below.items():
+        is_hidden = name.startswith(".") or "/." in name
+        is_made = name.startswith(made) or (own and "://" not in path and (place + name).startswith(own))
+        if not is_hidden and not is_made and _matches(name.split("/"), pattern):
+            yield name, info
 
 
-def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """Return the regular expression of a glob: ** is any number of folders, * and ? stay within one."""
-    tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", glob)
-    return re.compile(
-        "".join(tokens.get(part, part if part.startswith("[") else re.escape(part)) for part in parts) + r"\Z"
-    )
+def _made_by_distmeta(names: Collection[str]) -> Iterator[str]:
+    """Yield the folders, each with a slash at its end, that are runs or prepared corpora."""
+    for name in names:
+        for mark, beside in MARKS:
+            folder = name.removesuffix(mark)
+            if name.endswith(f"/{mark}") and folder + beside in names:
+                yield folder
+
+
+def _matches(path: Sequence[str], glob: Sequence[str]) -> bool:
+    """Whether a glob means a path: ** is any number of folders, all else stays within one."""
+    if not glob:
+        return not path
+    if glob[0] == "**":
+        return len(glob) == 1 or any(_matches(path[skipped:], glob[1:]) for skipped in range(len(path)))
+    return bool(path) and fnmatchcase(path[0], glob[0]) and _matches(path[1:], glob[1:])
 
 
 def _cut_by_row_groups(file: Piece) -> list[Piece]:

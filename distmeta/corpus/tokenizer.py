@@ -23,7 +23,7 @@ _FILES = (
 )
 
 
-def load_tokenizer(source: str, max_length: int, work: Path) -> Part:
+def import_tokenizer(source: str, max_length: int, work: Path) -> Part:
     """Return a part with the tokenizer of a folder or hub name, its limit set to `max_length` tokens.
 
     Where it has no pad or mask token, it gets `[PAD]` and `[MASK]`. The part holds a folder that

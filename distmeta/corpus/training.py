@@ -1,11 +1,13 @@
 """The tokenizer of a corpus, trained on an even sample of it: the same tokenizer for the same text."""
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,12 @@ import tokenizers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from distmeta.corpus.config import TokenizerConfig
+from distmeta.corpus.encoder import BERT_CHINESE
 from distmeta.corpus.executor import Executor
 from distmeta.corpus.parts import Part, make_part, read_parquet, write_parquet
 from distmeta.corpus.shards import Shard
 from distmeta.corpus.tables import KEY_SPACE
 from distmeta.corpus.tokenizer import STEP, save_tokenizer
-from distmeta.corpus.words import CJK_CHARACTER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,6 +34,7 @@ SPECIAL_TOKENS = {
     "mask_token": "[MASK]",
 }
 SAMPLE = "sample.parquet"
+_CHINESE = re.compile(f"[{BERT_CHINESE}]")
 
 
 def train_tokenizer(
@@ -39,7 +42,7 @@ def train_tokenizer(
 ) -> Part:
     """Return a part with a tokenizer trained on an even sample of at most `config.train_bytes` of the shards.
 
-    `text_bytes` is how much text the shards hold. The part is as `load_tokenizer` describes.
+    `text_bytes` is how much text the shards hold. The part is as `import_tokenizer` describes.
     """
     key_limit = int(min(1.0, config.train_bytes / max(1, text_bytes)) * KEY_SPACE)
     samples = list(executor.map(_sample, [_SampleUnit(shard, key_limit) for shard in shards], "tokenizer: sampling"))
@@ -115,9 +118,7 @@ def _train_wordpiece(config: TokenizerConfig, samples: Sequence[Part]) -> Tokeni
             for normalized in tokenizer.normalizer.normalize_str(character).split():
                 for each in normalized:
                     characters[each] += count
-    # All the characters of a Chinese corpus may be more than there is room for.
-    most_frequent = sorted(characters, key=lambda each: (-characters[each], each))[: config.vocab_size * 3 // 4]
-    alphabet = sorted(most_frequent)
+    alphabet = _alphabet(characters, config.vocab_size * 3 // 4)
     continuing = [f"##{each}" for each in alphabet if not _stands_alone(each)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocab_size,
@@ -135,10 +136,20 @@ def _train_wordpiece(config: TokenizerConfig, samples: Sequence[Part]) -> Tokeni
     return trained
 
 
+def _alphabet(characters: Counter[str], room: int) -> list[str]:
+    """Return the most frequent characters whose pieces, one at the start of a word and one within, fill the room.
+
+    The characters of a Chinese or Korean corpus may be more than the vocabulary.
+    """
+    most_frequent = sorted(characters, key=lambda each: (-characters[each], each))
+    filled = accumulate(1 if _stands_alone(each) else 2 for each in most_frequent)
+    return sorted(each for each, pieces in zip(most_frequent, filled, strict=True) if pieces <= room)
+
+
 def _stands_alone(character: str) -> bool:
     """Whether BERT's rules make a word of the character, whatever is beside it."""
     is_ascii_punctuation = character.isascii() and not character.isalnum()
-    return is_ascii_punctuation or unicodedata.category(character)[0] == "P" or bool(CJK_CHARACTER.match(character))
+    return is_ascii_punctuation or unicodedata.category(character)[0] == "P" or bool(_CHINESE.match(character))
 
 
 def _train_byte_level_bpe(config: TokenizerConfig, samples: Sequence[Part]) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from distmeta.errors import UserError
@@ -12,13 +12,9 @@ CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 CJK_CHARACTER = re.compile(f"[{CJK}]")
 WORD = re.compile(rf"[{CJK}]|[^\W\d_{CJK}]+")
 """A run of letters, or one Chinese character."""
+_WHITE_SPACE = re.compile(r"\s+")
 
 CHINESE_STOP_WORDS = frozenset("的了着是在和与及或而且但也都就还又被把将对从向于以为之其这那吗呢吧啊呀嘛哦")
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text in order, case folded."""
-    return list(map(str.casefold, WORD.findall(text)))
 
 
 def hash64(text: str) -> int:
@@ -63,5 +59,12 @@ class StopWords:
 
     def remove(self, text: str) -> str:
         """Return the text without its stop words, white space folded; the text itself where no word is left."""
-        kept = " ".join(self._pattern.sub(" ", text).split())
+        [kept] = self.remove_between([text])
         return kept if WORD.search(kept) else text
+
+    def remove_between(self, pieces: Sequence[str]) -> list[str]:
+        """Return the pieces of a text that masks set apart without their stop words, white space folded."""
+        kept = [_WHITE_SPACE.sub(" ", self._pattern.sub(" ", piece)) for piece in pieces]
+        kept[0] = kept[0].lstrip()
+        kept[-1] = kept[-1].rstrip()
+        return kept

@@ -1,12 +1,15 @@
 """The class index: which classes there are, the split of each, and their examples, complete in one file a class."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from distmeta.corpus.executor import Executor
+from distmeta.corpus.manifest import Manifest
 from distmeta.corpus.parts import Part, save_list
 from distmeta.corpus.repeats import find_repeats
 from distmeta.corpus.shards import Shard
@@ -18,6 +21,8 @@ from distmeta.tasks.index_examples import KEYS, DistinctExamples, count_classes,
 
 ANY = 1 << 62
 """More examples than any class has."""
+NAMES_LEFT_OUT = 1000
+"""Labels too small for a task that are named; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +32,12 @@ class ClassChoice:
     classes: list[ChosenClass]
     """By split and name."""
     too_small: dict[str, int]
-    """Labels with fewer distinct texts than a task takes, and how many they have."""
+    """Labels with fewer distinct texts than a task takes, and how many they have: the NAMES_LEFT_OUT largest."""
+    too_small_total: int
+    """How many such labels there are."""
     in_no_split: int
     """Labels that stand in no split file."""
     examples: list[DistinctExamples]
-
-    @property
-    def counts(self) -> dict[Split, int]:
-        """How many classes each split has."""
-        counted = Counter(each.split for each in self.classes)
-        return {split: counted[split] for split in SPLITS}
 
     def names(self, split: Split) -> list[str]:
         """Return the names of a split's classes."""
@@ -73,20 +74,24 @@ def choose_classes(
         words = merge_counts(
             counted, work, max(tasks.min_sentences, needed), most, tasks.max_classes, executor
         ).to_pylist()
-        return ClassChoice(_split_by_ratio(words, tasks), {}, 0, examples)
+        return ClassChoice(_split_by_ratio(words, tasks), {}, 0, 0, examples)
 
-    labels = merge_counts(counted, work, 1, ANY, None, executor).to_pylist()
-    large = [label for label in labels if label["count"] >= needed]
-    too_small = {label["name"]: label["count"] for label in labels if label["count"] < needed}
+    # A column of free text may have as many labels as rows: what is too small stays in Arrow.
+    labels = merge_counts(counted, work, 1, ANY, None, executor)
+    large = labels.filter(pc.field("count") >= needed).to_pylist()
+    small = labels.filter(pc.field("count") < needed)
+    largest = small.sort_by([("count", "descending"), ("name", "ascending")])[:NAMES_LEFT_OUT]
+    too_small = dict(zip(largest["name"].to_pylist(), largest["count"].to_pylist(), strict=True))
     if split_names is None:
-        return ClassChoice(_split_by_ratio(large, tasks), too_small, 0, examples)
-    present = {label["name"] for label in labels}
+        return ClassChoice(_split_by_ratio(large, tasks), too_small, len(small), 0, examples)
+    split_of = {name: split for split, names in split_names.items() for name in names}
+    wanted = pa.array(list(split_of), pa.string())
+    present = set(labels["name"].filter(pc.is_in(labels["name"], wanted)).to_pylist())
     for split, names in split_names.items():
         if missing := [name for name in names if name not in present]:
             raise UserError(f"tasks.split_files.{split}: the data have no class {_some(missing)}")
-    split_of = {name: split for split, names in split_names.items() for name in names}
     classes = [_chosen(label, split_of[label["name"]]) for label in large if label["name"] in split_of]
-    return ClassChoice(_in_order(classes), too_small, len(present - split_of.keys()), examples)
+    return ClassChoice(_in_order(classes), too_small, len(small), len(labels) - len(present), examples)
 
 
 def build_classes(
@@ -99,6 +104,8 @@ def build_classes(
     executor: Executor,
 ) -> list[tuple[Split, Part]]:
     """Make the class-complete shards of `choice`; see `index_draw.gather_classes`."""
+    if not choice.classes:
+        return []
     drawn = draw_examples(choice.classes, tasks.max_examples, choice.examples, work, executor)
     return gather_classes(
         choice.classes,
@@ -136,12 +143,12 @@ def read_split_files(tasks: TasksConfig) -> dict[Split, list[str]] | None:
     return names
 
 
-def require_classes(
-    counts: Mapping[Split, int], too_small: Mapping[str, int], tasks: TasksConfig, splits: Sequence[Split]
-) -> None:
-    """Raise UserError where a split has fewer classes than a task takes, with the numbers at odds."""
+def require_classes(manifest: Manifest, tasks: TasksConfig, splits: Sequence[Split]) -> None:
+    """Raise UserError where one of `splits` has fewer classes than a task takes, with the numbers at odds."""
+    counts = {split: manifest.classes[split].count for split in SPLITS}
+    too_small = manifest.classes_left_out
     needed = tasks.k_shot + tasks.query_per_class
-    if too_small and not any(counts.values()):
+    if splits and too_small and not any(counts.values()):
         largest = max(too_small, key=lambda name: (too_small[name], name))
         raise UserError(
             f"tasks.k_shot + tasks.query_per_class = {needed} examples a class are needed; "
@@ -149,17 +156,17 @@ def require_classes(
         )
     if short := [split for split in splits if counts[split] < tasks.n_way]:
         held = " and ".join(f"meta-{split} has {counts[split]} classes" for split in short)
-        raise UserError(f"{held}, tasks.n_way is {tasks.n_way}: {_remedy(counts, too_small, tasks, needed)}")
+        remedy = _remedy(sum(counts.values()), manifest.classes_left_out_total, tasks, needed)
+        raise UserError(f"{held}, tasks.n_way is {tasks.n_way}: {remedy}")
 
 
-def _remedy(counts: Mapping[Split, int], too_small: Mapping[str, int], tasks: TasksConfig, needed: int) -> str:
-    total = sum(counts.values())
+def _remedy(total: int, too_small: int, tasks: TasksConfig, needed: int) -> str:
     if tasks.label_column is None:
         most = "a quarter of all" if tasks.max_sentences is None else tasks.max_sentences
         few = max(tasks.min_sentences, needed)
         words = f"{total} words stand in {few} to {most} sentences"
         return f"{words}; lower tasks.n_way or tasks.min_sentences, or give more text"
-    left_out = f", {len(too_small)} more have fewer than {needed} texts" if too_small else ""
+    left_out = f", {too_small} more have fewer than {needed} texts" if too_small else ""
     where = "the files of tasks.split_files" if tasks.split_files else f"tasks.split_ratio {tasks.split_ratio}"
     return f"{total} classes are large enough{left_out}; lower tasks.n_way or change {where}"
 

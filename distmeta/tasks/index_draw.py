@@ -209,17 +209,17 @@ def _write_classes(
     unit: GatherUnit, names: list[str], rows: pa.Table, texts: list[list[str]], folder: Path
 ) -> dict[str, Any]:
     encoder = load_encoder(unit.tokenizer)
-    remove = StopWords(load_list(unit.work / "lists", unit.stop_words)).remove if unit.stop_words else None
+    stop_words = StopWords(load_list(unit.work / "lists", unit.stop_words)) if unit.stop_words else None
     if unit.labelled:
         shown = ["\n".join(pair) for pair in texts]
-        reduced = [list(map(remove, pair)) for pair in texts] if remove else texts
+        reduced = [list(map(stop_words.remove, pair)) for pair in texts] if stop_words else texts
         encoded, cut = _encode_rows(reduced, encoder, unit.max_length)
         masks = [-1] * len(encoded)
     else:
         pieces = [split_at_word(sentence, name) for (sentence,), name in zip(texts, names, strict=True)]
         shown = [encoder.mask_token.join(each) for each in pieces]
-        if remove:  # no class word is a stop word
-            pieces = [split_at_word(remove(sentence), name) for (sentence,), name in zip(texts, names, strict=True)]
+        if stop_words:  # after the words are hidden: a class word may be part of a stop word, as of "don't"
+            pieces = [stop_words.remove_between(each) for each in pieces]
         masked = encode_masked(pieces, encoder, unit.max_length)
         encoded, masks, cut = [ids for ids, _ in masked], [mask for _, mask in masked], 0
     columns = {

@@ -45,6 +45,7 @@ def encode_masked(pieces: Sequence[Sequence[str]], encoder: Encoder, max_length:
     room = max_length - encoder.special_tokens
     result = []
     for sentence in pieces:
+        assert len(sentence) > 1, "a sentence without its class word"
         ids = next(encoded)
         mask = len(ids)
         for _ in sentence[1:]:
