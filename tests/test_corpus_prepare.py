@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
@@ -198,12 +200,13 @@ def test_a_trained_tokenizer_knows_every_word_and_loads_without_network(
         assert tokenizer(row["text"])["input_ids"] == row["input_ids"]
 
 
-@pytest.mark.parametrize("first", [0xAC00, 0x4E00, 0x2CEB0, 0x400], ids=["Korean", "Chinese", "rare", "Cyrillic"])
+@pytest.mark.parametrize("first", [0xAC00, 0x4E00, 0x2CEB0], ids=["Korean", "Chinese", "rare Chinese"])
 def test_a_trained_vocabulary_is_never_larger_than_asked(tmp_path: Path, first: int) -> None:
-    lines = ["".join(chr(first + (7 * i + j * j) % 1500) + " " * (j % 3 == 2) for j in range(40)) for i in range(300)]
+    lines = ["".join(chr(first + (7 * i + j * j) % 400) + " " * (j % 3 == 2) for j in range(20)) for i in range(60)]
     (tmp_path / "a.txt").write_text("\n".join(lines))
     for name in ("one", "two"):
-        prepare_small(tmp_path / name, [tmp_path / "a.txt"], tokenizer={"vocab_size": 300}, splits=())
+        no_classes = {"min_sentences": 1000, "max_sentences": 1000}
+        prepare_small(tmp_path / name, [tmp_path / "a.txt"], tokenizer={"vocab_size": 300}, tasks=no_classes, splits=())
     tokenizers = [(tmp_path / name / "tokenizer/tokenizer.json").read_text() for name in ("one", "two")]
     assert tokenizers[0] == tokenizers[1]
     assert 200 < Tokenizer.from_str(tokenizers[0]).get_vocab_size() <= 300
@@ -274,6 +277,7 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Encoder(folder / "out/tokenizer")
 
 
+@settings(deadline=None)
 @given(
     text=st.text(st.sampled_from("aA bç.,'‘ \u0301\t\n\u3000猫龦ﬁßİΣ12[MASK]\x1c"), max_size=30) | st.text(max_size=40)
 )
@@ -289,7 +293,7 @@ def test_remembered_stretches_give_the_ids_of_the_whole(encoder: Encoder, text: 
 def test_special_tokens_are_found_whatever_the_tokenizer_knows(tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"[CLS]": 0, "[SEP]": 1, "dog": 2}))  # of "a" it makes nothing
+    words = Tokenizer(models.BPE({"[CLS]": 0, "[SEP]": 1, "d": 2}, []))  # of "a" it makes nothing
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP] [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
@@ -297,7 +301,7 @@ def test_special_tokens_are_found_whatever_the_tokenizer_knows(tmp_path: Path) -
     wrapped = PreTrainedTokenizerFast(tokenizer_object=words, mask_token="[MASK]", pad_token="[PAD]")
     wrapped.save_pretrained(tmp_path / "words")
     encoder = Encoder(tmp_path / "words")
-    assert (encoder.prefix, encoder.suffix, encoder.encode(["a dog"])) == ([0], [1, 1], [[2]])
+    assert (encoder.prefix, encoder.suffix, encoder.encode(["a d"])) == ([0], [1, 1], [[2]])
     assert encoder.mask_id == wrapped.mask_token_id > 2
     settings = json.loads((tmp_path / "words/tokenizer_config.json").read_text())
     (tmp_path / "words/tokenizer_config.json").write_text(json.dumps(settings | {"mask_token": "<absent>"}))
@@ -371,7 +375,7 @@ def test_a_finished_corpus_is_returned_at_once(tmp_path: Path) -> None:
     steps = []
 
     class Recorder(LocalExecutor):
-        def map(self, function, units, description):
+        def map(self, function: Any, units: Any, description: str) -> Iterator[Any]:
             steps.append(description)
             return super().map(function, units, description)
 

@@ -10,8 +10,11 @@ import torch
 from distmeta.evaluate.baselines import logistic_regression, nearest_prototype
 from distmeta.evaluate.table import USES, Use
 from distmeta.meta import adapt, logits
-from distmeta.models import Network, Parameters, TaskBatch, collate_task
+from distmeta.models import Network, Parameters, TaskBatch, TokenBatch, collate_task
 from distmeta.tasks.episode import Task
+
+FEATURE_BATCH = 256
+"""Texts that go through the network together where no gradient is asked for."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,9 @@ class Scorer:
             scores["inner-loop"] = EpisodeScore(labels, predictions, float((labels == 0).mean()), seconds)
         if "prototype" in uses or "logistic-regression" in uses:
             start = time.perf_counter()
-            with torch.no_grad():
-                support = self.network.features(self.parameters, batch.support).cpu().numpy()
-                features_seconds = time.perf_counter() - start
-                query = self.network.features(self.parameters, batch.query).cpu().numpy()
+            support = self._frozen_features(batch.support)
+            features_seconds = time.perf_counter() - start
+            query = self._frozen_features(batch.query)
             support_labels = batch.support_labels.cpu().numpy()
             if "prototype" in uses:
                 start = time.perf_counter()
@@ -105,3 +107,9 @@ class Scorer:
                 seconds = features_seconds + time.perf_counter() - start
                 scores["logistic-regression"] = EpisodeScore(labels, predictions, None, seconds)
         return scores
+
+    @torch.no_grad()
+    def _frozen_features(self, batch: TokenBatch) -> np.ndarray:
+        """Features without adaptation, a bounded batch at a time: an all-way episode may hold thousands of texts."""
+        parts = [self.network.features(self.parameters, part) for part in batch.split(FEATURE_BATCH)]
+        return torch.cat(parts).cpu().numpy()

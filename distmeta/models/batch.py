@@ -1,6 +1,6 @@
 """Token batches as the network takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,13 @@ class TokenBatch:
     """(sequences,), int64: where the class word is hidden, -1 for nowhere."""
     num_tokens: int
     """Tokens that are no padding."""
+
+    def split(self, size: int) -> Iterator["TokenBatch"]:
+        """The same sequences in batches of at most `size`."""
+        for start in range(0, len(self.input_ids), size):
+            part = slice(start, start + size)
+            mask = self.attention_mask[part]
+            yield TokenBatch(self.input_ids[part], mask, self.mask_positions[part], int(mask.sum()))
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ class TrainConfig(Section):
     """Outer steps between validations on the meta-valid classes; 0: never, and the last network is kept."""
     validate_episodes: int = Field(default=20, ge=1)
     """Episodes of a validation, the same ones each time."""
-    select_by: Literal["inner-loop", "prototype", "inner-loop-all-way", "prototype-all-way"] = "inner-loop"
-    """Meta-valid accuracy that chooses the best network: after the inner loop or by prototype, N-way or all-way."""
+    select_by: Literal["inner-loop", "prototype", "prototype-all-way"] = "inner-loop"
+    """Meta-valid accuracy that chooses the best network: after the inner loop, by prototype, or by that all-way."""
     seed: int = Field(default=0, ge=0)
     """Fixes the new weights, the tasks, the text and the dropout."""
     storage: str | None = None

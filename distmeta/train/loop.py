@@ -67,7 +67,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     del state  # the engine has its shard of it
     learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed)
     work_source = WorkSource(setup, worker.device, worker.rank, worker.world_size)
-    validator = Validator(setup, skeleton, learner.adapted_names, worker.rank, worker.world_size)
+    scoring = config.train.validate_every > 0
+    validator = Validator(setup, skeleton, learner.adapted_names, worker.rank, worker.world_size) if scoring else None
     size = network_size(skeleton.base, skeleton.model.config)
     flop_counter = FlopCounter(size, config.meta.algorithm, config.meta.adapt, config.meta.inner_steps)
     marked = time.perf_counter()
@@ -75,18 +76,17 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
     best = Best(run, progress, extra.get("best")) if is_main else None
 
-    def validate(outer_step: int, *, score: bool) -> dict[str, float]:
+    def validate(outer_step: int) -> dict[str, float]:
         with engine.full_parameters() as parameters:
-            scores = validator.score(parameters) if score else None
+            scores = validator.score(parameters) if validator else None
             if recorder and best:
                 if scores:
                     recorder.validation(outer_step, scores)
                 best.offer(outer_step, scores[config.train.select_by] if scores else None, parameters)
         return {f"valid/{name}": score for name, score in (scores or {}).items()}
 
-    scoring = config.train.validate_every > 0
     if progress["outer_step"] == 0:
-        validate(0, score=scoring)  # the network as it was is a candidate
+        validate(0)  # the network as it was is a candidate
     for step in range(progress["outer_step"], config.train.outer_steps):
         started = time.perf_counter()
         work, waited = work_source.take(step)
@@ -117,7 +117,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         }
         row["flops"] = progress["flops"]
         if is_last or (scoring and outer_step % config.train.validate_every == 0):
-            row |= validate(outer_step, score=scoring)
+            row |= validate(outer_step)
         if recorder:
             recorder.step(row)
         if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:

@@ -9,12 +9,11 @@ from distmeta.evaluate.score import Scorer
 from distmeta.evaluate.table import Use
 from distmeta.models import Network, Parameters
 from distmeta.setup import Setup
-
-VALIDATION_USES: tuple[Use, ...] = ("inner-loop", "prototype")
+from distmeta.tasks.draw import TaskSource
 
 
 class Validator:
-    """Scores parameters N-way, as in training, and all-way, which tells networks apart for longer."""
+    """Scores parameters N-way, as in training, and all-way by prototype, which tells networks apart for longer."""
 
     def __init__(
         self, setup: Setup, network: Network, adapted_names: Sequence[str], rank: int, world_size: int
@@ -23,14 +22,16 @@ class Validator:
         self._setup, self._network, self._adapted_names = setup, network, adapted_names
         self._rank, self._world_size = rank, world_size
         episodes = config.train.validate_episodes
-        # An all-way episode holds every class, so a tenth as many tell as much.
-        self._sources = {
-            "": (setup.tasks("valid"), episodes),
-            "-all-way": (setup.tasks("valid", n_way="all"), max(1, episodes // 10)),
-        }
+        # An all-way episode holds every class, so a tenth as many tell as much; an inner loop on so many texts would
+        # cost more than the training that it is to judge.
+        n_way_uses: tuple[Use, ...] = ("inner-loop", "prototype")
+        self._sources: list[tuple[str, TaskSource, int, tuple[Use, ...]]] = [
+            ("", setup.tasks("valid"), episodes, n_way_uses),
+            ("-all-way", setup.tasks("valid", n_way="all"), max(1, episodes // 10), ("prototype",)),
+        ]
 
     def score(self, parameters: Parameters) -> dict[str, float] | None:
-        """Mean accuracy by use (`inner-loop`, `prototype`, and each with `-all-way`) on rank 0; None elsewhere.
+        """Mean accuracy as `inner-loop`, `prototype` and `prototype-all-way` on rank 0; None elsewhere.
 
         Every worker has to call it.
         """
@@ -45,9 +46,9 @@ class Validator:
             self._setup.tokenizer.pad_token_id,
         )
         accuracies: dict[str, list[float]] = {}
-        for suffix, (source, episodes) in self._sources.items():
+        for suffix, source, episodes, uses in self._sources:
             tasks = (source.draw(index) for index in range(self._rank, episodes, self._world_size))
-            for scores in scorer.score(tasks, VALIDATION_USES):
+            for scores in scorer.score(tasks, uses):
                 for use, score in scores.items():
                     accuracies.setdefault(use + suffix, []).append(score.accuracy)
         gathered: list[dict[str, list[float]] | None] = [accuracies]
@@ -56,7 +57,7 @@ class Validator:
             torch.distributed.all_gather_object(gathered, accuracies)
         if self._rank != 0:
             return None
-        names = [use + suffix for suffix in self._sources for use in VALIDATION_USES]
+        names = [use + suffix for suffix, _, _, uses in self._sources for use in uses]
         # Sorted, so that the mean does not depend on which worker scored which episode.
         return {
             name: float(np.mean(sorted(value for part in gathered if part for value in part.get(name, []))))
