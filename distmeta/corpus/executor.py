@@ -50,12 +50,13 @@ def _map_with_ray(function: Callable[[Unit], Result], units: Sequence[Unit]) -> 
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray gives a unit one CPU
         return {"result": pickle.dumps(function(pickle.loads(row["unit"])))}
 
+    # It tells of each step that it is over, and that its progress bars are off.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows: list[dict[str, Any]] = [{"unit": pickle.dumps(unit)} for unit in units]
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it tells of every step that it is over
     with ray.data.DataContext.current(context):
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work)
     for row in results.iter_rows():
