@@ -246,7 +246,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, folder: Path):
     """And made again under another name, so that the run can be resumed after that too."""
     run = folder / "damaged"
     shutil.copytree(whole, run)
-    newest = sorted((run / "checkpoints").glob("checkpoint_*"))[-1]
+    newest = sorted((run / "checkpoints").glob("checkpoint_0*"))[-1]
     weights = newest / "exp_avg.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     for _ in range(2):
