@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -51,8 +52,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             raise AssertionError((home / "head.log").read_text())
         yield environment
     finally:
-        head.terminate()
-        head.wait(timeout=60)
+        # Asked to end, Ray takes half a minute over it.
+        processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, timeout=30)
 
 
 def test_a_submitted_job_is_the_command(cluster: dict[str, str], tmp_path: Path):

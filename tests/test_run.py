@@ -1,45 +1,26 @@
 """Whole runs through the command line: real Ray, Ray Train, DeepSpeed and W&B, in good and in bad times."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
+from distmeta.train.phases import STEP_PHASES
+from tests.commands import KEY, Running, assert_gone, distmeta, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
 
-DISTMETA = [sys.executable, "-m", "distmeta.cli"]
-TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction"}
-KEY = "0123456789abcdef0123456789abcdef01234567"
-STEPS, EVERY = 60, 20
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "RAY_AUTH_MODE": "disabled", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-
-
-def distmeta(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end."""
-    command = [*DISTMETA, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert not check or done.returncode == 0, done.stderr[-4000:]
-    return done
-
-
-def read_rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction", "wall_seconds", "worker_seconds"}
+TIMES |= {f"seconds/{phase}" for phase in STEP_PHASES}
+STEPS, EVERY = 100, 20
 
 
 def assert_same_rows(run: Path, other: Path, tolerance: float = 0.0) -> None:
@@ -64,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("texts.csv"),
         meta={"inner_lr": 0.1, "inner_steps": 3},
         engine={"zero_stage": 1},
-        train={"num_workers": 2, "outer_steps": STEPS, "checkpoint_every": EVERY, "validate_every": 30},
+        train={"num_workers": 2, "outer_steps": STEPS, "checkpoint_every": EVERY, "validate_every": 50},
         tracking={"wandb": "offline"},
     )
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
@@ -83,35 +64,6 @@ def whole(folder: Path) -> Path:
     done = distmeta("pretrain", "--config", config, "--run-dir", folder / "whole", cwd=folder.parent)
     assert "meta-pretrained inner-loop" in done.stdout
     return folder / "whole"
-
-
-class Running:
-    """A run under way, to be disturbed."""
-
-    def __init__(self, folder: Path, run: str, *arguments: str) -> None:
-        self.run = folder / run
-        command = [*DISTMETA, "pretrain", "--config", "run.yaml", "--run-dir", run, *arguments]
-        self.log = folder / f"{run}.log"
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
-
-    def wait_for_step(self, step: int) -> list[psutil.Process]:
-        """Waits until the outer step is written down; returns the processes of the run."""
-        deadline = time.time() + 120
-        while time.time() < deadline and self.process.poll() is None:
-            metrics = self.run / "metrics.jsonl"
-            if metrics.exists() and len(metrics.read_bytes().splitlines()) >= step:
-                return psutil.Process(self.process.pid).children(recursive=True)
-            time.sleep(0.02)
-        raise AssertionError(self.log.read_text()[-4000:])
-
-    def wait(self) -> int:
-        return self.process.wait(timeout=200)
-
-
-def assert_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=30)
-    assert not alive
 
 
 # A run that nothing disturbs
@@ -141,7 +93,7 @@ def test_a_run_leaves_what_was_promised(whole: Path):
     assert summary["worker_seconds"] == pytest.approx(2 * summary["wall_seconds"])
     assert summary["flops"] == rows[-1]["flops"] > 0
     validations = [json.loads(line) for line in (whole / "validation.jsonl").read_text().splitlines()]
-    assert [row["outer_step"] for row in validations] == [0, 30, 60]
+    assert [row["outer_step"] for row in validations] == [0, 50, 100]
     assert summary["best_score"] == max(row["inner-loop"] for row in validations)
     assert yaml.safe_load((whole / "config.yaml").read_text())["corpus"]["sources"][0].endswith("/texts.csv")
     versions = json.loads((whole / "environment.json").read_text())
@@ -211,7 +163,7 @@ def test_an_export_can_be_made_again(whole: Path, folder: Path):
 
 
 def test_a_killed_worker_is_made_good(whole: Path, folder: Path):
-    run = Running(folder, "lost-worker")
+    run = Running(folder, "run.yaml", "lost-worker")
     processes = run.wait_for_step(EVERY + 5)
     workers = [process for process in processes if "TrainWorker" in " ".join(process.cmdline())]
     assert len(workers) == 2
@@ -219,13 +171,13 @@ def test_a_killed_worker_is_made_good(whole: Path, folder: Path):
     assert run.wait() == 0, run.log.read_text()[-4000:]
     assert_same_rows(run.run, whole)
     assert "was lost" in run.log.read_text()
-    assert re.search(r"going on from the checkpoint of outer step [24]0\n", run.log.read_text())
+    assert re.search(r"going on from the checkpoint of outer step [2468]0\n", run.log.read_text())
     assert_gone(processes)
 
 
 def test_a_killed_driver_leaves_a_run_that_goes_on(whole: Path, folder: Path):
     """Cases B1 and E1: the same losses, each step once, one W&B run."""
-    run = Running(folder, "lost-driver")
+    run = Running(folder, "run.yaml", "lost-driver")
     processes = run.wait_for_step(EVERY + 5)
     # Ray's two agents notice a minute later than the rest that their node is gone.
     agents = [process for process in processes if "Agent" in " ".join(process.cmdline())]
@@ -235,10 +187,10 @@ def test_a_killed_driver_leaves_a_run_that_goes_on(whole: Path, folder: Path):
     for process in agents:
         process.kill()
     assert len(read_rows(run.run)) < STEPS
-    resumed = Running(folder, "lost-driver", "--resume")
+    resumed = Running(folder, "run.yaml", "lost-driver", "--resume")
     assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
     assert_same_rows(run.run, whole)
-    assert re.search(r"going on from the checkpoint of outer step [24]0\n", resumed.log.read_text())
+    assert re.search(r"going on from the checkpoint of outer step [2468]0\n", resumed.log.read_text())
 
 
 @pytest.mark.slow
@@ -272,14 +224,14 @@ def test_the_language_model_baseline_gets_as_many_tokens(whole: Path, folder: Pa
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_leaves_a_run_that_goes_on(number: signal.Signals, whole: Path, folder: Path):
     """Case B1: and on one worker, at another ZeRO stage."""
-    run = Running(folder, f"stopped-{number.name}")
+    run = Running(folder, "run.yaml", f"stopped-{number.name}")
     processes = run.wait_for_step(5)
     run.process.send_signal(number)
     assert run.wait() == 130, run.log.read_text()[-4000:]
     assert_gone(processes)
     assert 5 <= len(read_rows(run.run)) < STEPS
     other = ["--set", "train.num_workers=1", "--set", "engine.zero_stage=3"]
-    resumed = Running(folder, f"stopped-{number.name}", "--resume", *other)
+    resumed = Running(folder, "run.yaml", f"stopped-{number.name}", "--resume", *other)
     assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
     assert_same_rows(run.run, whole, tolerance=1e-5)
 

@@ -1,29 +1,24 @@
 """Weights & Biases: real runs by the real client, read back from the .wandb files that `wandb sync` uploads."""
 
-import gzip
-import http.server
 import json
 import os
 import platform
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from distmeta.tracking.config import TrackingConfig
 from distmeta.tracking.wandb_run import mode_of_user, without_passwords
+from tests.wandb_files import history, logged_steps, offline_records, records
+from tests.wandb_server import server
 
 API_KEY = "9f3c" * 10
 PREAMBLE = """
@@ -44,43 +39,6 @@ def rows(first, last):
     return [{"outer_step": n, "query_loss": 1 / n, "support_loss": [2.0, 1.0], "not_finite": ["grad_norm"]}
             for n in range(first, last + 1)]
 """
-
-
-def records(run_file: Path) -> Iterator[Record]:
-    """The records of a .wandb file: a log in LevelDB's format, of blocks of 32 KiB that hold chunks of records."""
-    data = run_file.read_bytes()
-    position, record = 7, b""  # behind the file's own header
-    while position + 7 <= len(data):
-        left_in_block = 32768 - position % 32768
-        if left_in_block < 7:
-            position += left_in_block
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        record += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last chunk of one
-            yield Record.FromString(record)
-            record = b""
-
-
-def offline_records(run_dir: Path) -> list[Record]:
-    """Of all parts of an offline run, in the order in which they were started."""
-    return [record for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")) for record in records(file)]
-
-
-def history(found: list[Record]) -> list[dict[str, Any]]:
-    return [
-        {
-            item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json)
-            for item in record.history.item
-        }
-        for record in found
-        if record.HasField("history")
-    ]
-
-
-def logged_steps(found: list[Record]) -> list[int]:
-    return [row["outer_step"] for row in history(found)]
 
 
 def script(tmp_path: Path, code: str, *arguments: str, cwd: Path | None = None, **variables: str) -> tuple[Any, Path]:
@@ -320,68 +278,6 @@ def test_a_server_that_never_answers_costs_its_timeout(tmp_path: Path) -> None:
     assert time.monotonic() - started < 20
     assert "went on" in output
     assert logged_steps(offline_records(run_dir)) == [1, 2, 3]
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """As much of a W&B server as the client needs to log; `sent` is what it was sent."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.sent: list[str] = []
-        self.silent = threading.Event()
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        lines = []
-        for body in self.sent:
-            files = json.loads(body).get("files") or {}
-            lines += files.get("wandb-history.jsonl", {}).get("content", [])
-        return [json.loads(line) for line in lines]
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        while self.server.silent.is_set():
-            time.sleep(0.1)
-        self.server.sent.append(body.decode())
-        request = json.loads(body)
-        project = {"id": "p", "name": "distmeta", "entity": {"id": "e", "name": "me"}}
-        answer: dict[str, Any] = {}
-        if "upsertBucket" in request.get("query", ""):
-            bucket = {"id": "b", "name": request["variables"]["name"], "config": "{}", "historyLineCount": 0}
-            answer = {"upsertBucket": {"bucket": bucket | {"project": project}, "inserted": True}}
-        elif "RunResumeStatus" in request.get("query", ""):
-            answer = {"model": project | {"bucket": None}}
-        elif "createRunFiles" in request.get("query", ""):
-            answer = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
-        content = json.dumps({"data": answer}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
-@contextmanager
-def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.silent.clear()
-            running.shutdown()
 
 
 def test_online_each_step_is_sent_once_and_nothing_but_configuration_and_metrics(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import statistics
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,16 +20,19 @@ from distmeta.config import Config, load_config
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.engine.checkpoint import newest_good
 from distmeta.meta import Learner
+from distmeta.models import load_weights
 from distmeta.pipeline import prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, resolve
 from distmeta.train.loop import Worker, learning_rate, train
+from distmeta.train.phases import PHASES, STEP_PHASES
 from distmeta.train.work import WorkSource
 from tests.corpora import tiny_config, write_labelled_csv
 from tests.workers import World
 
 CPU = torch.device("cpu")
-TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction"}
+TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction", "wall_seconds", "worker_seconds"}
+TIMES |= {f"seconds/{phase}" for phase in STEP_PHASES}
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +97,17 @@ def run_steps(world: World, config: Config, run: Path) -> list[dict[str, Any]]:
     return read_rows(run)
 
 
-def read_rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def read_rows(run: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / file).read_text().splitlines()]
+
+
+def manifest_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"checkpoint_{step:08d}" / "checkpoint.json"
+
+
+def progress_at(run: Path, step: int) -> dict[str, Any]:
+    """The progress in the checkpoint of a step."""
+    return json.loads(manifest_of(run, step).read_text())["progress"]
 
 
 def assert_same(rows: list[dict[str, Any]], others: list[dict[str, Any]], tolerance: float) -> None:
@@ -129,7 +142,7 @@ def single_process(config: Config) -> dict[str, torch.Tensor]:
     )
     for step in range(config.train.outer_steps):
         gradients, _ = learner.gradient(
-            {n: p.detach() for n, p in parameters.items()}, work.take(step)[0], config.meta.meta_batch_size
+            {n: p.detach() for n, p in parameters.items()}, work.take(step), config.meta.meta_batch_size
         )
         for name, parameter in parameters.items():
             parameter.grad = gradients.get(name, torch.zeros_like(parameter))
@@ -173,7 +186,7 @@ def test_workers_share_the_tasks_out(corpus):
     for world_size in (1, 2, 3):
         sources = [WorkSource(setup, CPU, rank, world_size) for rank in range(world_size)]
         for step in range(4):
-            shares = [[work.index for work in source.take(step)[0]] for source in sources]
+            shares = [[work.index for work in source.take(step)] for source in sources]
             assert all(shares)
             assert sorted(index for share in shares for index in share) == list(range(5 * step, 5 * step + 5))
         for source in sources:
@@ -240,6 +253,106 @@ def test_bf16_follows_fp32(model_type, worlds, corpus, tmp_path):
 
 
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+
+
+# What a run took
+
+
+def phases_of(rows: list[dict[str, Any]]) -> list[float]:
+    return [sum(row[f"seconds/{phase}"] for phase in STEP_PHASES) for row in rows]
+
+
+def test_the_phases_of_a_step_add_up_to_its_seconds(worlds, corpus, tmp_path):
+    train = {"outer_steps": 12, "checkpoint_every": 3, "validate_every": 3}
+    config = configure(corpus, train=train)
+    rows = run_steps(worlds[1], config, tmp_path / "one")
+    shares = [phases / row["seconds"] for phases, row in zip(phases_of(rows), rows, strict=True)]
+    assert max(shares) <= 1 + 1e-9  # nothing from before or after the step
+    assert statistics.median(shares) > 0.97
+    rows = run_steps(worlds[2], config, tmp_path / "two")
+    assert sum(phases_of(rows)) == pytest.approx(sum(row["seconds"] for row in rows), rel=0.05)
+    for size, run in enumerate(("one", "two"), start=1):
+        progress = progress_at(tmp_path / run, 12)
+        assert sum(progress["phase_seconds"].values()) == pytest.approx(progress["wall_seconds"], rel=0.1)
+        assert progress["worker_seconds"] == pytest.approx(size * progress["wall_seconds"])
+
+
+def test_a_checkpoint_has_all_that_the_run_took_and_a_resume_adds_to_it(worlds, corpus, tmp_path):
+    """Case C1: the validation before a checkpoint is in it, and so is what earlier attempts took."""
+    config = configure(corpus, train={"outer_steps": 6, "checkpoint_every": 1, "validate_every": 3})
+    run = tmp_path / "run"
+    run_steps(worlds[2], config, run)
+    second, third, fourth, whole = (progress_at(run, step) for step in (2, 3, 4, 6))
+    validation = third["phase_seconds"]["validation"] - second["phase_seconds"]["validation"]
+    assert validation > 0
+    assert third["wall_seconds"] - second["wall_seconds"] > validation
+    assert fourth["phase_seconds"]["validation"] == third["phase_seconds"]["validation"]
+    assert fourth["phase_seconds"]["checkpoint"] > third["phase_seconds"]["checkpoint"]
+    assert third["peak_memory_bytes"] > 50e6
+
+    for step in (4, 5, 6):
+        shutil.rmtree(manifest_of(run, step).parent)
+    earlier = {"startup_seconds": 1234.0, "peak_memory_bytes": 10**15}  # that attempt was slower to start, and larger
+    manifest = json.loads(manifest_of(run, 3).read_text())
+    manifest_of(run, 3).write_text(json.dumps(manifest | {"progress": third | earlier}))
+    rows = run_steps(worlds[1], config, run)
+    resumed = progress_at(run, 6)
+    assert {key: resumed[key] for key in earlier} == earlier
+    assert resumed["flops"] == pytest.approx(whole["flops"])
+    assert (resumed["tokens"], resumed["lm_tokens"]) == (whole["tokens"], whole["lm_tokens"])
+    for key in ("wall_seconds", "worker_seconds"):
+        assert third[key] < rows[3][key] < rows[5][key] <= resumed[key]
+    assert resumed["worker_seconds"] - third["worker_seconds"] == pytest.approx(
+        resumed["wall_seconds"] - third["wall_seconds"]
+    )
+    assert all(resumed["phase_seconds"][phase] > third["phase_seconds"][phase] for phase in PHASES)
+
+
+def test_the_interval_of_a_validation_does_not_depend_on_the_workers(worlds, corpus, tmp_path):
+    def starting_scores(size: int, episodes: int) -> dict[str, float]:
+        config = configure(corpus, train={"outer_steps": 1, "validate_every": 1, "validate_episodes": episodes})
+        run = tmp_path / f"{size}-{episodes}"
+        run_steps(worlds[size], config, run)
+        return read_rows(run, "validation.jsonl")[0]
+
+    one = starting_scores(1, 21)
+    assert starting_scores(2, 21) == pytest.approx(one, rel=1e-12)
+    names = ("inner-loop", "prototype", "prototype-all-way")
+    assert one.keys() == {"outer_step", *names, *(f"{name}_ci95" for name in names)}
+    assert 0 < one["prototype_ci95"] < 0.5
+    assert starting_scores(2, 1).keys() == {"outer_step", *names}  # a single episode has no interval
+
+
+def _train_on_each(tree: dict[str, Any], run: Path) -> list[dict[str, Any]]:
+    """Runs in each worker; returns what every one of them returned."""
+    progress: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(progress, _train(tree, run))
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("meta", "last"), [({"outer_lr": 30.0, "warmup_ratio": 0.0}, 2), ({"inner_lr": 1e30}, 1)], ids=["large", "nan"]
+)
+def test_a_run_that_diverges_ends_on_every_worker_and_keeps_the_network_before(meta, last, worlds, corpus, tmp_path):
+    train = {"outer_steps": 6, "checkpoint_every": 1, "validate_every": 1, "max_loss": 20.0}
+    config = configure(corpus, meta=meta, train=train)
+    progress = worlds[2].run(_train_on_each, config.model_dump(), tmp_path)
+    rows = read_rows(tmp_path)
+    assert [row["outer_step"] for row in rows] == list(range(1, last + 1))
+    if last == 2:
+        assert rows[-1]["query_loss"] > 20
+    else:
+        assert {"query_loss", "grad_norm"} <= set(rows[-1]["not_finite"])
+    for each in progress:
+        assert each["outer_step"] == last
+        assert each["diverged"].startswith("query loss ")
+        assert each["diverged"].endswith(f" at outer step {last}")
+    assert [row["outer_step"] for row in read_rows(tmp_path, "validation.jsonl")] == list(range(last))
+    assert not manifest_of(tmp_path, last).exists()
+    assert all(manifest_of(tmp_path, step).exists() for step in range(1, last))
+    weights, step = load_weights(RunDirectory(tmp_path).best_weights, CPU)
+    assert step == progress[0]["best_step"] < last
+    assert all(weight.isfinite().all() for weight in weights.values())
 
 
 def test_learning_rate_rises_and_falls():

@@ -6,6 +6,7 @@ DeepSpeed, and DeepSpeed puts no hook on the module. Weights and optimizer state
 
 import math
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -56,6 +57,8 @@ class Engine:
         self._parameters = dict(module.named_parameters())
         self._trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
         self._step = state.step if state is not None else 0
+        self.communication_seconds = 0.0
+        """Time in which the last `step` averaged the gradients over the workers."""
 
         self._made_group = not torch.distributed.is_initialized()
         if self._made_group:
@@ -102,13 +105,15 @@ class Engine:
 
         `gradients` holds this worker's own by parameter name, full-size, and is left as it is; one that is not there is
         zero. Returns the global L2 norm of the average before clipping. Where it is not finite, nothing is applied and
-        inf is returned.
+        inf is returned. The time that averaging took is in `communication_seconds`.
         """
+        started = time.perf_counter()
         assert gradients.keys() <= self._trained.keys(), "a gradient for something that is not trained"
         parameters = list(self._trained.values())
         with self._gathered(parameters):
             ready = [gradients[name] if name in gradients else torch.zeros_like(p) for name, p in self._trained.items()]
             self._engine.backward(_ReadyGradients.apply(ready, *parameters))
+        self.communication_seconds = time.perf_counter() - started
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self._clip()

@@ -1,7 +1,7 @@
 """The few-shot evaluation of a run: every network and every use of it on the same episodes of held-out classes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from distmeta.config import Config
 from distmeta.evaluate.baselines import tf_idf_logistic_regression
 from distmeta.evaluate.score import EpisodeScore, Scorer
 from distmeta.evaluate.statistics import classification_scores
-from distmeta.evaluate.table import MethodResult, Network, Use, evaluation_report
+from distmeta.evaluate.table import MethodResult, Use, evaluation_report
 from distmeta.models import load_weights
 from distmeta.setup import Setup
 from distmeta.tasks.config import Split
@@ -26,24 +25,29 @@ from distmeta.tasks.episode import Task
 class Candidate:
     """A network that is scored."""
 
-    name: Network
+    name: str
     setup: Setup
+    """Its inner loop adapts as this configuration says."""
     weights: Path
 
 
-def evaluate_candidates(config: Config, candidates: list[Candidate], say: Callable[[str], None]) -> dict[str, Any]:
-    """Scores every candidate in every use, and TF-IDF, on the episodes that `evaluate` describes.
+def evaluate_candidates(
+    candidates: Sequence[Candidate], say: Callable[[str], None], against: Sequence[str] = ("starting", "language-model")
+) -> dict[str, Any]:
+    """Scores every candidate in every use, and TF-IDF, on the episodes that the first one's `evaluate` describes.
 
-    Returns the content of `evaluation.json`: see `distmeta.evaluate.table.evaluation_report`, and `overlap`.
+    The first one is also the one that the verdicts are about, `against` those of the others that are named. All need
+    the same tokenizer. Returns the content of `evaluation.json`: see
+    `distmeta.evaluate.table.evaluation_report`, and `overlap`.
 
     Raises:
         UserError: the held-out classes cannot fill the episodes, or a network is not there.
     """
-    options = config.evaluate
     setup = candidates[0].setup
+    options = setup.config.evaluate
     source = setup.evaluation_tasks()
-    scorers = {candidate.name: _scorer(config, candidate) for candidate in candidates}
-    scores: dict[tuple[Network, Use], list[EpisodeScore]] = {}
+    scorers = {candidate.name: _scorer(candidate) for candidate in candidates}
+    scores: dict[tuple[str, Use], list[EpisodeScore]] = {}
     say(f"evaluating {len(scorers)} networks on {options.episodes} episodes of meta-{options.split} classes")
     for index in tqdm(range(options.episodes), desc="evaluation", unit="episode", disable=None):
         task = source.draw(index)
@@ -62,11 +66,14 @@ def evaluate_candidates(config: Config, candidates: list[Candidate], say: Callab
         n_way=source.n_way,
         k_shot=source.k_shot,
         query_per_class=source.query_per_class,
+        judged=candidates[0].name,
+        against=against,
     )
     return report | {"overlap": shared}
 
 
-def _scorer(config: Config, candidate: Candidate) -> Scorer:
+def _scorer(candidate: Candidate) -> Scorer:
+    config = candidate.setup.config
     device = torch.device("cuda" if torch.cuda.is_available() and config.engine.device != "cpu" else "cpu")
     network = candidate.setup.network().to(device)
     parameters, _ = load_weights(candidate.weights, device)
@@ -93,7 +100,7 @@ def _tf_idf(task: Task) -> EpisodeScore:
     return EpisodeScore(labels, np.asarray(predictions), None, time.perf_counter() - start)
 
 
-def _result(network: Network, use: Use, scores: list[EpisodeScore]) -> MethodResult:
+def _result(network: str, use: Use, scores: list[EpisodeScore]) -> MethodResult:
     each = [
         classification_scores(score.labels.tolist(), score.predictions.tolist(), int(score.labels.max()) + 1)
         for score in scores

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from distmeta.evaluate.statistics import mean_ci95, paired_gain
 from distmeta.tasks.config import Split
 
-Network = Literal["meta-pretrained", "starting", "language-model", "tf-idf"]
 Use = Literal["inner-loop", "prototype", "logistic-regression"]
 USES: tuple[Use, ...] = ("inner-loop", "prototype", "logistic-regression")
 
@@ -17,7 +16,8 @@ USES: tuple[Use, ...] = ("inner-loop", "prototype", "logistic-regression")
 class MethodResult:
     """What a network scored in one of its uses, on the same episodes as every other method, in the same order."""
 
-    network: Network
+    network: str
+    """meta-pretrained, starting, language-model, tf-idf; in a sweep also the trial."""
     use: Use
     accuracy: list[float]
     precision: list[float]
@@ -35,9 +35,17 @@ class MethodResult:
 
 
 def evaluation_report(
-    results: Sequence[MethodResult], *, split: Split, n_way: int, k_shot: int, query_per_class: int
+    results: Sequence[MethodResult],
+    *,
+    split: Split,
+    n_way: int,
+    k_shot: int,
+    query_per_class: int,
+    judged: str = "meta-pretrained",
+    against: Sequence[str] = ("starting", "language-model"),
 ) -> dict[str, Any]:
-    """The content of evaluation.json: the episodes' shape, `methods` (a list, by use), and `verdicts`.
+    """The content of evaluation.json: the episodes' shape, `methods` (a list, by use), and `verdicts`: how the network
+    `judged` compares with each of those `against` which it is held, in each use.
 
     Scores and gains are fractions, not per cent. A gain is the mean paired difference to the starting network in the
     same use, and `paired_with` names that method; TF-IDF is paired with the starting network's logistic regression,
@@ -52,12 +60,13 @@ def evaluation_report(
         "query_per_class": query_per_class,
         "episodes": len(in_order[0].accuracy),
         "methods": [_method(result, by_name) for result in in_order],
-        "verdicts": _verdicts(in_order, by_name),
+        "verdicts": _verdicts(in_order, by_name, judged, against),
     }
 
 
-def evaluation_table(report: Mapping[str, Any]) -> str:
-    """The report as plain text of at most 100 columns: the table, what its columns mean, and the verdicts."""
+def evaluation_table(report: Mapping[str, Any], question: str = "Did meta-pretraining help?") -> str:
+    """The report as plain text of at most 100 columns: the table, what its columns mean, and the verdicts, which answer
+    the question."""
     header = ("method", "accuracy", "before", "gain", "prec.", "recall", "F1", "adapt s")
     rows = [header, *(_cells(method) for method in report["methods"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
@@ -77,7 +86,7 @@ def evaluation_table(report: Mapping[str, Any]) -> str:
         "difference to the starting network in the same use (tf-idf: to its logistic regression).",
     ]
     if report["verdicts"]:
-        lines += ["", "Did meta-pretraining help?", *(f"  {verdict['text']}" for verdict in report["verdicts"])]
+        lines += ["", question, *(f"  {verdict['text']}" for verdict in report["verdicts"])]
     return "\n".join(lines)
 
 
@@ -95,13 +104,14 @@ def _method(result: MethodResult, by_name: Mapping[str, MethodResult]) -> dict[s
     return method
 
 
-def _verdicts(results: Sequence[MethodResult], by_name: Mapping[str, MethodResult]) -> list[dict[str, Any]]:
-    """Whether meta-pretraining helped: in each use, against the starting network and plain language modelling."""
+def _verdicts(
+    results: Sequence[MethodResult], by_name: Mapping[str, MethodResult], judged: str, against: Sequence[str]
+) -> list[dict[str, Any]]:
     verdicts = []
     for result in results:
-        if result.network != "meta-pretrained":
+        if result.network != judged:
             continue
-        for network in ("starting", "language-model"):
+        for network in against:
             other = by_name.get(f"{network} {result.use}")
             if other is None:
                 continue

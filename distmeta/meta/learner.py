@@ -51,7 +51,8 @@ class Learner:
         """This share's part of the meta-gradient, and of the metrics: summed over the share, divided by the whole.
 
         Adding up what all shares return gives the gradient and the means over the meta-batch, whatever the shares
-        are. A parameter that nothing depends on is absent.
+        are. A parameter that nothing depends on is absent. Among the metrics, `seconds/inner` is the time that this
+        share's inner loops took.
         """
         config = self.config
         gradients: Parameters = {}
@@ -80,6 +81,7 @@ class Learner:
                         second_order=config.algorithm == "maml",
                     )
                     add(result.gradients, 1 / meta_batch_size)
+                    metrics["seconds/inner"] += result.inner_seconds
                     metrics["query_loss"] += result.query_loss / meta_batch_size
                     metrics["query_accuracy"] += result.query_accuracy / meta_batch_size
                     metrics["query_accuracy_before"] += result.query_accuracy_before / meta_batch_size

@@ -9,6 +9,7 @@ phi(theta) on its query set Q:
 Parameters that are not adapted get the plain gradient of L_Q in both.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ class TaskResult:
     query_accuracy_before: float
     """Accuracy of the unadapted network, which is exactly chance: a head of zeros gives every class the same score."""
     support_losses: list[float]
+    inner_seconds: float
+    """Time of the inner loop."""
 
 
 def task_gradient(
@@ -45,6 +48,7 @@ def task_gradient(
     """The meta-gradient of one task; `parameters` are not changed."""
     if second_order:
         parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    started = time.perf_counter()
     adapted = adapt(
         network,
         parameters,
@@ -56,6 +60,7 @@ def task_gradient(
         inner_steps=inner_steps,
         second_order=second_order,
     )
+    inner_seconds = time.perf_counter() - started
     # First order: the gradient at the adapted point stands for the one at the start.
     sources = parameters if second_order else {n: value.requires_grad_() for n, value in adapted.parameters.items()}
     scores = logits(network, adapted, task.query)
@@ -67,4 +72,5 @@ def task_gradient(
         float((scores.argmax(1) == task.query_labels).float().mean()),
         float((task.query_labels == 0).float().mean()),  # the argmax of equal scores is the first class
         adapted.support_losses,
+        inner_seconds,
     )

@@ -18,6 +18,8 @@ class TrackingConfig(Section):
     """W&B group."""
     name: str | None = None
     """W&B name of the run; unset: the name of the run directory."""
+    log_model: bool = True
+    """Keep the exported model in W&B as an artifact, where online; checkpoints never go there."""
     price_per_worker_hour: float = Field(default=0.0, ge=0)
     """Price of one worker for an hour, in `currency`."""
     currency: str = "USD"

@@ -1,5 +1,6 @@
 """What a run costs in floating-point operations, from counts of tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,3 +124,11 @@ class FlopCounter:
 def run_cost(worker_seconds: float, config: TrackingConfig) -> dict[str, Any]:
     """The price of the workers' time, `cost`, and its `currency`."""
     return {"cost": worker_seconds / 3600 * config.price_per_worker_hour, "currency": config.currency}
+
+
+def run_summary(progress: Mapping[str, Any], config: TrackingConfig) -> dict[str, Any]:
+    """The content of summary.json: the progress of `distmeta.train.loop.train`, its price, and the accuracy on the
+    meta-valid classes of the network that is kept, with half the width of its 95% interval."""
+    names = {"best_score": "accuracy", "best_score_ci95": "accuracy_ci95"}
+    accuracy = {name: progress[key] for key, name in names.items() if key in progress}
+    return {**progress, **run_cost(progress["worker_seconds"], config), **accuracy}

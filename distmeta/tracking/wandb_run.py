@@ -108,15 +108,7 @@ class WandbRun:
                 name=config.name or name,
                 dir=str(run_dir),
                 config=without_passwords(settings),
-                settings=wandb.Settings(
-                    silent=True,
-                    init_timeout=INIT_TIMEOUT,
-                    finish_timeout=FINISH_TIMEOUT,
-                    x_graphql_retry_max=2,
-                    x_transaction_log_flush_interval=FLUSH_INTERVAL,
-                    allow_val_change=True,  # a resumed run may have other workers, or more steps
-                    **NOTHING_BY_ITSELF,
-                ),
+                settings=quiet_settings(FINISH_TIMEOUT),
             )
 
         if mode == "online" and not has_login():
@@ -128,7 +120,7 @@ class WandbRun:
             try:
                 self._run = start("online")
             except Exception as error:
-                logger.warning("W&B: the server cannot be used (%s); recording offline", _first_line(error))
+                logger.warning("W&B: the server cannot be used (%s); recording offline", first_line(error))
                 # Frees the run's id, which the failed attempt still holds.
                 wandb.teardown(exit_code=1)
                 mode = "offline"
@@ -157,7 +149,22 @@ class WandbRun:
         except Exception as error:
             self._run = None
             self.where = ""
-            logger.warning("W&B: %s; nothing more is logged there, and metrics.jsonl has it all", _first_line(error))
+            logger.warning("W&B: %s; nothing more is logged there, and metrics.jsonl has it all", first_line(error))
+
+
+def quiet_settings(finish_timeout: float) -> Any:
+    """Settings of a W&B run that records nothing by itself, says nothing, and waits for no server for long."""
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        init_timeout=INIT_TIMEOUT,
+        finish_timeout=finish_timeout,
+        x_graphql_retry_max=2,
+        x_transaction_log_flush_interval=FLUSH_INTERVAL,
+        allow_val_change=True,  # a resumed run may have other workers, or more steps
+        **NOTHING_BY_ITSELF,
+    )
 
 
 def mode_of_user(config: TrackingConfig) -> Mode:
@@ -190,7 +197,7 @@ def has_login() -> bool:
         host = wandb.setup().settings.base_url
         found = wbauth.authenticate_session(host=host, source="distmeta", prompt=False, update_session=False)
     except wandb.Error as error:
-        logger.warning("W&B: the login cannot be used (%s)", _first_line(error))
+        logger.warning("W&B: the login cannot be used (%s)", first_line(error))
         return False
     return found is not None
 
@@ -216,5 +223,6 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, without passwords."""
     return without_passwords(f"{type(error).__name__}: {error}".splitlines()[0])

@@ -23,16 +23,18 @@ class Best:
             # What is in the run directory may be of a step after the checkpoint, which may not score the same again.
             save_weights(run.best_weights, weights, progress["best_step"])
         self._score: float | None = progress.get("best_score")
+        self._ci95: float | None = progress.get("best_score_ci95")
         self._step: int | None = progress.get("best_step")
         self._starting_score: float | None = progress.get("starting_score")
 
-    def offer(self, outer_step: int, score: float | None, parameters: Parameters) -> None:
-        """Keeps the parameters if their score is higher than any before, or if there is none to go by."""
+    def offer(self, outer_step: int, score: float | None, ci95: float | None, parameters: Parameters) -> None:
+        """Keeps the parameters if their score is higher than any before, or if there is none to go by; `ci95` is half
+        the width of its interval."""
         if outer_step == 0:
             self._starting_score = score
             save_weights(self._run.starting_weights, parameters, 0)
         if score is None or self._score is None or score > self._score:
-            self._score, self._step = score, outer_step
+            self._score, self._ci95, self._step = score, ci95, outer_step
             save_weights(self._run.best_weights, parameters, outer_step)
 
     def weights(self) -> Parameters:
@@ -42,5 +44,10 @@ class Best:
     @property
     def progress(self) -> dict[str, Any]:
         """What a checkpoint has to remember: scores are absent where no validation was asked for."""
-        values = {"best_step": self._step, "best_score": self._score, "starting_score": self._starting_score}
+        values = {
+            "best_step": self._step,
+            "best_score": self._score,
+            "best_score_ci95": self._ci95,
+            "starting_score": self._starting_score,
+        }
         return {key: value for key, value in values.items() if value is not None}

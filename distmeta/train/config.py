@@ -26,6 +26,8 @@ class TrainConfig(Section):
     """Episodes of a validation, the same ones each time."""
     select_by: Literal["inner-loop", "prototype", "prototype-all-way"] = "inner-loop"
     """Meta-valid accuracy that chooses the best network: after the inner loop, by prototype, or by that all-way."""
+    max_loss: float = Field(default=50.0, gt=0)
+    """Query or language-model loss above which a run has diverged and ends, as where one is not finite (nats)."""
     seed: int = Field(default=0, ge=0)
     """Fixes the new weights, the tasks, the text and the dropout."""
     storage: str | None = None

@@ -3,20 +3,20 @@
 import json
 import logging
 import secrets
-import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 import ray
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from tqdm import tqdm
 
 from distmeta.config import Config
@@ -24,14 +24,92 @@ from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint
 from distmeta.errors import Interrupted, UserError
 from distmeta.rundir import RunDirectory
 from distmeta.tracking.metrics import MetricsTail
-from distmeta.train.loop import Worker, train
+from distmeta.train.events import NoteLosses, NoteWarnings
+from distmeta.train.signals import stop_on_signal
 from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path
 
 
-def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dict[str, Any]:
-    """Trains on the cluster that Ray is connected to, from the newest good checkpoint if there is one.
+class TrainingRun:
+    """A run on the cluster that Ray is connected to, under way in a thread from its newest good checkpoint, if any.
 
-    The first SIGINT or SIGTERM asks the workers to leave a checkpoint and end; a second one ends at once.
+    Ray Train itself would hold the thread that starts it, and take SIGINT for itself and leave no checkpoint.
+
+    Raises:
+        UserError: the cluster has too few GPUs for the workers.
+    """
+
+    def __init__(self, config: Config, run: RunDirectory) -> None:
+        self._run = run
+        self._result: ray.train.Result | None = None
+        self._error: BaseException | None = None
+        run.stop_request.unlink(missing_ok=True)
+        use_gpu = _use_gpu(config)
+        self._trainer = _Trainer(
+            _train_worker,  # type: ignore[arg-type]  # Ray's annotation forgets that it may return something
+            train_loop_config={
+                "config": config.model_dump(),
+                "run": str(run.path),
+                "use_gpu": use_gpu,
+                "launched": time.time(),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=config.train.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            ),
+            run_config=RunConfig(
+                name=CHECKPOINTS,
+                storage_path=storage_path(config, run),
+                failure_config=FailureConfig(max_failures=config.train.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=config.train.checkpoints_to_keep),
+                callbacks=[NoteLosses(run.events)],  # type: ignore[list-item]  # annotated as Tune's
+            ),
+        )
+        self._thread = threading.Thread(target=self._fit, daemon=True, name="distmeta-fit")
+        self._thread.start()
+
+    def is_over(self, wait: float = 0.0) -> bool:
+        """Whether it has come to its end, after `wait` seconds at most."""
+        self._thread.join(wait)
+        return not self._thread.is_alive()
+
+    def request_stop(self) -> None:
+        """Asks the workers to leave a checkpoint after the step that they are in, and end."""
+        self._run.stop_request.touch()
+
+    def progress(self) -> dict[str, Any]:
+        """What `distmeta.train.loop.train` returned, once the run is over.
+
+        Raises:
+            UserError: the settings cannot work, or workers were lost more than `train.max_failures` times.
+        """
+        self._run.stop_request.unlink(missing_ok=True)
+        if self._error is not None:
+            raise _explain(self._error, self._run)
+        assert self._result is not None
+        return self._result.return_value  # type: ignore[attr-defined]  # of Train V2
+
+    def _fit(self) -> None:
+        try:
+            self._result = self._trainer.fit()
+        except BaseException as error:
+            self._error = error
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer without helper processes that these runs have no use for: at each start they cost a third of what
+    the worker itself costs."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # Tasks are read from files, not from Ray Data. Placement groups end with the controller that made them.
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        every = super()._create_default_callbacks()  # type: ignore[misc]  # of Train V2
+        return [callback for callback in every if not isinstance(callback, unused)]
+
+
+def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dict[str, Any]:
+    """Trains to the end, with a progress bar. The first SIGINT or SIGTERM asks for a checkpoint and the end of the
+    run; a second one ends at once.
 
     Returns the progress of `distmeta.train.loop.train`.
 
@@ -39,46 +117,15 @@ def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dic
         UserError: the settings cannot work, or workers were lost more than `train.max_failures` times.
         Interrupted: a signal ended the run.
     """
-    run.stop_request.unlink(missing_ok=True)
-    use_gpu = _use_gpu(config)
-    trainer = TorchTrainer(
-        _train_worker,  # type: ignore[arg-type]  # Ray's annotation forgets that it may return something
-        train_loop_config={"config": config.model_dump(), "run": str(run.path), "use_gpu": use_gpu},
-        scaling_config=ScalingConfig(
-            num_workers=config.train.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
-        ),
-        run_config=RunConfig(
-            name=CHECKPOINTS,
-            storage_path=storage_path(config, run),
-            failure_config=FailureConfig(max_failures=config.train.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.train.checkpoints_to_keep),
-            callbacks=[_NoteLosses(run.events)],  # type: ignore[list-item]  # annotated as Tune's
-        ),
-    )
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["result"] = trainer.fit()
-        except BaseException as error:
-            outcome["error"] = error
-
-    # Not in the main thread: Ray Train would take SIGINT for itself and leave no checkpoint.
-    thread = threading.Thread(target=fit, daemon=True, name="distmeta-fit")
-    with _stop_on_signal(run, say) as stopped, _Progress(config, run, say) as progress:
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.3)
-            progress.update()
-    run.stop_request.unlink(missing_ok=True)
-    if "error" in outcome:
-        raise _explain(outcome["error"], run)
-    returned = outcome["result"].return_value
-    if stopped.is_set() and returned["outer_step"] < config.train.outer_steps:
-        raise Interrupted(f"stopped after outer step {returned['outer_step']}; --resume goes on from there")
-    return returned
+    with _Progress(config, run, say) as shown:
+        training = TrainingRun(config, run)
+        with stop_on_signal(training.request_stop, "leaving a checkpoint after this step", say) as stopped:
+            while not training.is_over(wait=0.3):
+                shown.update()
+    progress = training.progress()
+    if stopped.is_set() and progress["outer_step"] < config.train.outer_steps:
+        raise Interrupted(f"stopped after outer step {progress['outer_step']}; --resume goes on from there")
+    return progress
 
 
 def _use_gpu(config: Config) -> bool:
@@ -107,10 +154,13 @@ def _explain(error: BaseException, run: RunDirectory) -> BaseException:
 
 def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Runs in each worker process."""
+    # Here, so that the driver of a trial need not load what only its workers need.
+    from distmeta.train.loop import Worker, train
+
     config, run = Config.model_validate(settings["config"]), RunDirectory(Path(settings["run"]))
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    logging.getLogger("distmeta").addHandler(_NoteWarnings(run.events, rank))
+    logging.getLogger("distmeta").addHandler(NoteWarnings(run.events, rank))
     device = ray.train.torch.get_device() if settings["use_gpu"] else torch.device("cpu")
     torch.set_num_threads(max(1, round(config.train.cpus_per_worker)))
 
@@ -139,36 +189,7 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
                 checkpoint_dir_name=f"{PREFIX}{outer_step:08d}-{attempt}",
             )
 
-        return train(config, run, Worker(rank, world_size, device, newest, store))
-
-
-def _note(path: Path, rank: int, text: str, details: str = "") -> None:
-    with path.open("a", encoding="utf-8") as file:
-        event = {"time": time.time(), "rank": rank, "text": text, "details": details}
-        file.write(json.dumps(event, ensure_ascii=False) + "\n")
-
-
-class _NoteLosses(UserCallback):
-    """Notes what workers were lost to, for the driver to tell and the user to look up. Runs in Ray's controller."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for rank, error in worker_exceptions.items():
-            details = str(error).strip() or type(error).__name__
-            _note(self._path, rank, f"worker {rank} was lost ({details.splitlines()[-1]})", details)
-
-
-class _NoteWarnings(logging.Handler):
-    """Passes on what a worker has to say, which nobody else would see."""
-
-    def __init__(self, path: Path, rank: int) -> None:
-        super().__init__(logging.WARNING)
-        self._path, self._rank = path, rank
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _note(self._path, self._rank, record.getMessage())
+        return train(config, run, Worker(rank, world_size, device, newest, store, settings["launched"]))
 
 
 class _Progress:
@@ -221,23 +242,3 @@ def _describe(row: dict[str, Any]) -> str:
     if "lm_loss" in row:
         parts.append(f"lm loss {row['lm_loss']:.3f}")
     return " | ".join([*parts, f"lr {row['outer_lr']:.2e}", f"{row['tokens_per_second']:.0f} tok/s"])
-
-
-@contextmanager
-def _stop_on_signal(run: RunDirectory, say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Turns the first SIGINT or SIGTERM into a stop request, the next into KeyboardInterrupt."""
-    stopped = threading.Event()
-
-    def handle(number: int, _frame: Any) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-        run.stop_request.touch()
-        say(f"{signal.Signals(number).name}: leaving a checkpoint after this step; once more ends at once")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,8 +6,8 @@ It needs torch.distributed where there are several workers, and nothing of Ray: 
 import math
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from distmeta.meta import Learner
 from distmeta.meta.config import MetaConfig
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
-from distmeta.tracking.cost import FlopCounter, StepTokens, network_size, run_cost
+from distmeta.tracking.cost import FlopCounter, StepTokens, network_size, run_summary
 from distmeta.train.best import Best
+from distmeta.train.phases import PHASES, STEP_PHASES, PhaseClock, Totals
 from distmeta.train.record import Recorder
 from distmeta.train.validate import Validator
 from distmeta.train.work import WorkSource
@@ -39,6 +40,8 @@ class Worker:
     """Local folder of the newest good checkpoint, the same one on every worker; None: begin at step 0."""
     store_checkpoint: Callable[[int, Path | None], None]
     """Every worker calls it with the outer step; rank 0 gives the folder, which is in storage when the call returns."""
+    launched: float = field(default_factory=time.time)
+    """Time at which the run was asked for (seconds since 1970)."""
 
 
 def learning_rate(config: MetaConfig, step: int, outer_steps: int) -> float:
@@ -55,11 +58,14 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     """Trains to `train.outer_steps`, or until a stop is requested.
 
     Leaves metrics, checkpoints and the best weights in the run directory and the storage. Returns the progress, as the
-    last checkpoint has it: `outer_step`, `best_step`, `best_score`, and totals of `flops`, `tokens`,
-    `lm_tokens`, `wall_seconds` and `worker_seconds`, those before a resume included.
+    last checkpoint has it: `outer_step`, `best_step`, `best_score` and `best_score_ci95`, `startup_seconds` from the
+    launch to the first step, `peak_memory_bytes` of the largest worker, totals of `flops`, `tokens`, `lm_tokens`,
+    `wall_seconds`, `worker_seconds` and `phase_seconds` (see `PhaseClock`; mean over the workers, of validation and
+    checkpoint the main worker's), those before a resume included, and `diverged`, a line of text, only where it did.
     """
     checkpoint = worker.newest_checkpoint()
-    state, progress, extra = read_checkpoint(checkpoint) if checkpoint else (None, {"outer_step": 0}, {})
+    state, reached, extra = read_checkpoint(checkpoint) if checkpoint else (None, {}, {})
+    progress = _beginning() | reached
     setup = Setup(config, run)
     network = setup.network()
     skeleton = network.skeleton().to(worker.device).train()
@@ -71,7 +77,6 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     validator = Validator(setup, skeleton, learner.adapted_names, worker.rank, worker.world_size) if scoring else None
     size = network_size(skeleton.base, skeleton.model.config)
     flop_counter = FlopCounter(size, config.meta.algorithm, config.meta.adapt, config.meta.inner_steps)
-    marked = time.perf_counter()
     is_main = worker.rank == 0
     recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
     best = Best(run, progress, extra.get("best")) if is_main else None
@@ -82,45 +87,58 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             if recorder and best:
                 if scores:
                     recorder.validation(outer_step, scores)
-                best.offer(outer_step, scores[config.train.select_by] if scores else None, parameters)
+                score = scores[config.train.select_by] if scores else None
+                ci95 = scores.get(f"{config.train.select_by}_ci95") if scores else None
+                best.offer(outer_step, score, ci95, parameters)
+        totals.count("validation")
         return {f"valid/{name}": score for name, score in (scores or {}).items()}
 
+    progress.setdefault("startup_seconds", time.time() - worker.launched)
+    totals = Totals(progress, worker.world_size)
     if progress["outer_step"] == 0:
         validate(0)  # the network as it was is a candidate
     for step in range(progress["outer_step"], config.train.outer_steps):
-        started = time.perf_counter()
-        work, waited = work_source.take(step)
+        clock = PhaseClock()
+        work = work_source.take(step)
+        clock.mark("data")
         with engine.full_parameters() as parameters:
+            clock.mark("communication")
             gradients, metrics = learner.gradient(parameters, work, config.meta.meta_batch_size)
+        clock.mark("outer", inner=metrics.pop("seconds/inner", 0.0))
         # The shares add up to the whole, and the engine takes the mean over the workers.
         for gradient in gradients.values():
             gradient.mul_(worker.world_size)
         rate = learning_rate(config.meta, step, config.train.outer_steps)
         norm = engine.step(gradients, rate)
-        metrics["data_wait"] = waited / worker.world_size
+        clock.mark("optimizer", communication=engine.communication_seconds)
         metrics["stop"] = float(is_main and run.stop_request.exists())
+        metrics |= {f"seconds/{phase}": spent / worker.world_size for phase, spent in clock.seconds.items()}
+        started = time.perf_counter()
         metrics = _sum_over_workers(metrics, worker)
-        seconds = time.perf_counter() - started
+        metrics["seconds/communication"] += time.perf_counter() - started
+        seconds = time.perf_counter() - clock.started
 
         outer_step = step + 1
         is_last = outer_step == config.train.outer_steps
         is_stopping = metrics.pop("stop") > 0
         row = _row(outer_step, metrics, norm, rate, seconds, config.meta)
-        elapsed, marked = time.perf_counter() - marked, time.perf_counter()  # with what came since the last step
-        progress = {
-            "outer_step": outer_step,
-            "wall_seconds": progress.get("wall_seconds", 0.0) + elapsed,
-            "worker_seconds": progress.get("worker_seconds", 0.0) + elapsed * worker.world_size,
-            "tokens": progress.get("tokens", 0) + row["tokens"],
-            "lm_tokens": progress.get("lm_tokens", 0) + int(metrics.get("lm_tokens", 0)),
-            "flops": progress.get("flops", 0.0) + flop_counter.step(_step_tokens(metrics)),
-        }
-        row["flops"] = progress["flops"]
-        if is_last or (scoring and outer_step % config.train.validate_every == 0):
+        progress["outer_step"] = outer_step
+        progress["tokens"] += row["tokens"]
+        progress["lm_tokens"] += int(metrics.get("lm_tokens", 0))
+        progress["flops"] += flop_counter.step(_step_tokens(metrics))
+        totals.count({phase: metrics[f"seconds/{phase}"] for phase in STEP_PHASES})
+        diverged = _divergence(row, config.train.max_loss)
+        if diverged:
+            progress["diverged"] = diverged
+        elif is_last or (scoring and outer_step % config.train.validate_every == 0):
             row |= validate(outer_step)
+        row |= {key: progress[key] for key in ("flops", "wall_seconds", "worker_seconds")}
         if recorder:
             recorder.step(row)
+        if diverged:
+            break
         if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:
+            progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
             engine_state = engine.state()
             with tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
                 folder = None
@@ -130,15 +148,55 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
                 worker.store_checkpoint(outer_step, folder)
             if recorder:
                 recorder.checkpointed()
+            totals.count("checkpoint")
         if is_stopping:
             break
 
     progress |= best.progress if best else {}
+    progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
     if recorder:
-        recorder.finish(progress | run_cost(progress["worker_seconds"], config.tracking))
+        recorder.checkpointed()
+        recorder.finish(run_summary(progress, config.tracking))
     work_source.close()
     engine.close()
     return progress
+
+
+def _beginning() -> dict[str, Any]:
+    """The progress of a run that has not begun."""
+    return {
+        "outer_step": 0,
+        "wall_seconds": 0.0,
+        "worker_seconds": 0.0,
+        "tokens": 0,
+        "lm_tokens": 0,
+        "flops": 0.0,
+        "phase_seconds": dict.fromkeys(PHASES, 0.0),
+        "peak_memory_bytes": 0,
+    }
+
+
+def _divergence(row: Mapping[str, Any], max_loss: float) -> str | None:
+    """What shows that a run has diverged, as a line of text; the same on every worker."""
+    for key in ("query_loss", "lm_loss", "grad_norm"):
+        value = row.get(key, 0.0)
+        if not math.isfinite(value) or (key != "grad_norm" and value > max_loss):
+            return f"{key.replace('_', ' ')} {value:.4g} at outer step {row['outer_step']}"
+    return None
+
+
+def _peak_memory(worker: Worker) -> int:
+    """Largest memory that a worker's process (on a GPU: its tensors) ever held, over all workers (bytes)."""
+    if worker.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(worker.device)
+    else:
+        # Not `resource.getrusage`, which begins with the memory of the process that started this one.
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+        peak = int(line.split()[1]) * 1024
+    value = torch.tensor(peak, dtype=torch.int64, device=worker.device)
+    if worker.world_size > 1:
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+    return int(value)
 
 
 def _sum_over_workers(metrics: dict[str, float], worker: Worker) -> dict[str, float]:
@@ -187,6 +245,7 @@ def _row(
         "outer_lr": rate,
         "tokens": int(tokens),
         "tokens_per_second": tokens / seconds,
-        "data_wait_fraction": metrics["data_wait"] / seconds,
+        "data_wait_fraction": metrics["seconds/data"] / seconds,
         "seconds": seconds,
+        **{f"seconds/{phase}": metrics[f"seconds/{phase}"] for phase in STEP_PHASES},
     }

@@ -1,5 +1,6 @@
 """What rank 0 writes down while a run trains."""
 
+import json
 from typing import Any
 
 from distmeta.config import Config
@@ -26,7 +27,11 @@ class Recorder:
         if outer_step and run.metrics.exists():
             self._pending = read_metrics(run.metrics)
         name = config.tracking.name or run.path.name
-        self._wandb = WandbRun(run.path, config.tracking, config.model_dump(), name)
+        settings = config.model_dump(exclude={"sweep"})
+        if run.trial.exists():
+            # Beside the tree also as plain numbers, under the names by which W&B's panels compare the runs of a group.
+            settings |= json.loads(run.trial.read_text(encoding="utf-8"))["config"]
+        self._wandb = WandbRun(run.path, config.tracking, settings, name)
         self.checkpointed()
 
     def step(self, row: dict[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """Validation while training: the meta-valid classes, on the same episodes every time, shared out over the workers."""
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch.distributed
 
 from distmeta.evaluate.score import Scorer
+from distmeta.evaluate.statistics import mean_ci95
 from distmeta.evaluate.table import Use
 from distmeta.models import Network, Parameters
 from distmeta.setup import Setup
@@ -31,7 +32,8 @@ class Validator:
         ]
 
     def score(self, parameters: Parameters) -> dict[str, float] | None:
-        """Mean accuracy as `inner-loop`, `prototype` and `prototype-all-way` on rank 0; None elsewhere.
+        """Mean accuracy as `inner-loop`, `prototype` and `prototype-all-way`, and half the width of its 95% interval as
+        `inner-loop_ci95` and so on (absent for a single episode), on rank 0; None elsewhere.
 
         Every worker has to call it.
         """
@@ -57,9 +59,11 @@ class Validator:
             torch.distributed.all_gather_object(gathered, accuracies)
         if self._rank != 0:
             return None
-        names = [use + suffix for suffix, _, _, uses in self._sources for use in uses]
-        # Sorted, so that the mean does not depend on which worker scored which episode.
-        return {
-            name: float(np.mean(sorted(value for part in gathered if part for value in part.get(name, []))))
-            for name in names
-        }
+        means: dict[str, float] = {}
+        for name in [use + suffix for suffix, _, _, uses in self._sources for use in uses]:
+            # Sorted, so that the mean does not depend on which worker scored which episode.
+            values = sorted(value for part in gathered if part for value in part.get(name, []))
+            means[name], half_width = mean_ci95(values)
+            if math.isfinite(half_width):
+                means[f"{name}_ci95"] = half_width
+        return means

@@ -1,6 +1,5 @@
 """The work of a worker: its share of each meta-batch, drawn one step ahead while the network computes."""
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -23,14 +22,12 @@ class WorkSource:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="distmeta-work")
         self._ahead: tuple[int, Future[list[Work]]] | None = None
 
-    def take(self, step: int) -> tuple[list[Work], float]:
-        """The worker's pieces of outer step number `step` (from 0), and the seconds that they were waited for."""
-        start = time.perf_counter()
+    def take(self, step: int) -> list[Work]:
+        """The worker's pieces of outer step number `step` (from 0)."""
         is_ready = self._ahead is not None and self._ahead[0] == step
         work = self._ahead[1].result() if is_ready and self._ahead else self._draw(step)
-        waited = time.perf_counter() - start
         self._ahead = (step + 1, self._pool.submit(self._draw, step + 1))
-        return work, waited
+        return work
 
     def close(self) -> None:
         """Ends the thread that draws ahead."""

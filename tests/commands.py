@@ -1,0 +1,63 @@
+"""The command line as a user has it, for tests of whole runs and sweeps."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+DISTMETA = [sys.executable, "-m", "distmeta.cli"]
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "RAY_AUTH_MODE": "disabled", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+
+
+def distmeta(
+    *arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    command = [*DISTMETA, *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert not check or done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+class Running:
+    """A run or sweep under way, to be disturbed."""
+
+    def __init__(self, folder: Path, config: str, run: str, *arguments: str, verb: str = "pretrain") -> None:
+        self.run = folder / run
+        command = [*DISTMETA, verb, "--config", config, "--run-dir", run, *arguments]
+        self.log = folder / f"{run}.log"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
+
+    def wait_for_step(self, step: int, within: str = ".") -> list[psutil.Process]:
+        """Waits until the outer step of the run in that folder is written down; returns the processes of all."""
+        deadline = time.time() + 180
+        while time.time() < deadline and self.process.poll() is None:
+            metrics = self.run / within / "metrics.jsonl"
+            if metrics.exists() and len(metrics.read_bytes().splitlines()) >= step:
+                return psutil.Process(self.process.pid).children(recursive=True)
+            time.sleep(0.02)
+        raise AssertionError(self.log.read_text()[-4000:])
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=200)
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
