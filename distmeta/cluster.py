@@ -33,6 +33,26 @@ def _check(config: Config, cpus_of_nodes: list[float], has: str) -> None:
         )
 
 
+def prepare_environment() -> None:
+    """What Ray reads from the environment of a process that starts runs."""
+    # The controller looks after its workers this often; Ray's own default of 2 s is long beside a small run.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+
+
+def runs_at_a_time(config: Config, nodes: list[dict[str, float]]) -> int:
+    """How many runs of the configuration the nodes hold, given the CPUs and GPUs of each.
+
+    Workers of a run may stand on several nodes, so it is the workers that are counted.
+    """
+    train = config.train
+    workers = sum(int(node.get("CPU", 0) // train.cpus_per_worker) for node in nodes)
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    if gpus and config.engine.device != "cpu":
+        workers = min(workers, int(gpus))
+    return workers // train.num_workers
+
+
 @contextmanager
 def ray_cluster(config: Config) -> Iterator[None]:
     """Connects to the cluster, or starts one here and ends it afterwards.
@@ -40,9 +60,7 @@ def ray_cluster(config: Config) -> Iterator[None]:
     Raises:
         UserError: the cluster cannot hold the workers.
     """
-    # The controller looks after its workers this often; Ray's own default of 2 s is long beside a small run.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    prepare_environment()
     import ray
 
     if ray.is_initialized():
@@ -53,6 +71,8 @@ def ray_cluster(config: Config) -> Iterator[None]:
         if "RAY_ADDRESS" in os.environ:
             ray.init(**quiet)
         else:
+            # A watcher of machines about to be taken away costs each run a process, and this is the only machine.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError) as error:
         raise UserError(

@@ -3,7 +3,7 @@
 import difflib
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from distmeta.evaluate.config import EvaluateConfig
 from distmeta.meta.config import MetaConfig
 from distmeta.models.config import DEFAULT_MODEL, ModelConfig
 from distmeta.section import Section
+from distmeta.sweep.config import SpaceEntry, SweepConfig
 from distmeta.tasks.config import TasksConfig
 from distmeta.tracking.config import TrackingConfig
 from distmeta.train.config import TrainConfig
@@ -35,6 +36,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig = SweepConfig()
 
 
 class _Loader(yaml.SafeLoader):
@@ -122,21 +124,58 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = (), *, chec
         if override.startswith("model.config.") and not isinstance(tree.get("model", {}).get("config"), dict):
             tree.setdefault("model", {})["config"] = dict(DEFAULT_MODEL)
         _merge(tree, one, override)
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError("\n".join(_explain(error.errors()))) from None
-    problems = list(_impossible(config)) if check else []
+    config = _validate(tree)
+    problems = list(impossible(config)) if check else []
     if problems:
         raise UserError("\n".join(problems))
     return config
+
+
+def _validate(tree: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(error.errors()))) from None
+
+
+def read_key(config: Config, key: str) -> Any:
+    """The value of a dotted key, such as `meta.inner_lr` or `model.config.hidden_size`.
+
+    Raises:
+        UserError: there is no such key; the nearest one is named.
+    """
+    node: Any = config.model_dump()
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            raise UserError(_unknown(key))
+        node = node[part]
+    if key in Config.model_fields:
+        raise UserError(f"{key}: is a section; name one of its keys")
+    return node
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy in which dotted keys have other values.
+
+    Raises:
+        UserError: one line for each key that is not there or cannot have its value.
+    """
+    tree = config.model_dump()
+    for key, value in values.items():
+        read_key(config, key)
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return _validate(tree)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {override}: write it as key=value, for example --set meta.inner_lr=0.01")
-    *parents, last = key.strip().split(".")
+    parents, last = _path(key.strip())
     node = tree
     for parent in parents:
         if node.get(parent) is None:
@@ -145,6 +184,16 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: {parent} is a value, not a section")
     node[last] = parse_yaml(text, f"--set {key}")
+
+
+def _path(key: str) -> tuple[list[str], str]:
+    """The mappings that a dotted key leads through, and its place in the last; a key in `sweep.space` stays whole."""
+    *parents, last = key.split(".")
+    if parents[:2] == ["sweep", "space"] and len(parents) > 2:
+        if last in SpaceEntry.model_fields:
+            return ["sweep", "space", ".".join(parents[2:])], last
+        return ["sweep", "space"], ".".join([*parents[2:], last])
+    return parents, last
 
 
 def _merge(tree: dict[str, Any], other: dict[str, Any], override: str) -> None:
@@ -253,8 +302,8 @@ def _unknown(key: str) -> str:
     return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; see `distmeta config`")
 
 
-def _impossible(config: Config) -> Iterable[str]:
-    """What each key allows alone and no run can do together."""
+def impossible(config: Config) -> Iterable[str]:
+    """A line for each thing that the keys allow alone and no run can do together."""
     tasks, meta, train = config.tasks, config.meta, config.train
     for key in _with_passwords(config.model_dump()):
         yield f"{key}: an address with a password in it would end up in every copy; keys belong in the environment"
@@ -338,6 +387,8 @@ def to_yaml(config: Config, comments: bool = False) -> str:
     """The configuration as YAML that `load_config` reads back; with `comments`, a line of meaning above each key."""
     lines = []
     for section, model in _sections():
+        if section == "sweep" and not comments and config.sweep == SweepConfig():
+            continue  # of no use to a single run
         if comments:
             lines += ["", f"# {(model.__doc__ or '').splitlines()[0]}"]
         lines.append(f"{section}:")

@@ -14,6 +14,7 @@ from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, corpus_directory, resolve
+from distmeta.sweep.config import SweepConfig
 from distmeta.tasks.config import SPLITS, Split
 from distmeta.tasks.episode import Task
 from distmeta.tracking.config import TrackingConfig
@@ -35,6 +36,7 @@ CHANGEABLE = {
     "train.max_failures",
     *(f"evaluate.{key}" for key in EvaluateConfig.model_fields),
     *(f"tracking.{key}" for key in TrackingConfig.model_fields),
+    *(f"sweep.{key}" for key in SweepConfig.model_fields),
 }
 """What may differ when a run is resumed: where it runs and how long (by which the learning rate falls)."""
 
@@ -83,7 +85,7 @@ def prepare(config: Config, run: RunDirectory, say: Say) -> None:
     _check_claim(config, run, resume=True)
     with ExitStack() as stack:
         executor: Executor = LocalExecutor()
-        if _is_large(config):
+        if is_large(config):
             stack.enter_context(ray_cluster(config))
             executor = RayExecutor()
         prepare_with(executor, config, run, say, splits=())
@@ -94,7 +96,8 @@ def prepare(config: Config, run: RunDirectory, say: Say) -> None:
             say(f"no tasks yet: {error}")
 
 
-def _is_large(config: Config) -> bool:
+def is_large(config: Config) -> bool:
+    """Whether the corpus is to be prepared on a cluster."""
     wanted = config.corpus.executor
     return wanted == "ray" or (wanted == "auto" and total_bytes(config.corpus) > LOCAL_BYTES)
 
@@ -114,33 +117,45 @@ def draw_tasks(config: Config, run: RunDirectory, split: str, start: int, count:
 def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> str:
     """The main job: prepares, trains, exports and evaluates. Returns the few-shot table as text."""
     from distmeta.cluster import check_workers_fit, ray_cluster
+    from distmeta.plan.memory import check_model_states_fit
+    from distmeta.tracking.artifact import log_model
 
     check_workers_fit(config)
+    check_model_states_fit(config)
     _check_claim(config, run, resume)
     say(_choices(config))
-    large = _is_large(config)
+    large = is_large(config)
     if not large:
         prepare_with(LocalExecutor(), config, run, say)
-        _check_tasks(config, run)
+        check_tasks(config, run)
     with ray_cluster(config):
         from distmeta.train.launch import launch
 
         if large:
             prepare_with(RayExecutor(), config, run, say)
-            _check_tasks(config, run)
-        _claim(config, run)
+            check_tasks(config, run)
+        claim(config, run)
         say(f"training on {config.train.num_workers} workers, ZeRO stage {config.engine.zero_stage}")
         progress = launch(config, run, say)
+        if "diverged" in progress:
+            _summarize(config, run, progress, say)
+            raise UserError(
+                f"training diverged: {progress['diverged']}; lower meta.inner_lr or meta.outer_lr in another --run-dir "
+                f"({run.best_weights} keeps the best network before)"
+            )
         if config.evaluate.language_model_baseline:
             say("training the language-model baseline on as many tokens")
             baseline, baseline_run = _language_model_baseline(config, run, progress)
             launch(baseline, baseline_run, say)
     _summarize(config, run, progress, say)
-    say(f"exported to {export(config, run)}")
+    folder = export(config, run)
+    say(f"exported to {folder}")
+    if log_model(run.path, folder, config.tracking):
+        say("uploaded the model to W&B")
     return evaluate(config, run, say)
 
 
-def _check_tasks(config: Config, run: RunDirectory) -> None:
+def check_tasks(config: Config, run: RunDirectory) -> None:
     """Draws one task of each kind that the run will need, so that what cannot be drawn is told now."""
     setup = Setup(config, run)
     setup.tasks("train").draw(0)
@@ -165,7 +180,7 @@ def _check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
     _refuse_changes(config, run, lambda key: key not in CHANGEABLE)
 
 
-def _claim(config: Config, run: RunDirectory) -> None:
+def claim(config: Config, run: RunDirectory) -> None:
     """Makes the run directory this configuration's, with everything that is needed to run it again."""
     from distmeta.tracking.versions import environment
 
@@ -241,9 +256,9 @@ def _language_model_baseline(
 
 
 def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say: Say) -> None:
-    from distmeta.tracking.cost import run_cost
+    from distmeta.tracking.cost import run_summary
 
-    summary = progress | run_cost(progress["worker_seconds"], config.tracking)
+    summary = run_summary(progress, config.tracking)
     run.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if "best_score" in progress:
         starting, best, step = progress["starting_score"], progress["best_score"], progress["best_step"]
@@ -294,7 +309,10 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
                 f"evaluate.language_model_baseline: {run.path} has no such baseline; set it when the run is trained"
             )
         baseline = load_config(baseline_run.config, check=False)
+        baseline.evaluate = config.evaluate
+        for key in ("adapt", "inner_lr"):
+            setattr(baseline.meta, key, getattr(config.meta, key))
         candidates.append(Candidate("language-model", Setup(baseline, baseline_run), baseline_run.best_weights))
-    report = evaluate_candidates(config, candidates, say)
+    report = evaluate_candidates(candidates, say)
     run.evaluation.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return evaluation_table(report)

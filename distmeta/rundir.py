@@ -71,6 +71,16 @@ class RunDirectory:
         return self.path / "stop-requested"
 
     @property
+    def plan(self) -> Path:
+        """What the run was forecast to take."""
+        return self.path / "plan.json"
+
+    @property
+    def trial(self) -> Path:
+        """Of a trial of a sweep: its number, the swept values, and how it stands."""
+        return self.path / "trial.json"
+
+    @property
     def events(self) -> Path:
         """One JSON object a lost worker, with what it was lost to, and a warning of a worker."""
         return self.path / "events.jsonl"

@@ -1,0 +1,151 @@
+"""The forecast of a run, and of a sweep of such runs: the content of `plan.json`."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distmeta.config import Config
+from distmeta.corpus.executor import LocalExecutor
+from distmeta.pipeline import check_tasks, prepare_with
+from distmeta.plan.memory import ModelStates, memory_by_stage
+from distmeta.rundir import RunDirectory
+from distmeta.setup import Setup
+from distmeta.tracking.cost import FlopCounter, StepTokens, network_size, run_cost
+
+NETWORKS = 2
+"""Networks that are evaluated in the end: the one that is kept and the one before training."""
+
+DRAWN = 8
+"""Outer steps whose work is drawn to count its tokens."""
+
+
+def make_plan(config: Config, run: RunDirectory, *, rate: float | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Forecasts a run of a resolved configuration, whose corpus is prepared where it is not yet.
+
+    With `rate`, the floating-point operations a second of one worker, nothing is run: time is operations over rate, and
+    memory is that of the model's states alone. Without, some steps are run and timed.
+
+    Returns `parameters`, `trained_parameters`, `adapted_parameters`; `flops_per_step` of steps with tasks,
+    `flops_per_warmup_step`, `flops` of the run; `wall_seconds` as the run's summary counts them, `worker_seconds`,
+    `cost` and `currency`; `peak_memory_bytes` of a worker and `memory_by_stage`, the same at each ZeRO stage (bytes);
+    `num_workers`, `zero_stage`, `outer_steps`, `warmup_steps`; and where steps were run `seconds_of`, what the time was
+    added up from, and `command_seconds` with start-up and evaluation (0 where a run does not validate).
+
+    Raises:
+        UserError: the settings cannot work.
+    """
+    prepare_with(LocalExecutor(), config, run, say)
+    check_tasks(config, run)
+    setup = Setup(config, run)
+    network = setup.network()
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    adapted_names = set(network.adapted_names(config.meta.adapt))
+    adapted = sum(parameter.numel() for name, parameter in network.named_parameters() if name in adapted_names)
+    counter = FlopCounter(
+        network_size(network.base, network.model.config),
+        config.meta.algorithm,
+        config.meta.adapt,
+        config.meta.inner_steps,
+    )
+    tasks, warmups = _tokens(setup, with_tasks=True), _tokens(setup, with_tasks=False)
+    flops_per_step, flops_per_warmup_step = counter.step(tasks), counter.step(warmups)
+    steps, warmup_steps = config.train.outer_steps, config.meta.lm_warmup_steps
+    flops = flops_per_step * (steps - warmup_steps) + flops_per_warmup_step * warmup_steps
+    workers, stage = config.train.num_workers, config.engine.zero_stage
+    states = ModelStates(parameters, trained, workers, stage).peak
+    plan: dict[str, Any] = {
+        "parameters": parameters,
+        "trained_parameters": trained,
+        "adapted_parameters": adapted,
+        "num_workers": workers,
+        "zero_stage": stage,
+        "outer_steps": steps,
+        "warmup_steps": warmup_steps,
+        "flops_per_step": flops_per_step,
+        "flops_per_warmup_step": flops_per_warmup_step,
+        "flops": flops,
+    }
+    other = 0.0
+    if rate is not None:
+        plan |= {"rate": rate, "wall_seconds": flops / (rate * workers)}
+    else:
+        from distmeta.plan.calibrate import calibrate
+
+        say("running some steps to see what they take (half a minute)")
+        measured = calibrate(config, run)
+        validations = 1 + math.ceil(steps / config.train.validate_every) if config.train.validate_every else 0
+        checkpoints = math.ceil(steps / config.train.checkpoint_every)
+        seconds_of = {
+            "warm-up steps": measured.warmup_step * warmup_steps,
+            "steps with tasks": measured.task_step * (steps - warmup_steps),
+            "validations": measured.validation * validations,
+            "checkpoints": measured.checkpoint * checkpoints,
+        }
+        plan |= {"seconds_of": seconds_of, "wall_seconds": sum(seconds_of.values())}
+        plan["startup_seconds"] = measured.startup
+        # An episode of the evaluation is taken to last as long as one of a validation, which shares them out.
+        per_episode = measured.validation * workers / config.train.validate_episodes
+        evaluation = per_episode * config.evaluate.episodes * NETWORKS
+        plan["command_seconds"] = measured.startup + plan["wall_seconds"] + evaluation
+        other = max(0.0, measured.peak_memory - states)
+    plan["peak_memory_bytes"] = states + other
+    plan["memory_by_stage"] = memory_by_stage(parameters, trained, workers, other)
+    plan["worker_seconds"] = plan["wall_seconds"] * workers
+    return plan | run_cost(plan["worker_seconds"], config.tracking)
+
+
+def _tokens(setup: Setup, *, with_tasks: bool) -> StepTokens:
+    """Mean tokens of an outer step over all workers, counted on some that the run will draw."""
+    import torch
+
+    from distmeta.train.work import WorkSource
+
+    config = setup.config
+    if not with_tasks and not config.meta.lm_warmup_steps:
+        return StepTokens()
+    source = WorkSource(setup, torch.device("cpu"), 0, 1)
+    first = config.meta.lm_warmup_steps if with_tasks else 0
+    count = DRAWN if with_tasks else min(DRAWN, config.meta.lm_warmup_steps)
+    pieces = [piece for step in range(first, first + count) for piece in source.take(step)]
+    source.close()
+    batches = {"support": [], "query": [], "lm": []}  # type: dict[str, list[Any]]
+    predictions = 0
+    for piece in pieces:
+        if piece.task is not None:
+            batches["support"].append(piece.task.support)
+            batches["query"].append(piece.task.query)
+        if piece.text is not None:
+            batches["lm"].append(piece.text.tokens)
+            predictions += len(piece.text.targets)
+    tokens = {name: round(sum(batch.num_tokens for batch in each) / count) for name, each in batches.items()}
+    texts = {name: round(sum(len(batch.input_ids) for batch in each) / count) for name, each in batches.items()}
+    return StepTokens(
+        **tokens, **{f"{name}_texts": value for name, value in texts.items()}, lm_predictions=round(predictions / count)
+    )
+
+
+def sweep_totals(
+    plan: Mapping[str, Any], *, num_trials: int, concurrent: int, expected_share: float, price: float
+) -> dict[str, Any]:
+    """The forecast of a sweep of such runs: `num_trials`, `concurrent` at a time, of which a scheduler leaves the
+    `expected_share` of the steps; the run's own forecast is under `run`."""
+    worker_seconds = plan["worker_seconds"] * num_trials * expected_share
+    return {
+        **plan,
+        "run": dict(plan),
+        "num_trials": num_trials,
+        "concurrent": concurrent,
+        "expected_share": expected_share,
+        "wall_seconds": plan["wall_seconds"] * math.ceil(num_trials / concurrent) * expected_share,
+        "worker_seconds": worker_seconds,
+        "flops": plan["flops"] * num_trials * expected_share,
+        "cost": worker_seconds / 3600 * price,
+    }
+
+
+def write_plan(plan: Mapping[str, Any], run: RunDirectory) -> None:
+    """Keeps the forecast, for the report to set beside what happened."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.plan.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")

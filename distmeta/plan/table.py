@@ -1,0 +1,50 @@
+"""The forecast as text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distmeta.plan.memory import gib
+
+
+def plan_table(plan: Mapping[str, Any]) -> str:
+    """The forecast as plain text of at most 100 columns."""
+    lines = [
+        f"parameters          {plan['parameters']:,}, {plan['trained_parameters']:,} trained, "
+        f"{plan['adapted_parameters']:,} adapted",
+        f"operations          {plan['flops_per_step']:.2e} a step with tasks"
+        + (f", {plan['flops_per_warmup_step']:.2e} a warm-up step" if plan["warmup_steps"] else "")
+        + f", {_run(plan)['flops']:.2e} a run",
+        "memory of a worker  "
+        + ", ".join(f"ZeRO {stage}: {gib(size)}" for stage, size in plan["memory_by_stage"].items()),
+        f"                    at ZeRO {plan['zero_stage']} on {plan['num_workers']} workers, as configured: "
+        f"{gib(plan['peak_memory_bytes'])}" + (" (model states alone)" if "rate" in plan else ""),
+    ]
+    run = _run(plan)
+    if "seconds_of" in plan:
+        lines += [f"{name:20}{seconds:.0f} s" for name, seconds in plan["seconds_of"].items() if seconds]
+    lines.append(f"a run               {_spent(run)}")
+    if "command_seconds" in run:
+        lines.append(f"with start and end  {_duration(run['command_seconds'])}, the evaluation estimated")
+    if "num_trials" in plan:
+        lines.append(
+            f"the sweep           {_spent(plan)}: {plan['num_trials']} trials, {plan['concurrent']} at a time, "
+            f"{plan['expected_share']:.0%} of their steps"
+        )
+    return "\n".join(lines)
+
+
+def _run(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    return plan.get("run", plan)
+
+
+def _spent(plan: Mapping[str, Any]) -> str:
+    return (
+        f"{_duration(plan['wall_seconds'])}, {plan['worker_seconds'] / 3600:.3g} worker-hours, "
+        f"{plan['cost']:.2f} {plan['currency']}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

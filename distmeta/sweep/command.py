@@ -1,0 +1,97 @@
+"""What `distmeta sweep` and `distmeta plan` do, from the file to the page."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from distmeta.cluster import runs_at_a_time
+from distmeta.config import Config, load_config
+from distmeta.rundir import RunDirectory
+from distmeta.setup import resolve
+from distmeta.sweep.config import SweepConfig
+from distmeta.sweep.directory import SweepDirectory
+
+Say = Callable[[str], None]
+
+
+def open_sweep(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, SweepDirectory]:
+    """The configuration of a sweep, and its directory; where only the directory is given, the sweep's own."""
+    path = run_dir or Path("runs") / (config_file.stem if config_file else "sweep")
+    sweep = SweepDirectory(path.resolve())
+    if config_file is None and run_dir and sweep.config.exists():
+        config_file = sweep.config
+    return load_config(config_file, overrides), sweep
+
+
+def sweep(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say) -> str:
+    """Runs the trials, chooses among them, exports the best and writes the page. Returns the outcome as text."""
+    from distmeta.pipeline import export
+    from distmeta.sweep.run import run_trials
+    from distmeta.sweep.select import choose
+
+    rows = run_trials(config, sweep, resume=resume, say=say)
+    outcome = choose(config, sweep, rows, say)
+    best = sweep.trial(json.loads(sweep.summary.read_text(encoding="utf-8"))["best_trial"])
+    made = load_config(best.config, check=False)
+    folder = export(made, best)
+    say(f"exported the best trial to {folder}")
+
+    from distmeta.report import write_report
+    from distmeta.tracking.artifact import log_model
+
+    if log_model(best.path, folder, made.tracking):
+        say("uploaded the model to W&B")
+    say(f"wrote {write_report([sweep.path])}")
+    return outcome
+
+
+def plan(
+    config_file: Path | None,
+    overrides: list[str],
+    run_dir: Path | None,
+    *,
+    rate: float | None,
+    memory: float | None,
+    say: Say,
+) -> str:
+    """Forecasts a run; of a configuration with a section `sweep`, the whole sweep. Returns the forecast as text.
+
+    Raises:
+        UserError: it does not fit into the memory that there is.
+    """
+    from distmeta.plan import (
+        asha_share,
+        check_memory,
+        check_model_states_fit,
+        make_plan,
+        plan_table,
+        sweep_totals,
+        write_plan,
+    )
+    from distmeta.sweep.space import grace_steps
+
+    config, sweep = open_sweep(config_file, overrides, run_dir)
+    run = RunDirectory(sweep.path)
+    made = resolve(config)
+    memory_bytes = None if memory is None else memory * 2**30
+    check_model_states_fit(made, memory_bytes)
+    forecast = make_plan(made, run, rate=rate, say=say)
+    if config.sweep != SweepConfig():
+        options, share = config.sweep, 1.0
+        if options.scheduler == "asha":
+            share = asha_share(config.train.outer_steps, grace_steps(config), options.reduction_factor)
+        room = trials_at_a_time(made)
+        price = config.tracking.price_per_worker_hour
+        forecast = sweep_totals(
+            forecast, num_trials=options.num_trials, concurrent=room, expected_share=share, price=price
+        )
+    write_plan(forecast, run)
+    check_memory(forecast, memory_bytes, made)
+    return plan_table(forecast)
+
+
+def trials_at_a_time(config: Config) -> int:
+    """How many trials this machine holds, one at least."""
+    room = runs_at_a_time(config, [{"CPU": len(os.sched_getaffinity(0))}])
+    return max(1, min(room, config.sweep.max_concurrent or room, config.sweep.num_trials))

@@ -1,0 +1,247 @@
+"""A sweep from its configuration to the best network: checks, trials on Ray Tune, and an end in good order."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import Callback
+from ray.tune.search import ConcurrencyLimiter
+
+from distmeta.cluster import check_workers_fit, ray_cluster, runs_at_a_time
+from distmeta.config import Config, load_config, to_yaml
+from distmeta.errors import Interrupted, UserError
+from distmeta.plan.memory import check_model_states_fit
+from distmeta.sweep.directory import OVER, Stopwatch, SweepDirectory, read_trial, set_status, trial_row, write_table
+from distmeta.sweep.prepare import TrialMaker
+from distmeta.sweep.schedule import make_scheduler
+from distmeta.sweep.search import Search, first_values
+from distmeta.sweep.space import Space
+from distmeta.sweep.trial import Trial
+from distmeta.train.signals import stop_on_signal
+
+Say = Callable[[str], None]
+
+PBT_KEYS = ("meta.inner_lr", "meta.outer_lr", "meta.weight_decay", "meta.lm_weight", "engine.gradient_clipping")
+"""Keys that may change while a run goes on, all numbers."""
+
+ORDERLY_END = 120.0
+"""Seconds that trials have for a checkpoint and their end after a signal."""
+
+
+def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say) -> list[dict[str, Any]]:
+    """Runs every trial of a sweep that is not over; returns the rows of `trials.jsonl`.
+
+    Raises:
+        UserError: the sweep can't be run as it is configured, or is another one than that of the directory.
+        Interrupted: a signal ended it.
+    """
+    space = Space(config)
+    _check_options(config, space)
+    _claim(config, sweep, resume)
+    largest = space.largest()
+    check_workers_fit(largest)
+    check_model_states_fit(largest)
+    maker = TrialMaker(config, sweep, say)
+    maker.check(first_values(space, config.sweep))
+    sweep.stop_request.unlink(missing_ok=True)
+    with ray_cluster(largest):
+        at_a_time = _at_a_time(config, largest)
+        sweep.tune.mkdir(parents=True, exist_ok=True)
+        sweep.config.write_text(to_yaml(config), encoding="utf-8")
+        maker.prepare_corpus(maker.resolved(space.default()))
+        known = first_values(space, config.sweep)
+        total = config.sweep.num_trials if config.sweep.search == "optuna" else len(known)
+        say(f"{total} trials, {at_a_time} at a time, {config.sweep.search} search, scheduler {config.sweep.scheduler}")
+        _fit(config, space, sweep, maker, at_a_time, resume=resume, say=say)
+    for trial_id in sweep.trial_ids():
+        run = sweep.trial(trial_id)
+        if read_trial(run)["status"] not in OVER:
+            set_status(run, "failed", "its process was lost as it ended")
+    return write_table(sweep)
+
+
+def _fit(
+    config: Config, space: Space, sweep: SweepDirectory, maker: TrialMaker, at_a_time: int, *, resume: bool, say: Say
+) -> None:
+    environment = {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `_stop_on_signal` has it
+        "TUNE_GLOBAL_CHECKPOINT_S": "1",  # what a killed driver can lose of Tune's state; it is small
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        # Tune's own idea of when a trial that is ending hangs; it may well write a large checkpoint.
+        "TUNE_FORCE_TRIAL_CLEANUP_S": str(int(ORDERLY_END)),
+    }
+    os.environ.update({name: value for name, value in environment.items() if name not in os.environ})
+    # Next to nothing, on the head node: were it a CPU, trials and their workers could wait for each other for ever.
+    trainable = tune.with_resources(Trial, {"node:__internal_head__": 0.001})
+    if resume and tune.Tuner.can_restore(str(sweep.tune)):
+        # With the search, the scheduler and the callback as they were made; what they learned since comes back with
+        # Tune's state and `_Remembering`.
+        tuner = tune.Tuner.restore(str(sweep.tune), trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        search = Search(space, config.sweep, sweep, maker)
+        with_default = config.sweep.search == "optuna" or space.default() in first_values(space, config.sweep)
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=ConcurrencyLimiter(search, max_concurrent=at_a_time),
+                scheduler=make_scheduler(config, space, sweep.results, keep_default=with_default),
+                num_samples=config.sweep.num_trials,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=sweep.tune.name,
+                storage_path=str(sweep.path),
+                failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
+                callbacks=[_Table(sweep, say)],
+                verbose=0,
+            ),
+        )
+    with _stop_on_signal(sweep, say) as stopped:
+        tuner.fit()
+    write_table(sweep)
+    if stopped.is_set() and any(row["status"] not in OVER for row in write_table(sweep)):
+        raise Interrupted(f"stopped; `distmeta sweep --run-dir {sweep.path} --resume` goes on")
+
+
+@contextmanager
+def _stop_on_signal(sweep: SweepDirectory, say: Say) -> Iterator[threading.Event]:
+    """On the first SIGINT or SIGTERM lets the trials end, then Tune, which would not wait for them."""
+
+    def running() -> bool:
+        return any(read_trial(sweep.trial(trial_id))["status"] == "running" for trial_id in sweep.trial_ids())
+
+    def end_tune() -> None:
+        deadline = time.monotonic() + ORDERLY_END
+        while running() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune saves its state and ends
+
+    def request_stop() -> None:
+        sweep.stop_request.touch()
+        threading.Thread(target=end_tune, daemon=True, name="distmeta-end-tune").start()
+
+    try:
+        with stop_on_signal(request_stop, "trials leave a checkpoint and end", say) as stopped:
+            yield stopped
+    finally:
+        sweep.stop_request.unlink(missing_ok=True)
+
+
+class _Table(Callback):
+    """Keeps `trials.jsonl` up to date, and says how trials end."""
+
+    def __init__(self, sweep: SweepDirectory, say: Say) -> None:
+        self._sweep, self._say = sweep, say
+        self._stopwatch: Stopwatch | None = None
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial begins, or goes on."""
+        values = ", ".join(f"{key}={_short(value)}" for key, value in trial.config.items() if "." in key)
+        self._say(f"trial {trial.config['trial']} starts: {values}")
+        self._update()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial has validated."""
+        self._update()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has ended by itself, or is ended by the scheduler."""
+        row = trial_row(self._sweep, trial.config["trial"])
+        status = "stopped" if row["status"] == "running" else row["status"]
+        accuracy = f", meta-valid accuracy {row['accuracy']:.1%}" if "accuracy" in row else ""
+        reason = f" ({row['reason']})" if "reason" in row else ""
+        self._say(f"trial {row['trial_id']} {status}{reason} at outer step {row.get('outer_step', 0)}{accuracy}")
+        self._update()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's own process was lost too often."""
+        run = self._sweep.trial(trial.config["trial"])
+        reason = str(trial.get_error() or "its process was lost").strip().splitlines()[-1]
+        set_status(run, "failed", reason)
+        self._say(f"trial {trial.config['trial']} failed ({reason})")
+        self._update()
+
+    def _update(self) -> None:
+        write_table(self._sweep)
+        if self._stopwatch is None:
+            # Not before it is needed: Tune keeps a copy of the callback as it was made, and resumes with that.
+            self._stopwatch = Stopwatch(self._sweep)
+        self._stopwatch.note()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _check_options(config: Config, space: Space) -> None:
+    """What the section `sweep` cannot be together with the rest."""
+    options, faults = config.sweep, []
+    if config.train.validate_every == 0:
+        faults.append(
+            "train.validate_every: 0 leaves a sweep nothing to go by; set the outer steps between validations"
+        )
+    metrics = options.metric if isinstance(options.metric, list) else [options.metric]
+    modes = options.mode if isinstance(options.mode, list) else [options.mode]
+    if len(metrics) != len(modes) or not metrics:
+        faults.append(f"sweep.mode: {options.mode} does not fit sweep.metric {options.metric}: one for each")
+    if len(metrics) > 1 and options.search != "optuna":
+        faults.append(f"sweep.search: {options.search} cannot seek {len(metrics)} metrics; set it to optuna")
+    if "cost" in metrics and config.tracking.price_per_worker_hour == 0:
+        faults.append(
+            "sweep.metric: cost is 0 without tracking.price_per_worker_hour; set that, or seek worker_seconds"
+        )
+    if options.scheduler == "pbt":
+        if unfit := [key for key in options.space if key not in PBT_KEYS or key not in space.continuous()]:
+            faults.append(
+                f"sweep.space.{unfit[0]}: pbt changes it while a trial goes on, which can be done to ranges of "
+                f"{', '.join(PBT_KEYS)} alone"
+            )
+        if options.num_trials < 2:
+            faults.append("sweep.num_trials: pbt needs at least 2")
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def _claim(config: Config, sweep: SweepDirectory, resume: bool) -> None:
+    if (sweep.path / "metrics.jsonl").exists():
+        raise UserError(f"{sweep.path}: a run is there, not a sweep; give another --run-dir")
+    if not sweep.config.exists():
+        return
+    if not resume:
+        raise UserError(f"{sweep.path}: a sweep is there; go on with it by --resume, or give another --run-dir")
+    before, now = load_config(sweep.config, check=False).model_dump(), config.model_dump()
+    changed = [
+        f"{section}.{key}: {before[section][key]!r} before, {now[section][key]!r} now"
+        for section in now
+        for key in now[section]
+        if before[section][key] != now[section][key] and section != "evaluate"
+    ]
+    if changed:
+        raise UserError("\n".join([*changed, f"{sweep.path}: that makes another sweep; give another --run-dir"]))
+
+
+def _at_a_time(config: Config, largest: Config) -> int:
+    """How many trials run side by side."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = runs_at_a_time(largest, nodes)
+    options = config.sweep
+    if options.scheduler == "pbt" and room < options.num_trials:
+        workers, cpus = largest.train.num_workers, largest.train.cpus_per_worker
+        total = sum(node.get("CPU", 0) for node in nodes)
+        raise UserError(
+            f"sweep.num_trials: pbt trains its {options.num_trials} trials side by side, of {workers} workers with "
+            f"{cpus:g} CPUs each that is {options.num_trials * workers * cpus:g}, the cluster has {total:g}: lower "
+            "sweep.num_trials or train.cpus_per_worker"
+        )
+    return min(room, options.max_concurrent or room, options.num_trials)

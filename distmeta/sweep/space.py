@@ -1,0 +1,207 @@
+"""The search space of a sweep: which values the swept keys may take, and the settings of a trial made of them."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optuna
+
+from distmeta.config import Config, impossible, read_key, with_values
+from distmeta.errors import UserError
+from distmeta.sweep.config import SpaceEntry
+from distmeta.tasks.draw import generator
+
+Values = dict[str, Any]
+"""Values of the swept keys, by dotted key. One whose condition does not hold is absent."""
+
+
+class Space:
+    """The space of `sweep.space`, checked against the configuration that it varies.
+
+    Raises:
+        UserError: a key is not there or cannot be swept, or a value cannot be its key's; a line for each.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._entries = config.sweep.space
+        faults = [fault for key, entry in self._entries.items() for fault in self._faults(key, entry)]
+        if not self._entries:
+            faults = ["sweep.space: is empty; name at least one key, such as meta.inner_lr"]
+        if faults:
+            raise UserError("\n".join(faults))
+
+    def default(self) -> Values:
+        """The values that the configuration has as it stands."""
+        return self._draw(lambda key, _: read_key(self._config, key))
+
+    def random(self, seed: int, index: int) -> Values:
+        """Draw number `index`, the same at any time. Successive draws go through the entries of type grid in turn."""
+        random = generator(seed, "sweep", index)
+        combination = index
+
+        def pick(key: str, entry: SpaceEntry) -> Any:
+            nonlocal combination
+            if entry.type == "grid":
+                combination, position = divmod(combination, len(entry.values or ()))
+                return (entry.values or ())[position]
+            if entry.values is not None:
+                return entry.values[int(random.integers(len(entry.values)))]
+            low, high = _range(entry)
+            if entry.type == "randint":
+                return int(random.integers(int(low), int(high), endpoint=True))
+            if entry.type == "loguniform":
+                return float(math.exp(random.uniform(math.log(low), math.log(high))))
+            return float(random.uniform(low, high))
+
+        return self._draw(pick)
+
+    def grid(self) -> list[Values]:
+        """Every combination of the listed values and whole numbers, each once, in order.
+
+        Raises:
+            UserError: a key has a range that cannot be gone through.
+        """
+        if self.continuous():
+            key = next(iter(self.continuous()))
+            raise UserError(f"sweep.space.{key}: a grid needs a list of values, not a range; see sweep.search")
+        listed = {key: entry.values or _whole_numbers(entry) for key, entry in self._entries.items()}
+        points: list[Values] = []
+        for combination in itertools.product(*listed.values()):
+            values = self._at(dict(zip(listed, combination, strict=True)))
+            if values not in points:
+                points.append(values)
+        return points
+
+    def suggest(self, trial: optuna.trial.Trial) -> Values:
+        """The values that Optuna proposes for a trial."""
+
+        def pick(key: str, entry: SpaceEntry) -> Any:
+            if entry.values is not None:
+                return entry.values[trial.suggest_categorical(key, list(range(len(entry.values))))]
+            low, high = _range(entry)
+            if entry.type == "randint":
+                return trial.suggest_int(key, int(low), int(high))
+            return trial.suggest_float(key, low, high, log=entry.type == "loguniform")
+
+        return self._draw(pick)
+
+    def as_parameters(self, values: Values) -> dict[str, Any]:
+        """The same values as `suggest` has them in Optuna's own terms: of a list, the position."""
+        lists = {key: self._entries[key].values for key in values}
+        return {key: value if (known := lists[key]) is None else known.index(value) for key, value in values.items()}
+
+    def holds(self, values: Values) -> bool:
+        """Whether the space holds these values."""
+        return all(self._holds(self._entries[key], value) for key, value in values.items())
+
+    def continuous(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value of each key that has a range of numbers."""
+        return {key: _range(entry) for key, entry in self._entries.items() if entry.type in ("uniform", "loguniform")}
+
+    def largest(self) -> Config:
+        """The configuration with the most and the largest workers that a trial can have."""
+        values = {
+            key: max(entry.values) if entry.values is not None else _at_end(entry, "high")
+            for key, entry in self._entries.items()
+            if key in ("train.num_workers", "train.cpus_per_worker")
+        }
+        return with_values(self._config, values)
+
+    def _at(self, point: Values) -> Values:
+        return self._draw(lambda key, _: point[key])
+
+    def _draw(self, pick: Callable[[str, SpaceEntry], Any]) -> Values:
+        values: Values = {}
+        for key, entry in self._entries.items():
+            if all(
+                (values[other] if other in values else read_key(self._config, other)) in _listed(allowed)
+                for other, allowed in (entry.when or {}).items()
+            ):
+                values[key] = pick(key, entry)
+        return values
+
+    @staticmethod
+    def _holds(entry: SpaceEntry, value: Any) -> bool:
+        if entry.values is not None:
+            return value in entry.values
+        low, high = _range(entry)
+        return isinstance(value, int | float) and low <= value <= high
+
+    def _faults(self, key: str, entry: SpaceEntry) -> Iterator[str]:
+        where = f"sweep.space.{key}"
+        if key.split(".")[0] in ("sweep", "tracking") or key in ("corpus.directory", "train.storage"):
+            yield f"{where}: cannot be swept; it says where a run is kept, not what it does"
+            return
+        if entry.type in ("choice", "grid"):
+            if not entry.values:
+                yield f"{where}.values: {entry.type} needs a list of values"
+                return
+            candidates = entry.values
+        else:
+            if entry.low is None or entry.high is None or not entry.low < entry.high:
+                yield f"{where}: {entry.type} needs a low below a high, got {entry.low} and {entry.high}"
+                return
+            if entry.type == "loguniform" and entry.low <= 0:
+                yield f"{where}.low: loguniform needs a number above 0, got {entry.low}"
+                return
+            if entry.type == "randint" and not (entry.low.is_integer() and entry.high.is_integer()):
+                yield f"{where}: randint needs whole numbers, got {entry.low} and {entry.high}"
+                return
+            candidates = [_at_end(entry, "low"), _at_end(entry, "high")]
+        before = list(self._entries)[: list(self._entries).index(key)]
+        for other in entry.when or {}:
+            if other in self._entries and other not in before:
+                yield f"{where}.when: {other} is swept as well and has to stand before it"
+        for name in [key, *(entry.when or {})]:
+            try:
+                read_key(self._config, name)
+            except UserError as error:
+                yield f"{where}: {error}"
+                return
+        for value in candidates:
+            try:
+                with_values(self._config, {key: value})
+            except UserError as error:
+                yield f"{where}: {error}"
+
+
+def trial_config(config: Config, values: Values) -> Config:
+    """The configuration of a trial, its section `sweep` as by default.
+
+    Raises:
+        UserError: the values cannot go together.
+    """
+    made = with_values(config, values)
+    problems = list(impossible(made))
+    if problems:
+        settings = ", ".join(f"{key}={value}" for key, value in values.items())
+        raise UserError("\n".join(f"with {settings}: {problem}" for problem in problems))
+    made.sweep = type(made.sweep)()
+    return made
+
+
+def grace_steps(config: Config) -> int:
+    """Outer steps before a scheduler may decide on a trial."""
+    return config.sweep.grace_steps or config.meta.lm_warmup_steps + config.train.validate_every
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _whole_numbers(entry: SpaceEntry) -> list[int]:
+    low, high = _range(entry)
+    return list(range(int(low), int(high) + 1))
+
+
+def _range(entry: SpaceEntry) -> tuple[float, float]:
+    assert entry.low is not None
+    assert entry.high is not None
+    return entry.low, entry.high
+
+
+def _at_end(entry: SpaceEntry, end: str) -> float | int:
+    value = getattr(entry, end)
+    return int(value) if entry.type == "randint" else value
