@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 .PHONY: help demo test test-slow check clean
 
 help:
-	@echo "make demo       meta-pretrain on the documentation inside CPython, evaluate and export; leaves runs/demo"
+	@echo "make demo       meta-pretrain on the documentation inside CPython, evaluate, export and report; leaves runs/demo"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
 
@@ -18,6 +18,7 @@ help:
 demo: .venv/installed
 	rm -rf runs/demo
 	.venv/bin/distmeta pretrain --config jobs/configs/demo.yaml --run-dir runs/demo
+	.venv/bin/distmeta report runs/demo
 
 check: .venv/installed
 	.venv/bin/ruff format --check .

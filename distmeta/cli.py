@@ -105,6 +105,51 @@ def export(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir = N
     print(export(*reopen_run(config, set or [], run_dir)))
 
 
+@app.command()
+def sweep(
+    config: ConfigFile = None,
+    set: Overrides = None,
+    run_dir: RunDir = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on: what is finished stays, what was running goes on.")
+    ] = False,
+) -> None:
+    """Run trials over the section `sweep`, choose the best on the meta-valid classes, and score it on fresh ones."""
+    from distmeta.sweep.command import open_sweep, sweep
+
+    print(sweep(*open_sweep(config, set or [], run_dir), resume=resume, say=say))
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, or a sweep.")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: DIR/report.html.")] = None,
+) -> None:
+    """Write one HTML page with the pictures of runs or of a sweep, and print where it is."""
+    from distmeta.report import write_report
+
+    print(write_report(directories, output))
+
+
+@app.command()
+def plan(
+    config: ConfigFile = None,
+    set: Overrides = None,
+    run_dir: RunDir = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="FLOPS", help="Operations a second of one worker; without it some steps are run."),
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, metavar="GIB", help="Memory of a worker; without it, that of this machine.")
+    ] = None,
+) -> None:
+    """Say what a run (with a section `sweep`: the sweep, too) will take: memory, operations, time and money."""
+    from distmeta.sweep.command import plan
+
+    print(plan(config, set or [], run_dir, rate=rate, memory=memory, say=say))
+
+
 def main() -> None:
     """Runs the command; exit status 0 only on success, 2 for what the user can mend, 130 after an interruption."""
     try:

@@ -1,0 +1,88 @@
+"""The few-shot table of evaluation.json, and what its intervals support."""
+
+from typing import Any
+
+from distmeta.report.blocks import Cell, Column, Section, Table
+from distmeta.report.read import Json
+from distmeta.report.run_pictures import methods_plot
+from distmeta.report.units import NONE, duration, percent, points, score
+
+
+def helped(evaluation: Json | None, against: str = "starting") -> tuple[str, list[str]]:
+    """The answer to whether training helped beyond the network `against`, and the verdicts that it rests on."""
+    verdicts = (evaluation or {}).get("verdicts", [])
+    if not verdicts:
+        return "Not known yet: there is no evaluation.", []
+    findings = [f"{verdict['text']}." for verdict in verdicts]
+    about = [verdict for verdict in verdicts if verdict["against"].startswith(f"{against} ")]
+    better = [verdict for verdict in about if verdict["gain"] > verdict.get("gain_ci95", float("inf"))]
+    worse = [verdict for verdict in about if verdict["gain"] < -verdict.get("gain_ci95", float("inf"))]
+    if not about:
+        return f"Not known: nothing was compared with {against}.", findings
+    if len(better) == len(about):
+        return "Yes." if len(about) == 1 else "Yes, in every use of the network.", findings
+    if better:
+        uses = ", ".join(_use(verdict) for verdict in better)
+        return f"In part: for {uses}" + (f"; worse for {', '.join(map(_use, worse))}." if worse else "."), findings
+    return ("No: it is worse." if worse else "Not that these episodes can show."), findings
+
+
+def best_method(evaluation: Json | None) -> list[str]:
+    """A line about the highest accuracy of the table, whoever has it; none without a table."""
+    if not evaluation:
+        return []
+    method = max(evaluation["methods"], key=lambda method: method["accuracy"])
+    return [f"Highest accuracy of the table: {method['name']}, {score(method, 'accuracy')}."]
+
+
+def evaluation_section(evaluation: Json) -> Section:
+    """The table, and the same as a picture."""
+    columns = ["accuracy", "before adaptation", "paired gain (points)", "precision", "recall", "F1", "adaptation"]
+    rows = [
+        [
+            Cell(method["name"], method["name"]),
+            Cell(score(method, "accuracy"), method["accuracy"]),
+            _percent_cell(method.get("accuracy_before")),
+            Cell(points(method.get("paired_gain"), method.get("paired_gain_ci95")), method.get("paired_gain")),
+            *(_percent_cell(method.get(key)) for key in ("precision", "recall", "f1")),
+            Cell(duration(method.get("adapt_seconds")), method.get("adapt_seconds")),
+        ]
+        for method in evaluation["methods"]
+    ]
+    caption = (
+        "95% intervals over the episodes. Paired gain: mean difference to the starting network in the same use on the "
+        "same episodes (tf-idf: to its logistic regression). Adaptation: seconds from a support set to a classifier."
+    )
+    return Section(
+        "Few-shot evaluation",
+        paragraphs=[f"{episodes_text(evaluation)}, the same for every method.", *_overlap(evaluation)],
+        pictures=[methods_plot(evaluation)],
+        tables=[Table([Column("method", is_text=True), *map(Column, columns)], rows, caption, sortable=True)],
+    )
+
+
+def episodes_text(evaluation: Json) -> str:
+    """The shape of the episodes that an evaluation is made of."""
+    return (
+        f"{evaluation['episodes']} episodes of meta-{evaluation['split']} classes, {evaluation['n_way']}-way "
+        f"{evaluation['k_shot']}-shot, {evaluation['query_per_class']} queries a class"
+    )
+
+
+def _overlap(evaluation: Json) -> list[str]:
+    shared = evaluation.get("overlap")
+    if not shared:
+        return []
+    return [
+        f"Of {shared['evaluation_texts']:,} texts that the episodes are drawn from, "
+        f"{shared['in_training_tasks']:,} also stand in training tasks and {shared['in_language_modelling']:,} in the "
+        "language-modelling text; the classes are new in any case."
+    ]
+
+
+def _percent_cell(value: Any) -> Cell:
+    return Cell(percent(value), value) if value is not None else Cell(NONE)
+
+
+def _use(verdict: Json) -> str:
+    return verdict["text"].partition(":")[0]
