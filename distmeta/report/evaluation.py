@@ -24,7 +24,10 @@ def helped(evaluation: Json | None, against: str = "starting") -> tuple[str, lis
     if better:
         uses = ", ".join(_use(verdict) for verdict in better)
         return f"In part: for {uses}" + (f"; worse for {', '.join(map(_use, worse))}." if worse else "."), findings
-    return ("No: it is worse." if worse else "Not that these episodes can show."), findings
+    if worse:
+        where = "" if len(worse) == len(about) else f" for {', '.join(map(_use, worse))}"
+        return f"No: it is worse{where}.", findings
+    return "Not that these episodes can show.", findings
 
 
 def best_method(evaluation: Json | None) -> list[str]:
