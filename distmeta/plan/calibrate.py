@@ -1,5 +1,7 @@
 """Some steps of the real training loop, on this machine and without Ray, to see what they take."""
 
+import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -18,14 +20,17 @@ from distmeta.rundir import RunDirectory
 from distmeta.setup import corpus_directory
 from distmeta.tracking.metrics import MetricsTail
 
-SECONDS = 24.0
+SECONDS = 20.0
 """Time after which no further step is begun; ending takes a few seconds more."""
 
 PATIENCE = 90.0
-"""Time in which a step with tasks has to be done."""
+"""Time in which all has to be done; then the processes are ended."""
 
 STEPS = 8
 """Steps of each kind, with and without tasks."""
+
+EPISODES = 3
+"""Episodes of the evaluation, after a first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,16 @@ class Calibration:
     """Seconds of a checkpoint."""
     startup: float
     """Seconds from the start of the processes to the first step."""
+    export: float
+    """Seconds in which the kept and the starting network are exported."""
+    first_episode: float
+    """Seconds of an evaluation of these two on one episode, all that is done once included."""
+    episode: float
+    """Seconds of each further episode."""
+    workers: int
+    """Workers that ran."""
+    memory_without_model: int
+    """Memory of a worker's process with all its libraries, before it makes the network (bytes); on a GPU 0."""
     peak_memory: int
     """Largest memory of a worker's process (bytes)."""
 
@@ -52,8 +67,10 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
     A worker does as much of each step as it will in the run, with as many inner steps, so that what these hold in
     memory (all of them, where second-order gradients go back through them) is in the figure.
 
+    Afterwards the networks that it kept are exported, and evaluated on a few of the run's own episodes.
+
     Raises:
-        UserError: the settings cannot work, or no step with tasks was done in time.
+        UserError: the settings cannot work, a process was killed, or all this was not done in `PATIENCE` seconds.
     """
     cpus = len(os.sched_getaffinity(0))
     workers = max(1, min(config.train.num_workers, int(cpus // config.train.cpus_per_worker)))
@@ -69,15 +86,13 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
         short.train.validate_every = short.train.outer_steps
     short.train.checkpoint_every = short.train.outer_steps
     with tempfile.TemporaryDirectory(prefix="distmeta-plan-") as scratch:
-        progress, rows = _run(short, RunDirectory(Path(scratch) / "run"), workers)
+        outcome, rows = _run(short, RunDirectory(Path(scratch) / "run"), workers)
     rows = rows[1:]  # the first step pays for what is made once
     with_tasks = [row["seconds"] for row in rows if "query_loss" in row]
-    if not with_tasks:
-        raise UserError(
-            f"plan: no step with tasks was done in {PATIENCE:.0f} s on this machine; give --rate, the operations a "
-            "second of one worker"
-        )
     without = [row["seconds"] for row in rows if "query_loss" not in row]
+    progress = outcome["progress"]
+    if not with_tasks:
+        raise UserError(f"plan: training diverged: {progress['diverged']}; lower meta.inner_lr or meta.outer_lr")
     phases = progress["phase_seconds"]
     stopped = progress["outer_step"] < short.train.outer_steps
     return Calibration(
@@ -86,52 +101,91 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
         validation=phases["validation"] / (1 if stopped else 2),
         checkpoint=phases["checkpoint"],
         startup=progress["startup_seconds"],
+        export=outcome["export"],
+        first_episode=outcome["first_episode"],
+        episode=outcome["episode"],
+        workers=workers,
+        memory_without_model=outcome["memory_without_model"],
         peak_memory=progress["peak_memory_bytes"],
     )
 
 
 def _run(config: Config, run: RunDirectory, workers: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Progress and metrics rows of the short run, which is asked to stop when its time is over."""
+    """What the main process found and the metrics rows of the short run, which is asked to stop when its time is over.
+
+    The processes have ended when this returns.
+    """
     run.path.mkdir()
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     arguments = (config.model_dump(), str(run.path), workers, time.time(), results)
     processes = [context.Process(target=_worker, args=(rank, *arguments), daemon=True) for rank in range(workers)]
-    for process in processes:
-        process.start()
-    started = time.monotonic()
     tail, rows = MetricsTail(run.metrics), []
-    while results.empty() and all(process.is_alive() for process in processes):
-        rows += tail.new()
-        waited = time.monotonic() - started
-        if waited > PATIENCE or (waited > SECONDS and any("query_loss" in row for row in rows[1:])):
-            run.stop_request.touch()
-        time.sleep(0.1)
+    started = time.monotonic()
+    outcome: Any = None
     try:
-        outcome = results.get(timeout=60 if all(process.is_alive() for process in processes) else 5)
-    except queue.Empty:
-        outcome = UserError("plan: a process that ran the steps was killed, maybe for its memory; give --rate instead")
-    for process in processes:
-        process.join(timeout=10)
-        process.kill()
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome, rows + tail.new()
+        for process in processes:
+            process.start()
+        while outcome is None and not any(process.exitcode for process in processes):
+            waited = time.monotonic() - started
+            if waited > PATIENCE:
+                raise UserError(
+                    f"plan: some steps with tasks, a checkpoint and a few episodes of the evaluation were not done in "
+                    f"{PATIENCE:.0f} s on this machine; give --rate, the operations a second of one worker"
+                )
+            rows += tail.new()
+            if waited > SECONDS and any("query_loss" in row for row in rows[1:]):
+                run.stop_request.touch()
+            with contextlib.suppress(queue.Empty):
+                outcome = results.get(timeout=0.1)
+        # Where one is killed another one fails for that, and may be heard first.
+        if isinstance(outcome, Exception):
+            for process in processes:
+                process.join(timeout=1)
+        if any(process.exitcode for process in processes):
+            raise UserError(
+                "plan: a process that ran some steps was killed, maybe by the system for its memory; take a smaller "
+                "model or smaller tasks, or give --rate, the operations a second of one worker"
+            )
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome, rows + tail.new()
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def _worker(rank: int, settings: dict[str, Any], path: str, workers: int, launched: float, results: Any) -> None:
-    """Runs in each process."""
-    import torch
-    import wandb  # noqa: F401  # as a worker of Ray Train has it in memory
+    """Runs in each process; the main one, or one that fails, puts the outcome into `results`."""
+    config, run = Config.model_validate(settings), RunDirectory(Path(path))
+    try:
+        outcome: Any = _steps(rank, config, run, workers, launched)
+        if rank == 0:
+            outcome |= _ending(config, run)
+        json.dumps(outcome)
+    except Exception as error:
+        outcome = error if isinstance(error, UserError) else UserError(f"plan: {type(error).__name__}: {error}")
+    if rank == 0 or isinstance(outcome, Exception):
+        results.put(outcome)
 
-    import distmeta.train.launch  # noqa: F401  # the same
+
+def _steps(rank: int, config: Config, run: RunDirectory, workers: int, launched: float) -> dict[str, Any]:
+    """The training, as a worker of Ray Train would do it and with the same libraries in memory."""
+    import torch
+
+    cuda = config.engine.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
+    os.environ["DS_ACCELERATOR"] = device.type
+    import deepspeed  # noqa: F401
+    import wandb  # noqa: F401
+
+    import distmeta.train.launch  # noqa: F401
     from distmeta.train.loop import Worker, train
 
-    config, run = Config.model_validate(settings), RunDirectory(Path(path))
     torch.set_num_threads(max(1, round(config.train.cpus_per_worker)))
-    cuda = config.engine.device != "cpu" and torch.cuda.is_available()
     if workers > 1:
-        rendezvous = f"file://{path}/rendezvous"
+        rendezvous = f"file://{run.path}/rendezvous"
         backend = "nccl" if cuda else "gloo"
         torch.distributed.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=workers)
 
@@ -139,13 +193,38 @@ def _worker(rank: int, settings: dict[str, Any], path: str, workers: int, launch
         if folder is not None:
             shutil.copytree(folder, run.path / "checkpoint", dirs_exist_ok=True)
 
-    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
-    try:
-        outcome: Any = train(config, run, Worker(rank, workers, device, lambda: None, store, launched))
-        json.dumps(outcome)
-    except Exception as error:
-        outcome = error if isinstance(error, UserError) else UserError(f"plan: {type(error).__name__}: {error}")
-        results.put(outcome)
-        return
-    if rank == 0:
-        results.put(outcome)
+    memory = 0 if cuda else _own_memory()
+    progress = train(config, run, Worker(rank, workers, device, lambda: None, store, launched))
+    return {"progress": progress, "memory_without_model": memory}
+
+
+def _own_memory() -> int:
+    """Memory of this process (bytes)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+def _ending(config: Config, run: RunDirectory) -> dict[str, float]:
+    """Seconds of what the command does after training, in one process with the whole machine to itself."""
+    import torch
+
+    from distmeta.evaluate.run import Candidate, evaluate_candidates
+    from distmeta.pipeline import export
+    from distmeta.setup import Setup
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    started = time.perf_counter()
+    export(config, run)
+    exported = time.perf_counter()
+    setup = Setup(config, run)
+    weights = {"meta-pretrained": run.best_weights, "starting": run.starting_weights}
+    candidates = [Candidate(name, setup, each) for name, each in weights.items()]
+    spent = []
+    with contextlib.redirect_stderr(io.StringIO()):  # of the progress bar
+        for episodes in (1, 1 + EPISODES):
+            config.evaluate.episodes = episodes
+            begun = time.perf_counter()
+            evaluate_candidates(candidates, lambda _: None)
+            spent.append(time.perf_counter() - begun)
+    episode = max(0.0, spent[1] - spent[0]) / EPISODES
+    return {"export": exported - started, "first_episode": spent[0], "episode": episode}

@@ -3,24 +3,31 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distmeta.config import Config
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.pipeline import check_tasks, prepare_with
-from distmeta.plan.memory import ModelStates, memory_by_stage
+from distmeta.plan.memory import ModelStates, check_model_states_fit, memory_by_stage
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.tracking.cost import FlopCounter, StepTokens, network_size, run_cost
 
-NETWORKS = 2
-"""Networks that are evaluated in the end: the one that is kept and the one before training."""
+if TYPE_CHECKING:
+    from distmeta.plan.calibrate import Calibration
 
 DRAWN = 8
 """Outer steps whose work is drawn to count its tokens."""
 
 
-def make_plan(config: Config, run: RunDirectory, *, rate: float | None, say: Callable[[str], None]) -> dict[str, Any]:
+def make_plan(
+    config: Config,
+    run: RunDirectory,
+    *,
+    rate: float | None,
+    say: Callable[[str], None],
+    memory_bytes: float | None = None,
+) -> dict[str, Any]:
     """Forecasts a run of a resolved configuration, whose corpus is prepared where it is not yet.
 
     With `rate`, the floating-point operations a second of one worker, nothing is run: time is operations over rate, and
@@ -29,12 +36,26 @@ def make_plan(config: Config, run: RunDirectory, *, rate: float | None, say: Cal
     Returns `parameters`, `trained_parameters`, `adapted_parameters`; `flops_per_step` of steps with tasks,
     `flops_per_warmup_step`, `flops` of the run; `wall_seconds` as the run's summary counts them, `worker_seconds`,
     `cost` and `currency`; `peak_memory_bytes` of a worker and `memory_by_stage`, the same at each ZeRO stage (bytes);
-    `num_workers`, `zero_stage`, `outer_steps`, `warmup_steps`; and where steps were run `seconds_of`, what the time was
-    added up from, and `command_seconds` with start-up and evaluation (0 where a run does not validate).
+    `num_workers`, `zero_stage`, `outer_steps`, `warmup_steps`.
+
+    Where steps were run also `memory`, what the peak is made of (bytes): `without_model`, a process with its libraries;
+    `model_states`, see `ModelStates`; `working`, the rest. `seconds_of`, what the time was added up from;
+    `startup_seconds`, `evaluation_seconds`, `export_seconds`, and `command_seconds`, all of them and the training
+    together, but not what Ray needs to start and to end, nor the preparation of the corpus. Evaluation is measured on
+    a few of its own episodes by the networks of the calibration. A language-model baseline, which trains for as many
+    tokens, is taken to last as long as the steps (`baseline_seconds`).
+
+    Args:
+        config: the run.
+        run: its directory.
+        rate: see above.
+        say: is told what is going on.
+        memory_bytes: what a worker may use; unset: what this machine has.
 
     Raises:
-        UserError: the settings cannot work.
+        UserError: the settings cannot work, or the model's states alone are too large, which is found out first.
     """
+    check_model_states_fit(config, memory_bytes)
     prepare_with(LocalExecutor(), config, run, say)
     check_tasks(config, run)
     setup = Setup(config, run)
@@ -75,25 +96,42 @@ def make_plan(config: Config, run: RunDirectory, *, rate: float | None, say: Cal
 
         say("running some steps to see what they take (half a minute)")
         measured = calibrate(config, run)
-        validations = 1 + math.ceil(steps / config.train.validate_every) if config.train.validate_every else 0
-        checkpoints = math.ceil(steps / config.train.checkpoint_every)
-        seconds_of = {
-            "warm-up steps": measured.warmup_step * warmup_steps,
-            "steps with tasks": measured.task_step * (steps - warmup_steps),
-            "validations": measured.validation * validations,
-            "checkpoints": measured.checkpoint * checkpoints,
-        }
-        plan |= {"seconds_of": seconds_of, "wall_seconds": sum(seconds_of.values())}
-        plan["startup_seconds"] = measured.startup
-        # An episode of the evaluation is taken to last as long as one of a validation, which shares them out.
-        per_episode = measured.validation * workers / config.train.validate_episodes
-        evaluation = per_episode * config.evaluate.episodes * NETWORKS
-        plan["command_seconds"] = measured.startup + plan["wall_seconds"] + evaluation
-        other = max(0.0, measured.peak_memory - states)
+        plan |= _time(config, measured)
+        calibrated = ModelStates(parameters, trained, measured.workers, stage).peak
+        other = max(0.0, measured.peak_memory - calibrated)
+        without_model = min(other, measured.memory_without_model)
+        plan["memory"] = {"without_model": without_model, "model_states": states, "working": other - without_model}
     plan["peak_memory_bytes"] = states + other
     plan["memory_by_stage"] = memory_by_stage(parameters, trained, workers, other)
     plan["worker_seconds"] = plan["wall_seconds"] * workers
     return plan | run_cost(plan["worker_seconds"], config.tracking)
+
+
+def _time(config: Config, measured: "Calibration") -> dict[str, Any]:
+    """Seconds of a run and of the command around it, from those that were measured."""
+    steps, warmup_steps = config.train.outer_steps, config.meta.lm_warmup_steps
+    validations = 1 + math.ceil(steps / config.train.validate_every) if config.train.validate_every else 0
+    seconds_of = {
+        "warm-up steps": measured.warmup_step * warmup_steps,
+        "steps with tasks": measured.task_step * (steps - warmup_steps),
+        "validations": measured.validation * validations,
+        "checkpoints": measured.checkpoint * math.ceil(steps / config.train.checkpoint_every),
+    }
+    evaluation = measured.first_episode + measured.episode * (config.evaluate.episodes - 1)
+    baseline = 0.0
+    if config.evaluate.language_model_baseline:
+        evaluation *= 3 / 2  # networks
+        baseline = seconds_of["warm-up steps"] + seconds_of["steps with tasks"] + measured.startup
+    wall_seconds = sum(seconds_of.values())
+    return {
+        "seconds_of": seconds_of,
+        "wall_seconds": wall_seconds,
+        "startup_seconds": measured.startup,
+        "baseline_seconds": baseline,
+        "export_seconds": measured.export,
+        "evaluation_seconds": evaluation,
+        "command_seconds": measured.startup + wall_seconds + baseline + measured.export + evaluation,
+    }
 
 
 def _tokens(setup: Setup, *, with_tasks: bool) -> StepTokens:

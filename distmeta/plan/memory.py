@@ -28,13 +28,18 @@ class ModelStates:
 
     While a step is taken, also T gradients that the learner hands over, and
 
-        stage 0     T gradients, averaged, and T numbers of DeepSpeed's flat all-reduce buffer
-        stage 1, 2  at AdamW's moment T / W averaged gradients, their flat copy and two temporaries of AdamW; or before
-                    that T / W gradients and a bucket of those on their way, where this is more
-        stage 3     the flat copy and the temporaries, T / W each; and where there are other workers P weights that the
-                    learner gathered, and P that the engine gathers while it takes the gradients
+        stage 0     T gradients, averaged, and DeepSpeed's flat buffer of them: T numbers, but no more than
+                    `ALLREDUCE_BUFFER`, with one worker too
+        stage 1, 2  while AdamW works on the flat shard, T / W averaged gradients, their flat copy, and two temporaries
+                    (the square root of a moment, and that divided); or before that two buckets, for gradients on their
+                    way and flattened, and T / W averaged ones, where the buckets are still there (they are not in
+                    every step): whichever is more
+        stage 3     on one worker 3 T: the flat copy and the two temporaries. With others P weights that the learner had
+                    gathered and the loop still holds; and T weights that the engine gathers to take the gradients and
+                    two buckets (flattened gradients, and their parts to send), or AdamW's 3 T / W, whichever is more
 
-    The bucket is what the engine sets aside for communication: T numbers, but no more than `LARGEST_BUCKET`.
+    The bucket is what the engine sets aside for communication: T numbers, but no more than `LARGEST_BUCKET`. AdamW's
+    temporaries are those of a CPU. Both were followed by a dispatch mode through DeepSpeed 0.19 and torch 2.13.
     """
 
     parameters: int
@@ -59,41 +64,51 @@ class ModelStates:
 
     @property
     def peak(self) -> float:
-        """Bytes held while a step is taken."""
+        """Bytes held at most, which is while a step is taken."""
         trained = FLOAT * self.trained
         share = trained / self.workers
+        held = self.resident + trained
         if self.stage == 0:
-            return self.resident + 3 * trained
+            return held + trained + FLOAT * min(self.trained, ALLREDUCE_BUFFER)
         if self.stage < 3:
-            return self.resident + trained + max(4 * share, share + self.bucket)
-        gathered = 2 * FLOAT * self.parameters if self.workers > 1 else 0
-        return self.resident + trained + 3 * share + gathered
+            return held + max(4 * share, 2 * self.bucket + share)
+        if self.workers == 1:
+            return held + 3 * share
+        return held + FLOAT * self.parameters + max(trained + 2 * self.bucket, 3 * share)
 
 
 LARGEST_BUCKET = 50_000_000
 """Numbers in the engine's largest bucket; a test holds it against `distmeta.engine.deepspeed_engine`."""
 
+ALLREDUCE_BUFFER = 500_000_000
+"""Numbers in DeepSpeed's largest buffer at stage 0; a test holds it against its MEMORY_OPT_ALLREDUCE_SIZE."""
 
-def parameter_count(config: Config) -> int:
-    """Parameters of the network, without making it: on torch's meta device, which allocates nothing.
 
-    For a new model the vocabulary is taken as large as `tokenizer.vocab_size` allows.
+def parameter_count(config: Config, vocab_size: int) -> int:
+    """Parameters of the network, adapters included, without making it: on torch's meta device, which allocates nothing.
+
+    `vocab_size` is that of a new model, whose tokenizer need not be there yet; a loaded one has its own.
     """
     import torch
+    from torch import nn
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
+    from distmeta.models import Network
     from distmeta.models.load import load_model_config, model_kind
     from distmeta.setup import wants_language_model
 
     hf_config = load_model_config(config.model)
     if config.model.name_or_path is None:
-        hf_config.vocab_size = config.tokenizer.vocab_size
+        hf_config.vocab_size, hf_config.pad_token_id = vocab_size, 0
     auto: Any = AutoModel
     if wants_language_model(config):
         auto = AutoModelForMaskedLM if model_kind(hf_config) == "encoder" else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(hf_config, trust_remote_code=config.model.trust_remote_code)
-    return sum(parameter.numel() for parameter in model.parameters())
+        if auto is AutoModel and isinstance(getattr(model, "pooler", None), nn.Module):
+            model.pooler = None  # as `load_network` does
+        network = Network(model, "mean", lora_rank=config.model.lora_rank if config.meta.adapt == "lora" else 0)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def memory_by_stage(parameters: int, trained: int, workers: int, other: float) -> dict[str, float]:
@@ -146,12 +161,15 @@ def check_memory(plan: Mapping[str, Any], memory_bytes: float | None, config: Co
 def check_model_states_fit(config: Config, memory_bytes: float | None = None) -> None:
     """Refuses, before anything starts, a model whose states alone are larger than the memory that there is.
 
+    No run that could work is refused: what its steps hold beside the states is left out, and of a new model the rows of
+    the vocabulary, which may come out smaller than asked for. `check_memory` on a plan looks closer.
+
     Raises:
         UserError: see `check_memory`. Never where RAY_ADDRESS names a cluster, whose memory is not known.
     """
     if "RAY_ADDRESS" in os.environ and memory_bytes is None:
         return
-    parameters = parameter_count(config)
+    parameters = parameter_count(config, vocab_size=1)
     states = ModelStates(parameters, parameters, config.train.num_workers, config.engine.zero_stage)
     plan = {"parameters": parameters, "trained_parameters": parameters, "peak_memory_bytes": states.peak}
     check_memory(plan, memory_bytes, config)

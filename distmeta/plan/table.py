@@ -20,11 +20,24 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         f"{gib(plan['peak_memory_bytes'])}" + (" (model states alone)" if "rate" in plan else ""),
     ]
     run = _run(plan)
+    if "memory" in run:
+        memory = run["memory"]
+        lines.append(
+            f"                    {gib(memory['without_model'])} without a model, {gib(memory['model_states'])} model "
+            f"states, {gib(memory['working'])} working"
+        )
     if "seconds_of" in plan:
         lines += [f"{name:20}{seconds:.0f} s" for name, seconds in plan["seconds_of"].items() if seconds]
     lines.append(f"a run               {_spent(run)}")
     if "command_seconds" in run:
-        lines.append(f"with start and end  {_duration(run['command_seconds'])}, the evaluation estimated")
+        parts = {
+            "start-up": run["startup_seconds"],
+            "baseline": run["baseline_seconds"],
+            "export": run["export_seconds"],
+            "evaluation": run["evaluation_seconds"],
+        }
+        spent = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items() if seconds)
+        lines.append(f"the whole command   {_duration(run['command_seconds'])}: {spent}, and the run")
     if "num_trials" in plan:
         lines.append(
             f"the sweep           {_spent(plan)}: {plan['num_trials']} trials, {plan['concurrent']} at a time, "
