@@ -30,7 +30,7 @@ def log_model(tmp_path: Path, mode: str, wanted: str, url: str, timeout: float =
     run, home = tmp_path / "run", tmp_path / "home"
     (run / "model").mkdir(parents=True, exist_ok=True)
     home.mkdir(exist_ok=True)
-    (run / "wandb.json").write_text(json.dumps({"run_id": "abc123", "outer_step": 5}))
+    (run / "wandb.json").write_text(json.dumps({"run_id": "abc123"}))
     for name in ("config.json", "model.safetensors"):
         (run / "model" / name).write_text(f"content of {name}")
     variables = {"WANDB_API_KEY": "9f3c" * 10, "WANDB_BASE_URL": url, "HOME": str(home), "TMPDIR": str(home)}

@@ -17,7 +17,8 @@ import pytest
 
 from distmeta.tracking.config import TrackingConfig
 from distmeta.tracking.wandb_run import mode_of_user, without_passwords
-from tests.wandb_files import history, logged_steps, offline_records, records
+from distmeta.tracking.wandb_file import records, rows
+from tests.wandb_files import logged_steps, offline_records
 from tests.wandb_server import server
 
 API_KEY = "9f3c" * 10
@@ -92,9 +93,10 @@ def test_an_offline_run_holds_configuration_history_and_summary(tmp_path: Path) 
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["meta"] == {"inner_lr": 0.01}
     assert config["train"] == {"storage": "s3://bucket/runs"}
-    assert [(row["outer_step"], row["query_loss"]) for row in history(found)] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-    assert history(found)[0]["support_loss/2"] == 1.0
-    assert "not_finite" not in history(found)[0]
+    logged = list(rows(iter(found)))
+    assert [(row["outer_step"], row["query_loss"]) for row in logged] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert logged[0]["support_loss/2"] == 1.0
+    assert "not_finite" not in logged[0]
     metrics = [record.metric for record in found if record.HasField("metric")]
     assert ("*", "outer_step") in {(metric.glob_name, metric.step_metric) for metric in metrics}
     summary = {
@@ -127,26 +129,39 @@ def test_killed_between_two_logs_and_resumed_each_step_is_logged_once_in_one_run
     found = offline_records(run_dir)
     assert logged_steps(found) == list(range(1, 13))
     assert len({record.run.run_id for record in found if record.HasField("run")}) == 1
-    assert json.loads((run_dir / "wandb.json").read_text())["outer_step"] == 12
 
 
-def test_a_crash_while_logging_leaves_a_gap_and_never_a_step_twice(tmp_path: Path) -> None:
+def test_what_a_crash_took_from_w_b_is_logged_again(tmp_path: Path) -> None:
+    """Rows that W&B was given in the second before its process died are in no file of it."""
     crash = """
+    import psutil
+    wandb_run.FLUSH_INTERVAL = 3600.0
     run = start()
-    run.log(rows(1, 2))
-    log = run._run.log
-    def log_one_and_die(values, **options):
-        log(values, **options)
-        run._run.finish()
-        os.kill(os.getpid(), signal.SIGKILL)
-    run._run.log = log_one_and_die
-    run.log(rows(3, 5))
+    run.log(rows(1, 5))
+    time.sleep(1)
+    for child in psutil.Process().children():
+        child.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
     """
     process, run_dir = script(tmp_path, crash)
     output_of(process)
     assert process.returncode == -signal.SIGKILL
+    assert logged_steps(offline_records(run_dir)) == []
     run_script(tmp_path, "run = start(); run.log(rows(1, 8)); run.finish()")
-    assert logged_steps(offline_records(run_dir)) == [1, 2, 3, 6, 7, 8]
+    assert logged_steps(offline_records(run_dir)) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("cut", [1, 40, 400])
+def test_a_file_that_was_not_written_to_its_end_is_gone_on_from(tmp_path: Path, cut: int) -> None:
+    _, run_dir = run_script(tmp_path, "run = start(); run.log(rows(1, 300)); run.finish()")
+    (run_file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    size = run_file.stat().st_size
+    os.truncate(run_file, size // 2 - cut)
+    kept = logged_steps(offline_records(run_dir))
+    assert 100 < len(kept) < 200
+    time.sleep(1)  # W&B names its folders by the second
+    run_script(tmp_path, "run = start(); run.log(rows(1, 310)); run.finish()")
+    assert logged_steps(offline_records(run_dir)) == list(range(1, 311))
 
 
 def test_no_key_command_line_remote_or_host_is_recorded(tmp_path: Path) -> None:
@@ -287,7 +302,11 @@ def test_online_each_step_is_sent_once_and_nothing_but_configuration_and_metrics
         output, _ = run_script(tmp_path, code, "NOTASECRET99", **variables)
         assert f"http://127.0.0.1:{running.server_port}/me/distmeta/runs/" in output
         run_script(tmp_path, "run = start(); run.log(rows(1, 8)); run.finish()", **variables)
-    assert [row["outer_step"] for row in running.history] == list(range(1, 9))
+        assert [row["outer_step"] for row in running.history] == list(range(1, 9))
+        # What the server did not get counts as not logged.
+        del running.sent[:]
+        run_script(tmp_path, "run = start(); run.log(rows(1, 8)); run.finish()", **variables)
+        assert [row["outer_step"] for row in running.history] == list(range(1, 9))
     sent = "".join(running.sent)
     for unwanted in ("NOTASECRET", API_KEY, str(tmp_path), sys.executable, "requirements.txt", "output.log"):
         assert unwanted not in sent, unwanted

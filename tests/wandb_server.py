@@ -76,7 +76,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             bucket = {"id": "b", "name": variables["name"], "config": "{}", "historyLineCount": 0, "project": project}
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         if "RunResumeStatus" in query:
-            return {"model": project | {"bucket": None}}
+            return {"model": project | {"bucket": self.resumed_bucket(variables["name"])}}
         if "createRunFiles" in query:
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
         if "query Viewer" in query:
@@ -98,6 +98,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             sequence = {"id": "s", "latestArtifact": None}
             return {"createArtifact": {"artifact": {"id": "a", "state": "PENDING", "artifactSequence": sequence}}}
         return {}
+
+    def resumed_bucket(self, name: str) -> dict[str, Any] | None:
+        """What a client that resumes a run learns of it."""
+        history = self.server.history
+        if not history:
+            return None
+        counts = {"historyLineCount": len(history), "eventsLineCount": 0, "logLineCount": 0}
+        tails = {"historyTail": json.dumps([json.dumps(history[-1])]), "eventsTail": "[]"}
+        more = {"summaryMetrics": "{}", "displayName": "demo", "config": "{}", "tags": [], "notes": None}
+        return {"id": "b", "name": name, "wandbConfig": json.dumps({"t": 1}), **counts, **tails, **more}
 
     def artifact(self, identity: str, project: dict[str, Any]) -> dict[str, Any]:
         """An artifact as the client reads it back once it is committed."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distmeta.tracking.config import TrackingConfig
+from distmeta.tracking.wandb_file import last_logged_step
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,9 @@ NOTHING_BY_ITSELF: dict[str, Any] = {
 class WandbRun:
     """A run in Weights & Biases, its files under `run_dir/wandb`. Only the worker of rank 0 makes one.
 
-    `run_dir/wandb.json` keeps the run's id and the last outer step logged, so that a resumed run goes on in the same
-    W&B run and logs no step twice. Without a network, each resume leaves a folder `wandb/offline-run-*` of the same
-    id; `wandb sync` puts them together.
+    `run_dir/wandb.json` keeps the run's id, so that a resumed run goes on in the same W&B run, behind the last step that
+    is there: in the files of this disk, or at the server. Without a network, each resume leaves a folder
+    `wandb/offline-run-*` of the same id; `wandb sync` puts them together.
 
     Nothing that W&B does can stop training: a server that does not answer makes the run an offline one, any other
     failure ends the logging, and either is said once.
@@ -56,7 +57,7 @@ class WandbRun:
         """The run's web address, or the folder of an offline run, or "" where nothing is recorded."""
         self._run: Any = None
         self._state_file = run_dir / "wandb.json"
-        self._run_id, self._logged = "", 0
+        self._logged = 0
         # W&B's own error reports would go over the network, and hold the process for 20 s where no server answers.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         self._guard(lambda: self._start(run_dir, config, settings, name))
@@ -64,9 +65,8 @@ class WandbRun:
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Logs metrics rows, in order: numbers as they are, a list of numbers as `key/1`, `key/2`...
 
-        Rows at or below the last step logged are skipped, so it is right to pass again all that a checkpoint covers.
-        The new last step is written down before anything is logged: a crash in the second after leaves a gap in W&B,
-        never a step twice.
+        Rows at or below the last step logged are skipped, so it is right to pass again all that a checkpoint covers, and
+        needed after a crash: what was logged in the second before it may be lost.
         """
         rows = [row for row in rows if row["outer_step"] > self._logged]
         if self._run is None or not rows:
@@ -92,16 +92,17 @@ class WandbRun:
         import wandb  # half a second, which nobody should wait where W&B is disabled
 
         if self._state_file.exists():
-            state = json.loads(self._state_file.read_text())
-            self._run_id, self._logged = state["run_id"], state["outer_step"]
+            run_id = json.loads(self._state_file.read_text())["run_id"]
         else:
-            self._run_id = secrets.token_hex(6)
-            self._save_state()
+            run_id = secrets.token_hex(6)
+            partial = self._state_file.with_suffix(".json.partial")
+            partial.write_text(json.dumps({"run_id": run_id}) + "\n")
+            partial.replace(self._state_file)
 
         def start(mode: Mode) -> Any:
             return wandb.init(
                 mode=mode,
-                id=self._run_id,
+                id=run_id,
                 resume="allow",
                 project=config.project,
                 group=config.group,
@@ -125,22 +126,21 @@ class WandbRun:
                 wandb.teardown(exit_code=1)
                 mode = "offline"
         if mode == "offline":
+            # Of an earlier part that was online, too: what its server did not get is in its file.
+            self._logged = last_logged_step(run_dir, "*run-*")
             self._run = start("offline")
+        else:
+            # Where the run is resumed its next step is the server's last one and one more.
+            self._logged = max(last_logged_step(run_dir, "offline-run-*"), self._run.starting_step - 1)
         self.where = self._run.url if mode == "online" else str(Path(self._run.dir).parent)
         # W&B's own step starts again at 0 in each offline part of a run, so every chart goes by ours.
         self._run.define_metric("outer_step")
         self._run.define_metric("*", step_metric="outer_step")
 
     def _log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._save_state()
         for row in rows:
             # Giving the step as well keeps the parts of an offline run from overlapping when they are put together.
             self._run.log(_numbers(row), step=row["outer_step"], commit=True)
-
-    def _save_state(self) -> None:
-        partial = self._state_file.with_suffix(".json.partial")
-        partial.write_text(json.dumps({"run_id": self._run_id, "outer_step": self._logged}) + "\n")
-        partial.replace(self._state_file)
 
     def _guard(self, action: Callable[[], object]) -> None:
         """Does it; where W&B fails, says so once and ends the logging."""
