@@ -277,6 +277,16 @@ def test_the_phases_of_a_step_add_up_to_its_seconds(worlds, corpus, tmp_path):
         assert progress["worker_seconds"] == pytest.approx(size * progress["wall_seconds"])
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_operations_are_counted_for_the_whole_network(worlds, corpus, tmp_path, stage):
+    """Forward and backward take 6 operations a token and matrix entry, and attention some more."""
+    config = configure(corpus, meta={"lm_weight": 0.0}, train={"outer_steps": 2}, engine={"zero_stage": stage})
+    rows = run_steps(worlds[2], config, tmp_path / "run")
+    network = Setup(config, RunDirectory(tmp_path / "run")).network()
+    entries = sum(each.weight.numel() for each in network.base.encoder.modules() if isinstance(each, torch.nn.Linear))
+    assert 1 < rows[-1]["flops"] / sum(6 * entries * row["tokens"] for row in rows) < 1.5
+
+
 def test_a_checkpoint_has_all_that_the_run_took_and_a_resume_adds_to_it(worlds, corpus, tmp_path):
     """Case C1: the validation before a checkpoint is in it, and so is what earlier attempts took."""
     config = configure(corpus, train={"outer_steps": 6, "checkpoint_every": 1, "validate_every": 3})

@@ -68,6 +68,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     progress = _beginning() | reached
     setup = Setup(config, run)
     network = setup.network()
+    size = network_size(network.base, network.model.config)  # of the one that has weights
     skeleton = network.skeleton().to(worker.device).train()
     engine = Engine(network, config.engine, weight_decay=config.meta.weight_decay, device=worker.device, state=state)
     del state  # the engine has its shard of it
@@ -75,7 +76,6 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     work_source = WorkSource(setup, worker.device, worker.rank, worker.world_size)
     scoring = config.train.validate_every > 0
     validator = Validator(setup, skeleton, learner.adapted_names, worker.rank, worker.world_size) if scoring else None
-    size = network_size(skeleton.base, skeleton.model.config)
     flop_counter = FlopCounter(size, config.meta.algorithm, config.meta.adapt, config.meta.inner_steps)
     is_main = worker.rank == 0
     recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
