@@ -13,7 +13,7 @@ from distmeta.meta import adapt, logits
 from distmeta.models import Network, Parameters, TaskBatch, TokenBatch, collate_task
 from distmeta.tasks.episode import Task
 
-FEATURE_BATCH = 256
+FEATURE_BATCH = 64
 """Texts that go through the network together where no gradient is asked for."""
 
 
