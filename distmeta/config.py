@@ -351,8 +351,12 @@ def impossible(config: Config) -> Iterable[str]:
             f"meta.lm_warmup_steps: {meta.lm_warmup_steps} leaves no step of train.outer_steps {train.outer_steps} "
             "for tasks"
         )
-    if meta.algorithm == "maml" and config.model.attention == "sdpa":
-        yield "model.attention: sdpa cannot be differentiated twice, as meta.algorithm maml needs; use auto or eager"
+    if meta.algorithm == "reptile" and meta.adapt == "head":
+        yield "meta.adapt: reptile moves what it adapts, and head leaves nothing that is kept; use another"
+    if meta.algorithm in ("fomaml", "reptile") and meta.second_order:
+        yield f"meta.second_order: {meta.algorithm} is first order; use maml"
+    if meta.algorithm == "metasgd" and meta.inner_rates != "fixed":
+        yield "meta.inner_rates: metasgd learns a rate for every weight already; use fixed"
     if config.model.name_or_path is None and not isinstance(config.model.config.get("model_type"), str):
         yield "model.config.model_type: must name a Hugging Face model type, such as bert or gpt2"
 

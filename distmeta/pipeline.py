@@ -13,13 +13,16 @@ from distmeta.corpus.prepare import total_bytes
 from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
 from distmeta.rundir import RunDirectory
-from distmeta.setup import Setup, corpus_directory, resolve
+from distmeta.setup import Setup, corpus_directory, differentiates_twice, resolve
 from distmeta.sweep.config import SweepConfig
 from distmeta.tasks.config import SPLITS, Split
 from distmeta.tasks.episode import Task
 from distmeta.tracking.config import TrackingConfig
 
 Say = Callable[[str], None]
+
+STRUCTURE = {"meta.adapt", "meta.algorithm", "meta.inner_rates", "meta.learn_temperature"}
+"""Settings of meta-learning that say which parameters there are."""
 
 LOCAL_BYTES = 8_000_000
 """Below this size `corpus.executor: auto` works in this process: a cluster takes longer to start than the work."""
@@ -61,7 +64,7 @@ def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | N
     if not run.best_weights.exists() or not run.config.exists():
         raise UserError(f"{run.path}: no run is there that has kept a network; see `distmeta pretrain`")
     config = resolve(load_config(config_file or run.config, overrides, check=config_file is not None))
-    _refuse_changes(config, run, lambda key: key.startswith(("model.", "tokenizer.")) or key == "meta.adapt")
+    _refuse_changes(config, run, lambda key: key.startswith(("model.", "tokenizer.")) or key in STRUCTURE)
     return config, run
 
 
@@ -196,7 +199,7 @@ def claim(config: Config, run: RunDirectory) -> None:
 
 def _choices(config: Config) -> str:
     """What the software chose where it was left to it."""
-    reason = " (sdpa has no second derivative)" if config.meta.algorithm == "maml" else ""
+    reason = " (sdpa has no second derivative)" if differentiates_twice(config) else ""
     return (
         f"{config.meta.algorithm}, adapting {config.meta.adapt}; {config.model.attention} attention{reason}; "
         f"features: {config.model.pooling} hidden state; language-model weight {config.meta.lm_weight:g}"

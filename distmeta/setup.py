@@ -6,6 +6,7 @@ from pathlib import Path
 from distmeta.config import Config
 from distmeta.corpus.manifest import Manifest
 from distmeta.errors import UserError
+from distmeta.meta import algorithm_class
 from distmeta.models import Network, load_network, load_tokenizer
 from distmeta.models.load import check_model, load_model_config, max_sequence_length, model_kind, resolve_pooling
 from distmeta.rundir import RunDirectory
@@ -28,22 +29,53 @@ def resolve(config: Config) -> Config:
         config.tokenizer.max_length = min(config.tokenizer.max_length, limit)
     smlmt = config.tasks.label_column is None
     config.model.pooling = resolve_pooling(config.model.pooling, model_kind(hf_config), smlmt)
+    twice = differentiates_twice(config)
     if config.model.attention == "auto":
-        config.model.attention = "eager" if config.meta.algorithm == "maml" else "sdpa"
+        config.model.attention = "eager" if twice else "sdpa"
+    if config.model.attention == "sdpa" and twice:
+        raise UserError(
+            f"model.attention: sdpa cannot be differentiated twice, as meta.algorithm {config.meta.algorithm} needs; "
+            "use auto or eager"
+        )
+    if algorithm_class(config.meta.algorithm).needs_language_model and model_kind(hf_config) != "decoder":
+        raise UserError(f"meta.algorithm: {config.meta.algorithm} needs a decoder, and {hf_config.model_type} is none")
     if config.meta.lm_weight is None:
         config.meta.lm_weight = 1.0 if is_new and model_kind(hf_config) != "features" else 0.0
     for key in ("n_way", "k_shot", "query_per_class"):
         if getattr(config.evaluate, key) is None:
             setattr(config.evaluate, key, getattr(config.tasks, key))
     check_model(config.model, lora=config.meta.adapt == "lora", language_model=wants_language_model(config))
+    if config.meta.algorithm == "metaicl" and limit is not None:
+        _check_prompts(config, limit)
     if config.evaluate.inner_steps is None:
         config.evaluate.inner_steps = config.meta.inner_steps
     return config
 
 
+def _check_prompts(config: Config, limit: int) -> None:
+    """Raises UserError where a prompt of in-context examples may be longer than what the model takes."""
+    for section, options in (("tasks", config.tasks), ("evaluate", config.evaluate)):
+        ways, shots = options.n_way, options.k_shot
+        if not isinstance(ways, int) or shots is None:
+            raise UserError(f"{section}.n_way: metaicl has all classes in its prompt; give a number")
+        longest = ways * shots * (config.tokenizer.max_length + 1) + config.tokenizer.max_length
+        if longest > limit:
+            raise UserError(
+                f"meta.algorithm: a prompt of metaicl may have {section}.n_way {ways} x k_shot {shots} x (tokenizer."
+                f"max_length {config.tokenizer.max_length} + 1) + {config.tokenizer.max_length} = {longest} tokens, and "
+                f"the model takes {limit}; lower one of these"
+            )
+
+
 def wants_language_model(config: Config) -> bool:
-    """Whether any step trains the language model."""
-    return bool(config.meta.lm_weight) or config.meta.lm_warmup_steps > 0
+    """Whether any step needs the language model's head."""
+    needed = algorithm_class(config.meta.algorithm).needs_language_model
+    return needed or bool(config.meta.lm_weight) or config.meta.lm_warmup_steps > 0
+
+
+def differentiates_twice(config: Config) -> bool:
+    """Whether passes through the network are differentiated twice."""
+    return algorithm_class(config.meta.algorithm).differentiates_twice(config.meta)
 
 
 class Setup:
@@ -69,17 +101,27 @@ class Setup:
         return wants_language_model(self.config)
 
     def network(self) -> Network:
-        """The network with its starting weights: the same on every worker."""
-        model = self.config.model
-        return load_network(
+        """The network with its starting weights: the same on every worker.
+
+        Raises:
+            UserError: the settings of what is adapted or trained name nothing that it has.
+        """
+        model, meta = self.config.model, self.config.meta
+        network = load_network(
             model,
             self.tokenizer,
             pooling=model.pooling,  # type: ignore[arg-type]  # resolved
             attention=model.attention,
-            lora=self.config.meta.adapt == "lora",
+            lora=meta.adapt == "lora",
             language_model=self.wants_language_model,
             seed=self.config.train.seed,
+            computation=self.config.engine.computation,
+            max_length=self.config.tokenizer.max_length,
         )
+        network.learn(algorithm_class(meta.algorithm).learned(network, meta))
+        if meta.freeze_lowest is not None:
+            network.freeze(meta.freeze_lowest)
+        return network
 
     def tasks(
         self,

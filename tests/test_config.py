@@ -5,6 +5,7 @@ import yaml
 
 from distmeta.config import Config, load_config, to_yaml, valid_keys
 from distmeta.errors import UserError
+from distmeta.setup import resolve
 
 
 def write(tmp_path, text):
@@ -104,8 +105,28 @@ def test_one_key_of_the_new_model_can_be_set(tmp_path):
 
 
 def test_second_order_with_an_attention_that_has_no_second_derivative_is_refused():
-    with pytest.raises(UserError, match=r"model.attention: sdpa.*maml"):
-        load_config(None, ["meta.algorithm=maml", "model.attention=sdpa"])
+    for algorithm in ("maml", "metasgd"):
+        with pytest.raises(UserError, match=rf"model.attention: sdpa.*{algorithm}"):
+            resolve(load_config(None, [f"meta.algorithm={algorithm}", "model.attention=sdpa"]))
+    for override in ("meta.adapt=head", "meta.second_order=false", "meta.algorithm=anil"):
+        resolve(load_config(None, ["meta.algorithm=maml", "model.attention=sdpa", override]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["meta.algorithm=mamml"], r"meta.algorithm: .*mamml is none of maml, fomaml"),
+        (["meta.adapt=everything"], r"meta.adapt: .*none of all, lora"),
+        (["meta.adapt=regex:("], r"meta.adapt: .*no regular expression"),
+        (["meta.algorithm=reptile", "meta.adapt=head"], "leaves nothing that is kept"),
+        (["meta.algorithm=fomaml", "meta.second_order=true"], "use maml"),
+        (["meta.algorithm=metasgd", "meta.inner_rates=layer_step"], "use fixed"),
+        (["meta.algorithm=metaicl"], "needs a decoder, and bert is none"),
+    ],
+)
+def test_what_the_core_cannot_do_is_refused(overrides: list[str], said: str):
+    with pytest.raises(UserError, match=said):
+        resolve(load_config(None, overrides))
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, RunDirecto
         # As torch counts: no text is padded, as all are cut off at the same length, and attention is made of products.
         tokenizer={"vocab_size": 600, "max_length": 8},
         model={"config": TINY_MODEL, "attention": "eager"},
+        engine={"computation": "plain"},  # the others leave out what the algorithm asks for and need not be done
         meta={"lm_warmup_steps": 4, "lm_weight": 1.0, "inner_lr": 0.05, "inner_steps": 2, "meta_batch_size": 4},
         train={"outer_steps": 50, "validate_every": 10, "checkpoint_every": 25, "num_workers": 2},
         tracking={"price_per_worker_hour": 3.6},

@@ -12,8 +12,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, GPT2Config, PretrainedConfig
 
-from distmeta.tracking.cost import FlopCounter, StepTokens, network_size
+from distmeta.meta import algorithm_class
+from distmeta.meta.config import MetaConfig
+from distmeta.tracking.cost import FlopCounter, NetworkSize, StepTokens, network_size
 from distmeta.tracking.versions import environment
+from tests.helpers import random_task, task_batch, tiny_network
 
 WAY, SUPPORT, QUERY, LENGTH, INNER_STEPS = 5, 5, 15, 16, 2
 TOKENS = StepTokens(
@@ -55,6 +58,13 @@ class Lora(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base(x) + x @ self.down @ self.up
+
+
+def flop_counter(size: NetworkSize, algorithm: str, adapt: str, inner_steps: int = INNER_STEPS) -> FlopCounter:
+    depth, breadth = {"all": (1.0, 1.0), "lora": (1.0, 0.0), "head": (0.0, 0.0)}[adapt]
+    return FlopCounter(
+        size, MetaConfig(algorithm=algorithm, inner_steps=inner_steps), depth, breadth, algorithm == "maml"
+    )
 
 
 def counted_by_torch(config: PretrainedConfig, algorithm: str, adapt: str) -> tuple[int, int]:
@@ -100,7 +110,7 @@ def counted_by_torch(config: PretrainedConfig, algorithm: str, adapt: str) -> tu
             }
             fast = fresh(fast | steps)
         cross_entropy(features(fast, query) @ fast["head"].T, query_labels).backward()
-    ours = FlopCounter(size, algorithm, adapt, INNER_STEPS).step(TOKENS)  # type: ignore[arg-type]
+    ours = flop_counter(size, algorithm, adapt).step(TOKENS)
     return counter.get_total_flops(), round(ours)
 
 
@@ -124,7 +134,7 @@ def test_language_modelling_agrees_with_what_torch_counts() -> None:
     size = network_size(model, BERT)
     assert size == network_size(AutoModel.from_config(BERT), BERT)
     tokens = StepTokens(lm=8 * LENGTH, lm_texts=8, lm_predictions=8 * LENGTH)
-    ours = FlopCounter(size, "fomaml", "all", INNER_STEPS).step(tokens)
+    ours = flop_counter(size, "fomaml", "all").step(tokens)
     # BERT's language-model head has one matrix of its own, width x width, before the vocabulary.
     transform = 6 * 32 * 32 * 8 * LENGTH
     assert ours + transform == pytest.approx(counter.get_total_flops(), rel=0.005)
@@ -132,11 +142,11 @@ def test_language_modelling_agrees_with_what_torch_counts() -> None:
 
 def test_operations_add_up_over_tasks_and_steps() -> None:
     size = network_size(AutoModel.from_config(BERT), BERT)
-    one = FlopCounter(size, "fomaml", "all", 1).step(TOKENS)
-    query_alone = FlopCounter(size, "fomaml", "all", 1).step(StepTokens(query=TOKENS.query, query_texts=QUERY))
-    three = FlopCounter(size, "fomaml", "all", 3).step(TOKENS)
+    one = flop_counter(size, "fomaml", "all", 1).step(TOKENS)
+    query_alone = flop_counter(size, "fomaml", "all", 1).step(StepTokens(query=TOKENS.query, query_texts=QUERY))
+    three = flop_counter(size, "fomaml", "all", 3).step(TOKENS)
     assert three - query_alone == pytest.approx(3 * (one - query_alone))
-    assert FlopCounter(size, "fomaml", "all", 1).step(StepTokens()) == 0
+    assert flop_counter(size, "fomaml", "all", 1).step(StepTokens()) == 0
 
 
 def test_versions_name_no_machine() -> None:
@@ -145,3 +155,22 @@ def test_versions_name_no_machine() -> None:
     assert found["python"].startswith("3.")
     assert {"distmeta", "ray", "deepspeed", "transformers", "platform"} <= set(found)
     assert platform.node() not in found["platform"].split()
+
+
+@pytest.mark.parametrize("algorithm", ["reptile", "anil", "metasgd", "protomaml", "protonet", "leopard", "metaicl"])
+@pytest.mark.parametrize("adapt", ["all", "bias", "last_k"])
+def test_each_algorithm_s_operations_are_those_of_its_plain_computation(algorithm: str, adapt: str) -> None:
+    network = tiny_network("gpt2" if algorithm == "metaicl" else "bert")
+    # The plain computation of ANIL computes features again in each step.
+    meta = MetaConfig(algorithm=algorithm, adapt=adapt, inner_steps=1 if algorithm == "anil" else 3)
+    network.learn(algorithm_class(algorithm).learned(network, meta))
+    task = task_batch(random_task(n_way=2, k_shot=1 if algorithm == "metaicl" else 3))
+    counter = FlopCounter.of(network, meta)
+    with FlopCounterMode(display=False) as true:
+        algorithm_class(algorithm)(network, meta).task_gradient(dict(network.named_parameters()), task)
+    width = task.support.input_ids.shape[1]
+    support, query = len(task.support_labels), len(task.query_labels)
+    padded = StepTokens(support * width, support, query * width, query, tasks=1)
+    if algorithm == "metaicl":  # whose prompts are packed tightly
+        padded = StepTokens(task.support.num_tokens, support, task.query.num_tokens, query, tasks=1)
+    assert counter.step(padded) == pytest.approx(true.get_total_flops(), rel=0.12)

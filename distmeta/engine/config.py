@@ -12,8 +12,10 @@ class EngineConfig(Section):
 
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO stage, what workers share out: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward passes. Weights, fast weights and optimizer states are always fp32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Arithmetic of the forward and backward passes; auto: the faster one here. Weights and their states are fp32."""
+    computation: Literal["auto", "packed", "bucketed", "plain"] = "auto"
+    """Texts of different lengths: packed without padding (auto, where the model can), in buckets, or all padded."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest norm of the meta-gradient; 0: none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

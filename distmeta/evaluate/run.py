@@ -15,6 +15,7 @@ from distmeta.evaluate.baselines import tf_idf_logistic_regression
 from distmeta.evaluate.score import EpisodeScore, Scorer
 from distmeta.evaluate.statistics import classification_scores
 from distmeta.evaluate.table import MethodResult, Use, evaluation_report
+from distmeta.meta import algorithm_class
 from distmeta.models import load_weights
 from distmeta.setup import Setup
 from distmeta.tasks.config import Split
@@ -78,11 +79,11 @@ def _scorer(candidate: Candidate) -> Scorer:
     network = candidate.setup.network().to(device)
     parameters, _ = load_weights(candidate.weights, device)
     assert config.evaluate.inner_steps is not None  # resolved
+    skeleton = network.skeleton().to(device)
     return Scorer(
-        network.skeleton().to(device),
+        skeleton,
         parameters,
-        network.adapted_names(config.meta.adapt),
-        config.meta.inner_lr,
+        algorithm_class(config.meta.algorithm)(skeleton, config.meta),
         config.evaluate.inner_steps,
         config.engine.precision,
         candidate.setup.tokenizer.pad_token_id,

@@ -9,7 +9,7 @@ import torch
 
 from distmeta.evaluate.baselines import logistic_regression, nearest_prototype
 from distmeta.evaluate.table import USES, Use
-from distmeta.meta import adapt, logits
+from distmeta.meta import Algorithm
 from distmeta.models import Network, Parameters, TaskBatch, TokenBatch, collate_task
 from distmeta.tasks.episode import Task
 
@@ -42,8 +42,7 @@ class Scorer:
     Attributes:
         network: computes features.
         parameters: its weights.
-        adapted_names: parameters that the inner loop adapts beside the head.
-        inner_lr: step size of the inner loop.
+        algorithm: makes a classifier of a support set, which is the use `inner-loop`.
         inner_steps: steps of the inner loop.
         precision: `fp32` or `bf16`.
         pad_token_id: what fills short sequences up.
@@ -51,8 +50,7 @@ class Scorer:
 
     network: Network
     parameters: Parameters
-    adapted_names: Sequence[str]
-    inner_lr: float
+    algorithm: Algorithm
     inner_steps: int
     precision: str
     pad_token_id: int
@@ -75,21 +73,14 @@ class Scorer:
         labels = batch.query_labels.cpu().numpy()
         if "inner-loop" in uses:
             start = time.perf_counter()
-            adapted = adapt(
-                self.network,
-                self.parameters,
-                batch.support,
-                batch.support_labels,
-                batch.n_way,
-                adapted_names=self.adapted_names,
-                inner_lr=self.inner_lr,
-                inner_steps=self.inner_steps,
+            classify = self.algorithm.fit(
+                self.parameters, batch.support, batch.support_labels, batch.n_way, self.inner_steps
             )
             seconds = time.perf_counter() - start
-            with torch.no_grad():
-                predictions = logits(self.network, adapted, batch.query).argmax(1).cpu().numpy()
+            predictions = classify(batch.query).argmax(1).cpu().numpy()
             # The argmax of equal scores is the first class.
-            scores["inner-loop"] = EpisodeScore(labels, predictions, float((labels == 0).mean()), seconds)
+            before = float((labels == 0).mean()) if self.algorithm.starts_at_chance else None
+            scores["inner-loop"] = EpisodeScore(labels, predictions, before, seconds)
         if "prototype" in uses or "logistic-regression" in uses:
             start = time.perf_counter()
             support = self._frozen_features(batch.support)

@@ -1,7 +1,8 @@
 """Meta-learning: inner loop, outer objective, and the language-modelling loss beside it. No Ray, no DeepSpeed."""
 
-from distmeta.meta.inner_loop import Adapted, adapt, logits
+from distmeta.meta.algorithm import Algorithm, TaskResult
 from distmeta.meta.learner import Learner, Work
-from distmeta.meta.maml import TaskResult, task_gradient
+from distmeta.meta.library import MetaLearner
+from distmeta.meta.registry import algorithm_class, register
 
-__all__ = ["Adapted", "Learner", "TaskResult", "Work", "adapt", "logits", "task_gradient"]
+__all__ = ["Algorithm", "Learner", "MetaLearner", "TaskResult", "Work", "algorithm_class", "register"]

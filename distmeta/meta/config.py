@@ -2,22 +2,47 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from distmeta.meta.registry import algorithm_names
 from distmeta.section import Section
 
 
 class MetaConfig(Section):
     """How the network learns to learn."""
 
-    algorithm: Literal["maml", "fomaml"] = "fomaml"
-    """maml: second order, exact; fomaml: first order, about half the work."""
-    adapt: Literal["all", "lora", "head"] = "all"
-    """Fast weights: all parameters and the head, LoRA adapters (query and value) and the head, or the head alone."""
+    algorithm: str = "fomaml"
+    """maml (second order), fomaml, reptile, anil, metasgd, protomaml, protonet, leopard, or metaicl (decoders)."""
+    adapt: str = "all"
+    """Fast weights beside the head: all, lora, bias (and norms), last_k (layers), head (no other), or regex:PATTERN."""
+    last_k: int = Field(default=1, ge=1)
+    """Layers, from the top, that `adapt: last_k` adapts."""
+    freeze_lowest: int | None = Field(default=None, ge=0)
+    """Keep the embeddings and so many of the lowest layers as they are in the outer loop; unset: train everything."""
+    second_order: bool | None = None
+    """Differentiate through the inner loop; unset: as the algorithm's paper does."""
+    recompute: bool = False
+    """Second order: compute each inner step again instead of keeping its graph; less memory, a third more work."""
     inner_lr: float = Field(default=0.01, ge=0)
-    """Learning rate of the inner loop (SGD)."""
+    """Learning rate of the inner loop."""
     inner_steps: int = Field(default=5, ge=1)
     """Steps of the inner loop in training."""
+    inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    """Optimizer of the inner loop."""
+    inner_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of `inner_optimizer: momentum`."""
+    inner_clipping: float = Field(default=0.0, ge=0)
+    """Largest norm of an inner gradient; 0: none."""
+    inner_rates: Literal["fixed", "layer_step"] = "fixed"
+    """layer_step: learn a rate for each parameter tensor and inner step, from `inner_lr` on (MAML++)."""
+    multi_step_loss: float = Field(default=0.0, ge=0, le=1)
+    """Share of the outer steps in which the query loss after every inner step counts, ever less (MAML++); 0: none."""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """protonet: how far a text is from a prototype; euclidean is squared."""
+    temperature: float | None = Field(default=None, gt=0)
+    """protonet: what distances are divided by; unset: 1 for euclidean, 0.1 for cosine."""
+    learn_temperature: bool = False
+    """protonet: learn it, from there on."""
     outer_lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of the outer loop (AdamW)."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -36,3 +61,24 @@ class MetaConfig(Section):
     """Language-modelling sequences beside each task of the meta-batch."""
     lm_mask_rate: float = Field(default=0.15, gt=0, lt=1)
     """Share of the tokens that a masked language model has to fill in."""
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in algorithm_names():
+            raise ValueError(f"{name} is none of {', '.join(algorithm_names())}")
+        return name
+
+    @field_validator("adapt")
+    @classmethod
+    def _adaptable(cls, name: str) -> str:
+        import re
+
+        if name.startswith("regex:"):
+            try:
+                re.compile(name.removeprefix("regex:"))
+            except re.error as error:
+                raise ValueError(f"no regular expression: {error}") from None
+        elif name not in ("all", "lora", "bias", "last_k", "head"):
+            raise ValueError(f"{name} is none of all, lora, bias, last_k, head and regex:PATTERN")
+        return name

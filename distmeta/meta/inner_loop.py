@@ -1,85 +1,199 @@
-"""The inner loop: adaptation of fast weights on a task's support set, by plain gradient descent."""
+"""The inner loop: adaptation of fast weights on a task's support set.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+It is computed in one of two ways that give the same: `plain`, one line a step, which is the reference, and otherwise
+without work that need not be done:
+
+- A head of zeros sends no gradient into the network, so the first step moves the head alone, and the second one finds
+  the features that the first one computed (unless dropout draws them anew).
+- Where nothing below the head is adapted, features are computed once.
+- First order with plain gradient descent, each fast weight is updated where its gradient arises, so that there is never
+  more than one gradient.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from distmeta.models import Network, Parameters, TokenBatch
+from distmeta.meta.algorithm import Criterion, Features, Parameters
+from distmeta.meta.config import MetaConfig
+from distmeta.meta.inner_optimizer import State, direction
+
+Rate = Callable[[str, int], Any]
+"""The learning rate of a fast weight (`head.weight` and `head.bias` for the head's) at an inner step, from 0."""
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """A network after adaptation to one task."""
-
-    parameters: Parameters
-    """All parameters, the fast ones as they are after the last step."""
-    head: tuple[torch.Tensor, torch.Tensor]
-    """Weight (n_way, hidden_size) and bias (n_way,) of the classification head."""
-    support_losses: list[float]
-    """Mean cross-entropy on the support set before each step (nats)."""
-
-
-def zero_head(n_way: int, hidden_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def zero_head(n_way: int, hidden_size: int, like: Tensor) -> Parameters:
     """A head that tells no class from another: labels are permuted in every task, so its start must not know them."""
-    return torch.zeros(n_way, hidden_size, device=device), torch.zeros(n_way, device=device)
+    return {
+        "head.weight": like.new_zeros(n_way, hidden_size),
+        "head.bias": like.new_zeros(n_way),
+    }
 
 
-def logits(network: Network, adapted: Adapted, batch: TokenBatch) -> torch.Tensor:
-    """Scores of each text for each class: (sequences, n_way)."""
-    return functional.linear(network.features(adapted.parameters, batch), *adapted.head)
+def scores_of(features: Tensor, head: Parameters) -> Tensor:
+    """Scores of each text for each class, (sequences, n_way); the features themselves where there is no head."""
+    return functional.linear(features, head["head.weight"], head["head.bias"]) if head else features
 
 
-def adapt(
-    network: Network,
-    parameters: Parameters,
-    support: TokenBatch,
-    labels: torch.Tensor,
-    n_way: int,
-    *,
-    adapted_names: Sequence[str],
-    inner_lr: float,
-    inner_steps: int,
-    second_order: bool = False,
-) -> Adapted:
-    """Takes steps phi <- phi - inner_lr * gradient of the support loss, from the given parameters and a zero head.
+@dataclass
+class Fast:
+    """Fast weights."""
 
-    Args:
-        network: computes features.
-        parameters: meta-parameters theta; they are not changed.
-        support: texts to adapt on.
-        labels: their classes, (sequences,).
-        n_way: number of classes.
-        adapted_names: parameters that are fast weights; the head always is one.
-        inner_lr: step size.
-        inner_steps: number of steps.
-        second_order: keep the graph, so that the result can be differentiated with respect to `parameters`.
-            Otherwise the graph of one step is held at a time, and the result is cut off from `parameters`.
+    body: Parameters
+    head: Parameters
+
+    @property
+    def all(self) -> Parameters:
+        """Both, by name."""
+        return self.body | self.head
+
+
+@dataclass
+class Problem:
+    """What the inner loop minimises, and how."""
+
+    network: Features
+    fixed: Parameters
+    """All parameters; those of the same name among the fast weights stand in their place."""
+    support: Any
+    labels: Tensor
+    criterion: Criterion
+    config: MetaConfig
+    rate: Rate
+    head_is_zero: bool
+    second_order: bool = False
+    record: Callable[[Parameters], None] | None = None
+    """Is told the direction of each step: what the rates multiply."""
+    losses: list[float] = field(default_factory=list)
+    """Mean loss on the support set before each step; filled in."""
+
+    def features(self, body: Parameters) -> Tensor:
+        """Features of the support set."""
+        return self.network.features({**self.fixed, **body}, self.support)
+
+    def loss(self, features: Tensor, head: Parameters) -> Tensor:
+        """Loss on the support set."""
+        loss = self.criterion(scores_of(features, head), self.labels)
+        self.losses.append(float(loss.detach()))
+        return loss
+
+
+def inner_loop(problem: Problem, start: Fast, steps: int) -> Iterator[Fast]:
+    """Yields the fast weights after each step.
+
+    Second order they carry their graph back to `start` and `problem.fixed`; first order they are leaves, whose graph
+    of one step is held at a time, and which the next step may change in place.
     """
-    if not second_order:
-        parameters = {name: value.detach() for name, value in parameters.items()}
-    fast = {name: parameters[name] for name in adapted_names}
-    fast["head.weight"], fast["head.bias"] = zero_head(n_way, network.hidden_size, labels.device)
-    losses: list[float] = []
-    for _ in range(inner_steps):
-        if not second_order:
-            fast = {name: value.detach() for name, value in fast.items()}
-        for value in fast.values():
-            value.requires_grad_()
-        loss = functional.cross_entropy(logits(network, _adapted(parameters, fast, losses), support), labels)
-        gradients = torch.autograd.grad(
-            loss, list(fast.values()), create_graph=second_order, allow_unused=True, materialize_grads=True
-        )
-        losses.append(float(loss.detach()))
-        fast = {
-            name: value - inner_lr * gradient for (name, value), gradient in zip(fast.items(), gradients, strict=True)
-        }
-    if not second_order:
-        fast = {name: value.detach() for name, value in fast.items()}
-    return _adapted(parameters, fast, losses)
+    if problem.network.computation == "plain":
+        return _plain(problem, start, steps)
+    return _economical(problem, start, steps)
 
 
-def _adapted(parameters: Parameters, fast: Parameters, losses: list[float]) -> Adapted:
-    body = {name: value for name, value in fast.items() if not name.startswith("head.")}
-    return Adapted({**parameters, **body}, (fast["head.weight"], fast["head.bias"]), losses)
+def _plain(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
+    state: State = {}
+    for step in range(steps):
+        fast = _differentiable(fast, problem.second_order)
+        loss = problem.loss(problem.features(fast.body), fast.head)
+        fast, state = _step(problem, fast, _gradients(loss, fast.all, problem.second_order), state, step)
+        yield fast
+
+
+def _economical(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
+    state: State = {}
+    config = problem.config
+    first_order = not problem.second_order
+    is_plain_descent = config.inner_optimizer == "sgd" and not config.inner_clipping and problem.record is None
+    in_place = first_order and is_plain_descent and isinstance(problem.rate("head.bias", 0), float)
+    if in_place:
+        fast = Fast(_copies(fast.body), _copies(fast.head))
+    draws_anew = problem.network.is_random
+    features: Tensor | None = None
+    for step in range(steps):
+        head_alone = not fast.body or (step == 0 and problem.head_is_zero)
+        if not in_place:
+            # While the features are those of before, so are the tensors that they were computed from.
+            kept = features is not None and fast.body
+            fast = Fast(fast.body if kept else _leaves(fast.body, first_order), _leaves(fast.head, first_order))
+        if features is None:
+            with torch.set_grad_enabled(not (first_order and head_alone and (draws_anew or not fast.body))):
+                features = problem.features(fast.body)
+        # Its own tensor: the head may depend on the same features, which are no way from the body to this loss.
+        here = features.detach() if head_alone and first_order else features.view_as(features)
+        loss = problem.loss(here, fast.head)
+        moving = fast.head if head_alone else fast.all
+        if in_place:
+            _descend(loss, moving, problem.rate, step)
+        else:
+            if head_alone or first_order:
+                gradients = _gradients(loss, moving, problem.second_order)
+            else:
+                gradients = _gradients(loss, {"features": here} | fast.head, second_order=True)
+                gradients |= _gradients(features, fast.body, True, gradients.pop("features"))
+            fast, state = _step(problem, fast, gradients, state, step)
+        if fast.body and (not head_alone or draws_anew):
+            features = None
+        yield fast
+
+
+def _differentiable(fast: Fast, second_order: bool) -> Fast:
+    return Fast(_leaves(fast.body, not second_order), _leaves(fast.head, not second_order))
+
+
+def _leaves(values: Parameters, cut: bool) -> Parameters:
+    if cut:
+        return {name: value.detach().requires_grad_() for name, value in values.items()}
+    return {name: value if value.requires_grad else value.requires_grad_() for name, value in values.items()}
+
+
+def _copies(values: Parameters) -> Parameters:
+    return {name: value.detach().clone().requires_grad_() for name, value in values.items()}
+
+
+def _gradients(output: Tensor, fast: Parameters, second_order: bool, cotangent: Tensor | None = None) -> Parameters:
+    gradients = torch.autograd.grad(
+        output,
+        list(fast.values()),
+        cotangent,
+        create_graph=second_order,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return dict(zip(fast, gradients, strict=True))
+
+
+def _step(problem: Problem, fast: Fast, gradients: Parameters, state: State, step: int) -> tuple[Fast, State]:
+    moves, state = direction(gradients, state, problem.config)
+    if problem.record is not None:
+        problem.record({name: move.detach() for name, move in moves.items()})
+
+    def moved(values: Parameters) -> Parameters:
+        after = dict(values)
+        for name in values.keys() & moves.keys():
+            after[name] = values[name] - problem.rate(name, step) * moves[name]
+            if not problem.second_order:
+                after[name] = after[name].detach()
+        return after
+
+    return Fast(moved(fast.body), moved(fast.head)), state
+
+
+def _descend(loss: Tensor, fast: Parameters, rate: Rate, step: int) -> None:
+    """Updates each leaf in place as soon as the whole of its gradient is there, and drops the gradient."""
+
+    def updater(alpha: float) -> Callable[[Tensor], None]:
+        @torch.no_grad()
+        def update(leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            leaf.add_(leaf.grad, alpha=-alpha)
+            leaf.grad = None
+
+        return update
+
+    hooks = [leaf.register_post_accumulate_grad_hook(updater(rate(name, step))) for name, leaf in fast.items()]
+    loss.backward(inputs=list(fast.values()))
+    for hook in hooks:
+        hook.remove()

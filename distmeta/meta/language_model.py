@@ -1,6 +1,6 @@
 """The language-modelling loss beside the tasks: masked for encoders (Devlin et al. 2019), causal for decoders."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -90,16 +90,17 @@ def _batch(
 
 
 def language_model_gradient(
-    network: Network, parameters: Parameters, batch: LanguageModelBatch
+    network: Network, parameters: Parameters, batch: LanguageModelBatch, trained: Set[str]
 ) -> tuple[Parameters, float]:
-    """Gradient for every meta-parameter that takes part, and the mean cross-entropy a predicted token (nats)."""
-    parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    """Gradient for every trained parameter that takes part, and the mean cross-entropy a predicted token (nats)."""
+    parameters = {name: value.detach().requires_grad_(name in trained) for name, value in parameters.items()}
     if not len(batch.targets):
         return {}, 0.0  # texts of one token, of which a decoder predicts nothing
     scores = network.language_model_logits(parameters, batch.tokens, batch.positions)
     loss = functional.cross_entropy(scores, batch.targets)
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    sources = {name: value for name, value in parameters.items() if value.requires_grad}
+    gradients = torch.autograd.grad(loss, list(sources.values()), allow_unused=True)
     return (
-        {name: gradient for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None},
+        {name: gradient for name, gradient in zip(sources, gradients, strict=True) if gradient is not None},
         float(loss.detach()),
     )

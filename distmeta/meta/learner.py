@@ -8,7 +8,7 @@ import torch
 
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch, language_model_gradient
-from distmeta.meta.maml import task_gradient
+from distmeta.meta.registry import algorithm_class
 from distmeta.models import Network, Parameters, TaskBatch
 from distmeta.tasks.draw import generator
 
@@ -43,27 +43,30 @@ class Learner:
         self.config = config
         self.precision = precision
         self.seed = seed
-        self.adapted_names = network.adapted_names(config.adapt)
+        self.algorithm = algorithm_class(config.algorithm)(network, config)
 
     def gradient(
-        self, parameters: Parameters, work: Sequence[Work], meta_batch_size: int
+        self, parameters: Parameters, work: Sequence[Work], meta_batch_size: int, progress: float = 1.0
     ) -> tuple[Parameters, dict[str, float]]:
         """This share's part of the meta-gradient, and of the metrics: summed over the share, divided by the whole.
 
         Adding up what all shares return gives the gradient and the means over the meta-batch, whatever the shares
         are. A parameter that nothing depends on is absent. Among the metrics, `seconds/inner` is the time that this
-        share's inner loops took.
+        share's inner loops took. `progress` is the share of the outer steps that is done.
         """
         config = self.config
         gradients: Parameters = {}
         metrics: dict[str, float] = defaultdict(float)
 
-        def add(part: Parameters, weight: float) -> None:
-            for name, gradient in part.items():
-                if name in gradients:
-                    gradients[name].add_(gradient, alpha=weight)
-                else:
-                    gradients[name] = gradient.float() * weight
+        def add(name: str, gradient: torch.Tensor, weight: float, rows: torch.Tensor | None = None) -> None:
+            if rows is not None:
+                if name not in gradients:
+                    gradients[name] = torch.zeros_like(parameters[name], dtype=torch.float32)
+                gradients[name].index_add_(0, rows, gradient.float(), alpha=weight)
+            elif name in gradients:
+                gradients[name].add_(gradient, alpha=weight)
+            else:
+                gradients[name] = gradient.float() * weight
 
         for item in work:
             torch.manual_seed(int(generator(self.seed, "dropout", item.index).integers(2**63)))
@@ -71,20 +74,17 @@ class Learner:
             # No cast is kept: a fast weight is used once and then replaced.
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
                 if item.task is not None:
-                    result = task_gradient(
-                        self.network,
-                        parameters,
-                        item.task,
-                        adapted_names=self.adapted_names,
-                        inner_lr=config.inner_lr,
-                        inner_steps=config.inner_steps,
-                        second_order=config.algorithm == "maml",
-                    )
-                    add(result.gradients, 1 / meta_batch_size)
+                    result = self.algorithm.task_gradient(parameters, item.task, progress)
+                    for name, gradient in result.gradients.items():
+                        rows = result.rows if name == result.embedding else None
+                        add(name, gradient, 1 / meta_batch_size, rows)
                     metrics["seconds/inner"] += result.inner_seconds
+                    metrics["tasks"] += 1
                     metrics["query_loss"] += result.query_loss / meta_batch_size
-                    metrics["query_accuracy"] += result.query_accuracy / meta_batch_size
-                    metrics["query_accuracy_before"] += result.query_accuracy_before / meta_batch_size
+                    for key in ("query_accuracy", "query_accuracy_before"):
+                        value = getattr(result, key)
+                        if value is not None:
+                            metrics[key] += value / meta_batch_size
                     for step, loss in enumerate(result.support_losses):
                         metrics[f"support_loss/{step}"] += loss / meta_batch_size
                     for half, batch in (("support", item.task.support), ("query", item.task.query)):
@@ -93,8 +93,9 @@ class Learner:
                 if item.text is not None:
                     weight = config.lm_weight if item.task is not None else 1.0
                     assert weight is not None
-                    part, loss = language_model_gradient(self.network, parameters, item.text)
-                    add(part, weight / meta_batch_size)
+                    part, loss = language_model_gradient(self.network, parameters, item.text, self.algorithm.trained)
+                    for name, gradient in part.items():
+                        add(name, gradient, weight / meta_batch_size)
                     metrics["lm_loss"] += loss / meta_batch_size
                     metrics["lm_tokens"] += item.text.tokens.num_tokens
                     metrics["lm_texts"] += len(item.text.tokens.input_ids)

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
+from torch.nn import functional
 
+from distmeta.models.packing import Layout
 from distmeta.tasks.episode import Example, Task
 
 
@@ -21,21 +25,57 @@ class TokenBatch:
     num_tokens: int
     """Tokens that are no padding."""
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Where each token stands when the texts are packed."""
+        return Layout.of(self.attention_mask)
+
+    def sequences(self) -> list[list[int]]:
+        """The token ids of each sequence, without padding."""
+        lengths = self.attention_mask.sum(1).tolist()
+        return [row[:length] for row, length in zip(self.input_ids.tolist(), lengths, strict=True)]
+
     def split(self, size: int) -> Iterator["TokenBatch"]:
         """The same sequences in batches of at most `size`."""
-        for start in range(0, len(self.input_ids), size):
-            part = slice(start, start + size)
-            mask = self.attention_mask[part]
-            yield TokenBatch(self.input_ids[part], mask, self.mask_positions[part], int(mask.sum()))
+        for part in torch.arange(len(self.input_ids), device=self.input_ids.device).split(size):
+            yield self.take(part)
+
+    def take(self, part: torch.Tensor) -> "TokenBatch":
+        """The sequences of these numbers, padded no further than to the longest of them."""
+        mask = self.attention_mask[part]
+        lengths = mask.sum(1)
+        longest = int(lengths.max())
+        return TokenBatch(
+            self.input_ids[part, :longest], mask[:, :longest], self.mask_positions[part], int(lengths.sum())
+        )
+
+
+def concatenate(first: Any, second: Any) -> Any:
+    """The examples of both: sequences, or the rows of tensors."""
+    if isinstance(first, torch.Tensor):
+        return torch.cat([first, second])
+    longest = max(first.input_ids.shape[1], second.input_ids.shape[1])
+
+    def widened(values: torch.Tensor) -> torch.Tensor:
+        return functional.pad(values, (0, longest - values.shape[1]))
+
+    return TokenBatch(
+        torch.cat([widened(first.input_ids), widened(second.input_ids)]),
+        torch.cat([widened(first.attention_mask), widened(second.attention_mask)]),
+        torch.cat([first.mask_positions, second.mask_positions]),
+        first.num_tokens + second.num_tokens,
+    )
 
 
 @dataclass(frozen=True)
 class TaskBatch:
     """A task as tensors."""
 
-    support: TokenBatch
+    support: Any
+    """A TokenBatch, or whatever a network of one's own takes."""
     support_labels: torch.Tensor
-    query: TokenBatch
+    """(examples,): int64 for classes, otherwise what the network's output should be."""
+    query: Any
     query_labels: torch.Tensor
     n_way: int
 

@@ -23,6 +23,7 @@ from distmeta.errors import UserError
 from distmeta.models.config import ModelConfig
 from distmeta.models.lora import find_targets
 from distmeta.models.network import Network, Parameters, Pooling
+from distmeta.models.packing import can_pack
 
 Kind = Literal["encoder", "decoder", "features"]
 
@@ -114,6 +115,8 @@ def load_network(
     lora: bool,
     language_model: bool,
     seed: int,
+    computation: Literal["auto", "packed", "bucketed", "plain"] = "auto",
+    max_length: int | None = None,
 ) -> Network:
     """The network with its starting weights, in fp32 on the CPU.
 
@@ -125,9 +128,11 @@ def load_network(
         lora: whether to add adapters.
         language_model: whether to keep, or add, a language-modelling head.
         seed: fixes whatever weights are new.
+        computation: how texts of different lengths go together; auto: packed where the model can, else bucketed.
+        max_length: longest text (tokens).
 
     Raises:
-        UserError: the model cannot be loaded.
+        UserError: the model cannot be loaded, or cannot pack.
     """
     torch.manual_seed(seed)
     hf_config = load_model_config(config)
@@ -151,8 +156,20 @@ def load_network(
         model.resize_token_embeddings(len(tokenizer))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+    packs = computation in ("auto", "packed") and can_pack(model.base_model, max_length)  # type: ignore[arg-type]
+    if computation == "packed" and not packs:
+        raise UserError(
+            f"engine.computation: {hf_config.model_type} computes otherwise on packed texts than on padded ones; "
+            "use auto"
+        )
     return Network(
-        model, pooling, lora_rank=config.lora_rank if lora else 0, lora_alpha=config.lora_alpha, unused=unused
+        model,
+        pooling,
+        computation=("packed" if packs else "bucketed") if computation == "auto" else computation,
+        lora_rank=config.lora_rank if lora else 0,
+        lora_alpha=config.lora_alpha,
+        lora_targets=config.lora_targets,
+        unused=unused,
     )
 
 

@@ -35,19 +35,26 @@ class Target:
         return f"{self.weight.replace('.', '/')}/{self.start}"
 
 
-def find_targets(network: nn.Module) -> list[Target]:
-    """The query and value projections of every attention layer.
+def find_targets(network: nn.Module, pattern: str | None = None) -> list[Target]:
+    """The linear layers whose name a regular expression finds; without one the query and value projections.
 
     Raises:
-        UserError: there are none under the names that are in use.
+        UserError: there are none.
     """
     targets = []
     for name, module in network.named_modules():
-        if isinstance(module, nn.Linear) and _SEPARATE.search(name):
+        if pattern is not None:
+            if re.search(pattern, name) and isinstance(module, nn.Linear):
+                targets.append(Target(f"{name}.weight", 0, module.out_features, transposed=False))
+            elif re.search(pattern, name) and isinstance(module, Conv1D):
+                targets.append(Target(f"{name}.weight", 0, module.nf, transposed=True))
+        elif isinstance(module, nn.Linear) and _SEPARATE.search(name):
             targets.append(Target(f"{name}.weight", 0, module.out_features, transposed=False))
         elif isinstance(module, Conv1D) and _FUSED.search(name) and module.nf % 3 == 0:
             width = module.nf // 3
             targets += [Target(f"{name}.weight", start, start + width, transposed=True) for start in (0, 2 * width)]
+    if not targets and pattern is not None:
+        raise UserError(f"model.lora_targets: {pattern} finds no linear layer in this model")
     if not targets:
         raise UserError("meta.adapt: lora finds no query and value projections in this model; use all or head")
     return targets

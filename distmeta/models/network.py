@@ -1,6 +1,9 @@
 """A Hugging Face network as meta-learning uses it: features of a text, and logits of a language model."""
 
 import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -8,11 +11,31 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from distmeta.errors import UserError
 from distmeta.models.batch import TokenBatch
+from distmeta.models.layers import above_layer, layers_of
 from distmeta.models.lora import Target, find_targets, make_adapters, merge
+from distmeta.models.packing import run
 
 Parameters = dict[str, torch.Tensor]
 Pooling = Literal["mean", "mask", "first", "last"]
+Computation = Literal["packed", "bucketed", "plain"]
+
+BUCKETS = 3
+"""Groups of texts of like length, where they cannot be packed."""
+
+
+@dataclass(frozen=True)
+class Localized:
+    """A network's parameters with those rows of the word embedding alone that some batches use."""
+
+    parameters: Parameters
+    batches: list[TokenBatch]
+    """The batches, with ids that number the rows."""
+    embedding: str | None
+    """Name of the word embedding; None where it is whole."""
+    rows: torch.Tensor | None
+    """(rows,): the token ids that they belong to."""
 
 
 class Network(nn.Module):
@@ -21,6 +44,8 @@ class Network(nn.Module):
     Args:
         model: the language model, or the bare network where no language modelling is asked for.
         pooling: which hidden states are the features of a text.
+        computation: how texts of different lengths go together: `packed` (no padding; where `can_pack`), `bucketed` or
+            `plain` (padded to the longest).
         lora_rank: rank of the adapters on query and value projections; 0: none.
         lora_alpha: the adapters' update is scaled by alpha / rank.
         unused: tensors of the bare network that its language model does not have (BERT's pooler), kept for the export.
@@ -31,20 +56,27 @@ class Network(nn.Module):
         model: PreTrainedModel,
         pooling: Pooling,
         *,
+        computation: Computation = "plain",
         lora_rank: int = 0,
         lora_alpha: float = 1.0,
+        lora_targets: str | None = None,
         unused: Parameters | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
+        self.computation = computation
         self.unused = unused or {}
         self.lora_targets: list[Target] = []
         self.lora_scale = 0.0
         if lora_rank:
-            self.lora_targets = find_targets(self)
+            self.lora_targets = find_targets(self, lora_targets)
             self.lora_scale = lora_alpha / lora_rank
             self.lora = make_adapters(self, self.lora_targets, lora_rank)
+        self.learned = nn.ParameterDict()
+        """What an algorithm learns beside the network (rates, a temperature, a head's generator)."""
+        parameter_names = {id(parameter): name for name, parameter in self.named_parameters()}
+        self.embedding = parameter_names.get(id(model.get_input_embeddings().weight))
 
     @property
     def base(self) -> PreTrainedModel:
@@ -63,20 +95,82 @@ class Network(nn.Module):
         """Width of the features."""
         return self.model.config.hidden_size
 
-    def adapted_names(self, adapt: Literal["all", "lora", "head"]) -> list[str]:
-        """Names of the parameters that are fast weights beside the head, which always is one."""
+    @property
+    def is_random(self) -> bool:
+        """Whether it computes something else each time that it is asked, for dropout."""
+        rates = [value for key, value in vars(self.model.config).items() if "drop" in key]
+        return self.training and any(isinstance(rate, int | float) and rate > 0 for rate in rates)
+
+    def learn(self, values: Parameters) -> None:
+        """Takes in what an algorithm learns beside the network; its names become `learned.*`."""
+        self.learned.update({name: nn.Parameter(value) for name, value in values.items()})
+
+    def adapted_names(self, adapt: str, last_k: int = 1) -> list[str]:
+        """Names of the parameters that are fast weights beside the head, which always is one: see `meta.adapt`.
+
+        Raises:
+            UserError: there are none, and it is not `head`.
+        """
         if adapt == "head":
             return []
         if adapt == "lora":
             return [name for name, _ in self.named_parameters() if name.startswith("lora.")]
-        base = {id(parameter) for parameter in self.base.parameters()}
-        return [name for name, parameter in self.named_parameters() if id(parameter) in base]
+        in_base = {id(parameter) for parameter in self.base.parameters()}
+        base = {name: parameter for name, parameter in self.named_parameters() if id(parameter) in in_base}
+        if adapt == "bias":
+            names = [name for name, parameter in base.items() if parameter.ndim <= 1]
+        elif adapt == "last_k":
+            names = above_layer(base, layers_of(self.base) - last_k)
+        elif adapt.startswith("regex:"):
+            names = [name for name in base if re.search(adapt.removeprefix("regex:"), name)]
+        else:
+            names = list(base)
+        if not names:
+            raise UserError(f"meta.adapt: {adapt} finds no parameter of this model")
+        return names
+
+    def freeze(self, lowest_layers: int) -> None:
+        """Takes the embeddings and the lowest layers out of the outer loop.
+
+        Raises:
+            UserError: there are not so many layers.
+        """
+        count = layers_of(self.base)
+        if lowest_layers >= count:
+            raise UserError(f"meta.freeze_lowest: {lowest_layers} layers of {count} leaves none to train")
+        base = dict(self.base.named_parameters())
+        for name in base.keys() - set(above_layer(base, lowest_layers)):
+            base[name].requires_grad_(False)
+
+    def localized(self, parameters: Parameters, batches: Sequence[TokenBatch]) -> Localized:
+        """The same parameters with only those rows of the word embedding that the batches use: copies of a large
+        vocabulary cost more than a small network's layers."""
+        if self.computation == "plain" or self.embedding is None:
+            return Localized(parameters, list(batches), None, None)
+        padding = getattr(self.base.get_input_embeddings(), "padding_idx", None)
+        ids = torch.cat([batch.input_ids.reshape(-1) for batch in batches])
+        rows, inverse = torch.unique(ids, return_inverse=True)
+        if padding is not None and padding < len(rows):
+            # The row of this number takes no gradient, so it must be the padding's own.
+            order = torch.arange(len(rows), device=rows.device)
+            at = int((rows == padding).nonzero()[0, 0]) if bool((rows == padding).any()) else None
+            if at is None:
+                rows = torch.cat([rows, rows.new_tensor([padding])])
+                order, at = torch.arange(len(rows), device=rows.device), len(rows) - 1
+            order[at], order[padding] = padding, at
+            rows, inverse = rows[order], order[inverse]
+        local = [
+            replace(batch, input_ids=part.view_as(batch.input_ids))
+            for batch, part in zip(batches, inverse.split([batch.input_ids.numel() for batch in batches]), strict=True)
+        ]
+        embedding = parameters[self.embedding].index_select(0, rows)
+        return Localized({**parameters, self.embedding: embedding}, local, self.embedding, rows)
 
     def skeleton(self) -> "Network":
         """A copy without weights of its own, to be called with parameters from outside whatever becomes of this one."""
         twin = copy.deepcopy(self)
         for parameter in twin.parameters():
-            parameter.data = torch.empty(0)
+            parameter.data = torch.empty([0] * parameter.ndim)  # by the number of dimensions biases are told
         return twin
 
     def merged(self, parameters: Parameters) -> Parameters:
@@ -85,8 +179,17 @@ class Network(nn.Module):
 
     def features(self, parameters: Parameters, batch: TokenBatch) -> torch.Tensor:
         """Features of each text under the given parameters: (sequences, hidden_size), fp32."""
-        hidden = functional_call(self, self.merged(parameters), ("hidden", batch))
-        return _pool(hidden, batch, self.pooling).float()
+        parameters = self.merged(parameters)
+        if self.computation == "bucketed" and len(batch.input_ids) > BUCKETS:
+            order = batch.attention_mask.sum(1).argsort()
+            parts = [self._features(parameters, batch.take(part)) for part in order.chunk(BUCKETS)]
+            return torch.cat(parts).index_select(0, order.argsort())
+        return self._features(parameters, batch)
+
+    def _features(self, parameters: Parameters, batch: TokenBatch) -> torch.Tensor:
+        hidden = functional_call(self, parameters, ("hidden", batch))
+        pool = _pool_packed if self.computation == "packed" else _pool
+        return _at_least_fp32(pool(hidden, batch, self.pooling))
 
     def language_model_logits(
         self, parameters: Parameters, batch: TokenBatch, positions: tuple[torch.Tensor, torch.Tensor]
@@ -96,15 +199,16 @@ class Network(nn.Module):
         The projection to the vocabulary costs more than a small network's layers, so it is not done where no
         prediction is scored.
         """
-        return functional_call(self, self.merged(parameters), ("logits", batch, positions)).float()
+        return _at_least_fp32(functional_call(self, self.merged(parameters), ("logits", batch, positions)))
 
     def forward(self, what: Literal["hidden", "logits"], batch: TokenBatch, positions: Any = None) -> torch.Tensor:
         """Hidden states (sequences, length, hidden_size), or logits at `positions`: for the methods above."""
-        arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if not self.model.config.is_encoder_decoder and hasattr(self.model.config, "use_cache"):
-            arguments["use_cache"] = False
+        packed = self.computation == "packed"
         if what == "hidden":
-            return self.base(**arguments).last_hidden_state
+            return run(self.base, batch, packed=packed).last_hidden_state
+        if packed:
+            rows, columns = positions
+            positions = (torch.zeros_like(rows), batch.layout.starts[rows] + columns)
 
         def keep_positions(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             output.last_hidden_state = output.last_hidden_state[positions][None]
@@ -112,9 +216,13 @@ class Network(nn.Module):
 
         hook = self.base.register_forward_hook(keep_positions)
         try:
-            return self.model(**arguments).logits[0]
+            return run(self.model, batch, packed=packed).logits[0]
         finally:
             hook.remove()
+
+
+def _at_least_fp32(values: torch.Tensor) -> torch.Tensor:
+    return values.float() if values.dtype.itemsize < 4 else values
 
 
 def _pool(hidden: torch.Tensor, batch: TokenBatch, pooling: Pooling) -> torch.Tensor:
@@ -127,3 +235,13 @@ def _pool(hidden: torch.Tensor, batch: TokenBatch, pooling: Pooling) -> torch.Te
     if pooling == "first":
         return hidden[:, 0]
     return hidden[rows, batch.attention_mask.sum(1) - 1]
+
+
+def _pool_packed(hidden: torch.Tensor, batch: TokenBatch, pooling: Pooling) -> torch.Tensor:
+    layout, rows = batch.layout, hidden[0]
+    if pooling == "mean":
+        return layout.average.to(rows.dtype) @ rows
+    if pooling == "mask":
+        return rows.index_select(0, layout.starts + batch.mask_positions)
+    last = batch.attention_mask.sum(1) - 1
+    return rows.index_select(0, layout.starts if pooling == "first" else layout.starts + last)

@@ -11,7 +11,7 @@ from distmeta.pipeline import check_tasks, prepare_with
 from distmeta.plan.memory import ModelStates, check_model_states_fit, memory_by_stage
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
-from distmeta.tracking.cost import FlopCounter, StepTokens, network_size, run_cost
+from distmeta.tracking.cost import FlopCounter, StepTokens, run_cost
 
 if TYPE_CHECKING:
     from distmeta.plan.calibrate import Calibration
@@ -62,14 +62,9 @@ def make_plan(
     network = setup.network()
     parameters = sum(parameter.numel() for parameter in network.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    adapted_names = set(network.adapted_names(config.meta.adapt))
+    adapted_names = set(network.adapted_names(config.meta.adapt, config.meta.last_k))
     adapted = sum(parameter.numel() for name, parameter in network.named_parameters() if name in adapted_names)
-    counter = FlopCounter(
-        network_size(network.base, network.model.config),
-        config.meta.algorithm,
-        config.meta.adapt,
-        config.meta.inner_steps,
-    )
+    counter = FlopCounter.of(network, config.meta)
     tasks, warmups = _tokens(setup, with_tasks=True), _tokens(setup, with_tasks=False)
     flops_per_step, flops_per_warmup_step = counter.step(tasks), counter.step(warmups)
     steps, warmup_steps = config.train.outer_steps, config.meta.lm_warmup_steps
@@ -160,7 +155,10 @@ def _tokens(setup: Setup, *, with_tasks: bool) -> StepTokens:
     tokens = {name: round(sum(batch.num_tokens for batch in each) / count) for name, each in batches.items()}
     texts = {name: round(sum(len(batch.input_ids) for batch in each) / count) for name, each in batches.items()}
     return StepTokens(
-        **tokens, **{f"{name}_texts": value for name, value in texts.items()}, lm_predictions=round(predictions / count)
+        **tokens,
+        **{f"{name}_texts": value for name, value in texts.items()},
+        lm_predictions=round(predictions / count),
+        tasks=config.meta.meta_batch_size if with_tasks else 0,
     )
 
 

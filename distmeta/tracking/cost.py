@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from distmeta.meta import algorithm_class
+from distmeta.meta.config import MetaConfig
+from distmeta.models import Network
+from distmeta.models.layers import layer_number
 from distmeta.tracking.config import TrackingConfig
 
 
@@ -36,6 +40,7 @@ class StepTokens:
     lm_texts: int = 0
     lm_predictions: int = 0
     """Positions that the language model predicts, each with a projection to the vocabulary."""
+    tasks: int = 0
 
 
 def network_size(model: nn.Module, config: PretrainedConfig) -> NetworkSize:
@@ -70,49 +75,87 @@ class FlopCounter:
     inside attention.
 
     *Backward*: each product makes two, one for each factor's gradient; so forward and backward together are 3w + 3a.
-    Where a weight is neither adapted nor trained, its own gradient falls away: 2w + 3a.
+    Where a weight is neither adapted nor trained, its own gradient falls away, and below the lowest such weight
+    everything does. With s the share of the layers from there upwards and r the share of the weights, an *inner step*
+    is (1 + s + r) w + (1 + 2 s) a: 3w + 3a for all, 2w + 3a for LoRA or biases. With the head alone the features do not
+    change from step to step, so the support set goes forward once a task: 1w + 1a.
 
-    *Inner step, first order*: forward and backward on the support set, with the gradients of what is adapted. All: 3w
-    + 3a. LoRA: 2w + 3a. Head: the features do not change from step to step, so the support set goes forward once a
-    task: 1w + 1a.
+    *Second order*: the outer backward goes back through the inner step, through its forward by two products for each
+    product again, and through its backward by two for each that this made. So three times the first order's; with the
+    head alone the outer gradient reaches the encoder through the features: 3w + 3a, once.
 
-    *Inner step, second order*: the outer backward goes back through the inner step. Through its forward that is two
-    products for each product again; through its backward, where each product made two, two for each of these: four.
-    So the first order's 3 and 6 more: 9w + 9a; with LoRA, whose backward has one product for each weight, 2 + 2 + 2 =
-    6w + 9a; with the head alone the outer gradient reaches the encoder through the features: 3w + 3a.
-
-    *Query set* and *language modelling*: 3w + 3a, and 3 x 2 x output_parameters for each predicted position.
+    *Query set*, *prototypes*, *in-context prompts* and *language modelling*: 3w + 3a (less where the lowest layers are
+    frozen), and 3 x 2 x output_parameters for each predicted position. Reptile steps on both sets, and only asks for
+    the query's scores.
 
     Left out, since small: embeddings, norms, softmax, biases, few-shot heads and adapters, the optimizer. Padding,
     work that is done again, and work that an implementation spares are not counted either.
     """
 
     size: NetworkSize
-    algorithm: Literal["maml", "fomaml"]
-    adapt: Literal["all", "lora", "head"]
-    inner_steps: int
+    meta: MetaConfig
+    depth: float
+    """Share of the layers from the lowest adapted one upwards, s above."""
+    breadth: float
+    """Share of the layers' weights that are adapted, r above."""
+    second_order: bool
+
+    @classmethod
+    def of(cls, network: Network, meta: MetaConfig) -> "FlopCounter":
+        """That of a network which has its weights."""
+        size = network_size(network.base, network.model.config)
+        algorithm = algorithm_class(meta.algorithm)(network, meta)
+        names = [name.replace("/", ".") for name in getattr(algorithm, "adapted", [])]
+        in_layers = {name: layer_number(name) for name in names}
+        lowest = min((-1 if layer is None else layer for layer in in_layers.values()), default=size.layers)
+        matrices = {
+            f"{name}.weight": module.weight.numel()
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and any(part.isdigit() for part in name.split("."))
+        }
+        adapted = sum(matrices.get(name, 0) for name in names)
+        depth = min(1.0, (size.layers - lowest) / size.layers)
+        return cls(size, meta, depth, adapted / size.matmul_parameters, algorithm.is_second_order)
 
     def step(self, tokens: StepTokens) -> float:
         """Operations of one outer step over all workers."""
-        weights, attention = self._support_factors()
-        total = self._forward(tokens.support, tokens.support_texts, weights, attention)
-        total += self._forward(tokens.query, tokens.query_texts, 3, 3)
-        total += self._forward(tokens.lm, tokens.lm_texts, 3, 3)
+        total = self._forward(tokens.lm, tokens.lm_texts, 3, 3)
         total += 3 * 2 * self.size.output_parameters * tokens.lm_predictions
-        return total
-
-    def _support_factors(self) -> tuple[int, int]:
-        """How often the support set's forward products come up in a task: those with weights, those in attention."""
-        second_order = self.algorithm == "maml"
-        if self.adapt == "head":
-            return (3, 3) if second_order else (1, 1)
-        if self.adapt == "lora":
-            weights, attention = (6, 9) if second_order else (2, 3)
+        support, support_texts, query, query_texts = (
+            tokens.support,
+            tokens.support_texts,
+            tokens.query,
+            tokens.query_texts,
+        )
+        frozen = 0.0 if self.meta.freeze_lowest is None else self.meta.freeze_lowest / self.size.layers
+        outer = 3 - 2 * frozen
+        if self.meta.algorithm == "metaicl":
+            if not query_texts:
+                return total
+            tasks = query_texts  # each query text has the whole support set before it, of as many tasks as there are
+            prompts = query + tasks * (support + support_texts) / max(1, tokens.tasks)
+            total += self._forward(prompts, query_texts, outer, outer)
+            return total + 3 * 2 * self.size.output_parameters * query_texts
+        if self.meta.algorithm == "protonet":
+            return (
+                total
+                + self._forward(support, support_texts, outer, outer)
+                + self._forward(query, query_texts, outer, outer)
+            )
+        if self.meta.algorithm == "reptile":
+            support, support_texts = support + query, support_texts + query_texts
+            total += self._forward(query, query_texts, 1, 1)
         else:
-            weights, attention = (9, 9) if second_order else (3, 3)
-        return weights * self.inner_steps, attention * self.inner_steps
+            query_passes = self.meta.inner_steps if self.meta.multi_step_loss else 1
+            total += query_passes * self._forward(query, query_texts, outer, outer)
+        if self.meta.algorithm in ("protomaml", "leopard"):
+            total += self._forward(support, support_texts, outer, outer)
+        weights, attention = 1 + self.depth + self.breadth, 1 + 2 * self.depth
+        steps = self.meta.inner_steps if self.depth else 1
+        order = 3 if self.second_order else 1
+        return total + order * steps * self._forward(support, support_texts, weights, attention)
 
-    def _forward(self, tokens: int, texts: int, weights: int, attention: int) -> float:
+    def _forward(self, tokens: float, texts: int, weights: float, attention: float) -> float:
         if not tokens:
             return 0.0
         context = tokens / texts

@@ -40,8 +40,8 @@ NOTHING_BY_ITSELF: dict[str, Any] = {
 class WandbRun:
     """A run in Weights & Biases, its files under `run_dir/wandb`. Only the worker of rank 0 makes one.
 
-    `run_dir/wandb.json` keeps the run's id, so that a resumed run goes on in the same W&B run, behind the last step that
-    is there: in the files of this disk, or at the server. Without a network, each resume leaves a folder
+    `run_dir/wandb.json` keeps the run's id, so that a resumed run goes on in the same W&B run, behind the last step
+    that is there: in the files of this disk, or at the server. Without a network, each resume leaves a folder
     `wandb/offline-run-*` of the same id; `wandb sync` puts them together.
 
     Nothing that W&B does can stop training: a server that does not answer makes the run an offline one, any other
@@ -65,8 +65,8 @@ class WandbRun:
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Logs metrics rows, in order: numbers as they are, a list of numbers as `key/1`, `key/2`...
 
-        Rows at or below the last step logged are skipped, so it is right to pass again all that a checkpoint covers, and
-        needed after a crash: what was logged in the second before it may be lost.
+        Rows at or below the last step logged are skipped, so it is right to pass again all that a checkpoint covers,
+        and needed after a crash: what was logged in the second before it may be lost.
         """
         rows = [row for row in rows if row["outer_step"] > self._logged]
         if self._run is None or not rows:

@@ -21,7 +21,7 @@ from distmeta.meta import Learner
 from distmeta.meta.config import MetaConfig
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
-from distmeta.tracking.cost import FlopCounter, StepTokens, network_size, run_summary
+from distmeta.tracking.cost import FlopCounter, StepTokens, run_summary
 from distmeta.train.best import Best
 from distmeta.train.phases import PHASES, STEP_PHASES, PhaseClock, Totals
 from distmeta.train.record import Recorder
@@ -68,15 +68,14 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     progress = _beginning() | reached
     setup = Setup(config, run)
     network = setup.network()
-    size = network_size(network.base, network.model.config)  # of the one that has weights
+    flop_counter = FlopCounter.of(network, config.meta)  # while it has its weights
     skeleton = network.skeleton().to(worker.device).train()
     engine = Engine(network, config.engine, weight_decay=config.meta.weight_decay, device=worker.device, state=state)
     del state  # the engine has its shard of it
     learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed)
     work_source = WorkSource(setup, worker.device, worker.rank, worker.world_size)
     scoring = config.train.validate_every > 0
-    validator = Validator(setup, skeleton, learner.adapted_names, worker.rank, worker.world_size) if scoring else None
-    flop_counter = FlopCounter(size, config.meta.algorithm, config.meta.adapt, config.meta.inner_steps)
+    validator = Validator(setup, skeleton, learner.algorithm, worker.rank, worker.world_size) if scoring else None
     is_main = worker.rank == 0
     recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
     best = Best(run, progress, extra.get("best")) if is_main else None
@@ -103,7 +102,9 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         clock.mark("data")
         with engine.full_parameters() as parameters:
             clock.mark("communication")
-            gradients, metrics = learner.gradient(parameters, work, config.meta.meta_batch_size)
+            gradients, metrics = learner.gradient(
+                parameters, work, config.meta.meta_batch_size, step / config.train.outer_steps
+            )
         clock.mark("outer", inner=metrics.pop("seconds/inner", 0.0))
         # The shares add up to the whole, and the engine takes the mean over the workers.
         for gradient in gradients.values():
@@ -221,6 +222,7 @@ def _step_tokens(metrics: dict[str, float]) -> StepTokens:
         lm=count("lm_tokens"),
         lm_texts=count("lm_texts"),
         lm_predictions=count("lm_predictions"),
+        tasks=count("tasks"),
     )
 
 
@@ -231,8 +233,10 @@ def _row(
     row: dict[str, Any] = {"outer_step": outer_step}
     inner_steps = config.inner_steps
     if "query_loss" in metrics:
-        row |= {key: metrics[key] for key in ("query_loss", "query_accuracy", "query_accuracy_before")}
-        row["support_loss"] = [metrics[f"support_loss/{step}"] for step in range(inner_steps)]
+        keys = ("query_loss", "query_accuracy", "query_accuracy_before")
+        row |= {key: metrics[key] for key in keys if key in metrics}
+        if "support_loss/0" in metrics:
+            row["support_loss"] = [metrics[f"support_loss/{step}"] for step in range(inner_steps)]
         row["tasks_per_second"] = config.meta_batch_size / seconds
         row["inner_lr"] = config.inner_lr
     if "lm_loss" in metrics:

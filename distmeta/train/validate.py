@@ -1,13 +1,13 @@
 """Validation while training: the meta-valid classes, on the same episodes every time, shared out over the workers."""
 
 import math
-from collections.abc import Sequence
 
 import torch.distributed
 
 from distmeta.evaluate.score import Scorer
 from distmeta.evaluate.statistics import mean_ci95
 from distmeta.evaluate.table import Use
+from distmeta.meta import Algorithm
 from distmeta.models import Network, Parameters
 from distmeta.setup import Setup
 from distmeta.tasks.draw import TaskSource
@@ -16,11 +16,9 @@ from distmeta.tasks.draw import TaskSource
 class Validator:
     """Scores parameters N-way, as in training, and all-way by prototype, which tells networks apart for longer."""
 
-    def __init__(
-        self, setup: Setup, network: Network, adapted_names: Sequence[str], rank: int, world_size: int
-    ) -> None:
+    def __init__(self, setup: Setup, network: Network, algorithm: Algorithm, rank: int, world_size: int) -> None:
         config = setup.config
-        self._setup, self._network, self._adapted_names = setup, network, adapted_names
+        self._setup, self._network, self._algorithm = setup, network, algorithm
         self._rank, self._world_size = rank, world_size
         episodes = config.train.validate_episodes
         # An all-way episode holds every class, so a tenth as many tell as much; an inner loop on so many texts would
@@ -41,9 +39,8 @@ class Validator:
         scorer = Scorer(
             self._network,
             parameters,
-            self._adapted_names,
-            config.meta.inner_lr,
-            config.meta.inner_steps,
+            self._algorithm,
+            config.evaluate.inner_steps or config.meta.inner_steps,
             config.engine.precision,
             self._setup.tokenizer.pad_token_id,
         )

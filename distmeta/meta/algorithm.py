@@ -1,0 +1,114 @@
+"""What every algorithm is: a task in, a gradient out; and for evaluation a support set in, a classifier out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+from torch.nn import functional
+
+from distmeta.meta.config import MetaConfig
+from distmeta.models.batch import TaskBatch
+
+Parameters = dict[str, Tensor]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+Classifier = Callable[[Any], Tensor]
+"""Scores (examples, n_way) of a batch."""
+
+
+class Features(Protocol):
+    """What an algorithm asks of a network: `distmeta.models.Network`, or `distmeta.meta.library.ModuleFeatures`."""
+
+    hidden_size: int
+    computation: str
+    is_random: bool
+
+    def features(self, parameters: Parameters, batch: Any) -> Tensor: ...
+    def adapted_names(self, adapt: str, last_k: int = 1) -> list[str]: ...
+    def localized(self, parameters: Parameters, batches: list[Any]) -> Any: ...
+    def named_parameters(self) -> Any: ...
+
+
+@dataclass
+class TaskResult:
+    """What one task gives."""
+
+    gradients: Parameters
+    """Gradient of the outer loss by parameter; of one that nothing depends on there is none."""
+    query_loss: float
+    query_accuracy: float | None
+    """None where the labels are no classes."""
+    query_accuracy_before: float | None
+    """Accuracy of the unadapted network; None where it means nothing."""
+    support_losses: list[float] = field(default_factory=list)
+    """Mean loss on the support set before each inner step."""
+    inner_seconds: float = 0.0
+    """Time of the inner loop."""
+    embedding: str | None = None
+    """The parameter whose gradient is of some rows alone: those of `rows`."""
+    rows: Tensor | None = None
+
+
+class Algorithm(ABC):
+    """One way to learn to learn.
+
+    Args:
+        network: computes features from parameters that it is given.
+        config: the settings.
+        criterion: loss of scores and labels.
+        zero_head: whether scores come from a linear head that starts at zero (see `distmeta.meta.inner_loop`);
+            otherwise they are the features themselves, as in regression.
+    """
+
+    second_order: ClassVar[bool] = False
+    """Whether the paper differentiates through the inner loop."""
+    needs_language_model: ClassVar[bool] = False
+    starts_at_chance: ClassVar[bool] = False
+    """Whether the unadapted network gives every class the same score."""
+
+    def __init__(
+        self,
+        network: Any,
+        config: MetaConfig,
+        criterion: Criterion = functional.cross_entropy,
+        *,
+        zero_head: bool = True,
+    ) -> None:
+        self.network = network
+        self.config = config
+        self.criterion = criterion
+        self.zero_head = zero_head
+        self.is_second_order = self.second_order if config.second_order is None else config.second_order
+        self.trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+    @classmethod
+    def learned(cls, network: Any, config: MetaConfig) -> Parameters:
+        """Starting values of what is learned beside the network, by name; they become parameters `learned.*`."""
+        return {}
+
+    @classmethod
+    def differentiates_twice(cls, config: MetaConfig) -> bool:
+        """Whether the network's own passes are differentiated twice, which fused attention cannot be."""
+        return (cls.second_order if config.second_order is None else config.second_order) and config.adapt != "head"
+
+    @abstractmethod
+    def task_gradient(self, parameters: Parameters, task: TaskBatch, progress: float = 1.0) -> TaskResult:
+        """The task's part of the meta-gradient.
+
+        Args:
+            parameters: meta-parameters theta, by name; they are not changed.
+            task: the task.
+            progress: share of the outer steps that is done, in [0, 1].
+        """
+
+    @abstractmethod
+    def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
+        """What a user of the network would do with a support set; keeps no graph."""
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> float | None:
+    """Share of the rows whose largest score is their label's; None where labels are no classes."""
+    if labels.is_floating_point():
+        return None
+    return float((scores.argmax(1) == labels).float().mean())

@@ -1,0 +1,333 @@
+"""The outer gradient of algorithms that have an inner loop.
+
+With phi(theta) the fast weights after the inner loop on the support set S, from phi_0(theta), and L_Q the loss of phi
+on the query set Q, the meta-gradient of a task is d/d theta of L_Q(phi(theta), theta).
+
+First order takes d phi / d phi_0 for the identity (Finn et al. 2017, section 5.2), so that the gradient at phi stands
+for that at phi_0. Second order is exact, either by keeping the graph of the whole loop, or, with `recompute`, by going
+back through it a step at a time: with v the gradient of L_Q with respect to phi_{k+1},
+
+    v <- (d phi_{k+1} / d phi_k)^T v,    d theta += (d phi_{k+1} / d theta)^T v,
+
+each step computed again from the phi_k that was kept.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
+from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, zero_head
+from distmeta.meta.inner_optimizer import direction
+from distmeta.models.batch import TaskBatch
+from distmeta.models.network import Localized
+
+
+class GradientBased(Algorithm):
+    """Has an inner loop. A subclass says where the head starts and how fast each weight learns."""
+
+    starts_at_chance = True
+    localizes = True
+    """Whether rows of the word embedding that a task does not use may be left out."""
+
+    def __init__(self, network: Any, config: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(network, config, *arguments, **options)
+        self.adapted = network.adapted_names(config.adapt, config.last_k)
+
+    @classmethod
+    def learned(cls, network: Any, config: Any) -> Parameters:
+        """Rates by parameter tensor and step, where `inner_rates` asks for them: (tensors * steps,)."""
+        if config.inner_rates == "fixed":
+            return {}
+        names = _rated(network.adapted_names(config.adapt, config.last_k))
+        return {"inner_lr": torch.full((len(names) * config.inner_steps,), config.inner_lr)}
+
+    def start_head(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int) -> Parameters:
+        """The head before the first step, as a function of the parameters; {} where scores are the features."""
+        like = next(iter(parameters.values()))
+        return zero_head(n_way, self.network.hidden_size, like) if self.zero_head else {}
+
+    def rate(self, parameters: Parameters) -> Rate:
+        """How fast each weight learns."""
+        learned = parameters.get("learned.inner_lr")
+        if learned is None:
+            return lambda name, step: float(self.config.inner_lr)
+        rows = {name: row for row, name in enumerate(_rated(self.adapted))}
+        table = learned.view(len(rows), self.config.inner_steps)
+        # Later steps, which an evaluation may take, go on at the last rate.
+        return lambda name, step: table[rows[name], min(step, self.config.inner_steps - 1)]
+
+    def step_weights(self, progress: float) -> list[float]:
+        """How much the query loss after each inner step counts.
+
+        MAML++ (Antoniou et al. 2019, https://arxiv.org/abs/1810.09502, section 4): all alike at the beginning, then
+        ever more the last one, alone from the share `multi_step_loss` of the outer steps on.
+        """
+        steps = self.config.inner_steps
+        left = max(0.0, 1 - progress / self.config.multi_step_loss) if self.config.multi_step_loss else 0.0
+        weights = [left / steps] * steps
+        weights[-1] = 1 - left * (steps - 1) / steps
+        return weights
+
+    def task_gradient(self, parameters: Parameters, task: TaskBatch, progress: float = 1.0) -> TaskResult:
+        """See `Algorithm`."""
+        local = self._localized(parameters, [task.support, task.query])
+        theta = {
+            name: value.detach().requires_grad_(name in self.trained or (self.is_second_order and name in self.adapted))
+            for name, value in local.parameters.items()
+        }
+        support, query = local.batches
+        weights = self.step_weights(progress)
+        if not self.is_second_order:
+            result = self._first_order(theta, task, support, query, weights)
+        elif self.config.recompute:
+            result = self._recomputed(theta, task, support, query, weights)
+        else:
+            result = self._second_order(theta, task, support, query, weights)
+        result.embedding, result.rows = local.embedding, local.rows
+        return result
+
+    def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
+        """See `Algorithm`. First order: no graph outlives an inner step."""
+        local = self._localized({name: value.detach() for name, value in parameters.items()}, [support])
+        (support,) = local.batches
+        with torch.no_grad():
+            head = self.start_head(local.parameters, support, labels, n_way)
+        problem = self._problem(local.parameters, support, labels)
+        for fast in inner_loop(problem, self._start(local.parameters, head), inner_steps):  # noqa: B007
+            pass
+        adapted = {**parameters, **fast.body}
+        if local.embedding in fast.body:
+            adapted[local.embedding] = parameters[local.embedding].detach().clone()
+            adapted[local.embedding][local.rows] = fast.body[local.embedding].detach()
+
+        @torch.no_grad()
+        def classify(query: Any) -> Tensor:
+            return scores_of(self.network.features(adapted, query), fast.head)
+
+        return classify
+
+    def _localized(self, parameters: Parameters, batches: list[Any]) -> Localized:
+        if self.localizes:
+            return self.network.localized(parameters, batches)
+        return Localized(parameters, batches, None, None)
+
+    def _problem(self, parameters: Parameters, support: Any, labels: Tensor) -> Problem:
+        return Problem(
+            self.network,
+            parameters,
+            support,
+            labels,
+            self.criterion,
+            self.config,
+            self.rate(parameters),
+            head_is_zero=self.zero_head and self.starts_at_chance,
+        )
+
+    def _start(self, parameters: Parameters, head: Parameters) -> Fast:
+        return Fast({name: parameters[name] for name in self.adapted}, head)
+
+    def _query(self, theta: Parameters, fast: Fast, query: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        scores = scores_of(self.network.features({**theta, **fast.body}, query), fast.head)
+        return self.criterion(scores, labels), scores
+
+    def _first_order(
+        self, theta: Parameters, task: TaskBatch, support: Any, query: Any, weights: list[float]
+    ) -> TaskResult:
+        head = self.start_head(theta, support, task.support_labels, task.n_way)
+        fixed = {name: value.detach() for name, value in theta.items()}
+        problem = self._problem(fixed, support, task.support_labels)
+        directions: list[Parameters] = []
+        if any(name.startswith("learned.inner_lr") for name in theta):
+            problem.record = directions.append
+        gradients: Parameters = {}
+        started = time.perf_counter()
+        spent = 0.0
+        for step, fast in enumerate(inner_loop(problem, self._start(fixed, head), self.config.inner_steps)):
+            spent += time.perf_counter() - started
+            if weights[step]:
+                fast = Fast(_requiring(fast.body), _requiring(fast.head))
+                loss, scores = self._query(theta, fast, query, task.query_labels)
+                at_phi = _gradients(loss, {**theta, **fast.all})
+                self._add_at_start(gradients, at_phi, theta, head, directions, weights[step])
+            started = time.perf_counter()
+        kept = {name: gradient for name, gradient in gradients.items() if name in self.trained}
+        return self._result(kept, loss, scores, task, problem, spent)
+
+    def _add_at_start(
+        self,
+        total: Parameters,
+        at_phi: Parameters,
+        theta: Parameters,
+        head: Parameters,
+        directions: list[Parameters],
+        weight: float,
+    ) -> None:
+        """Adds the gradient at phi_k as that at phi_0: of the head to what the head starts from, and of the rates."""
+        outputs: list[Tensor] = []
+        cotangents: list[Tensor] = []
+        for name, gradient in at_phi.items():
+            if name in head:
+                if head[name].requires_grad:
+                    outputs.append(head[name])
+                    cotangents.append(gradient)
+            else:
+                _accumulate(total, {name: gradient}, weight)
+        rate = self.rate(theta)
+        for step, moves in enumerate(directions):
+            for name in moves.keys() & at_phi.keys():
+                outputs.append(rate(name, step) * moves[name])
+                cotangents.append(-at_phi[name])
+        if outputs:
+            sources = {name: value for name, value in theta.items() if value.requires_grad}
+            found = torch.autograd.grad(
+                outputs, list(sources.values()), cotangents, retain_graph=True, allow_unused=True
+            )
+            _accumulate(total, {n: g for n, g in zip(sources, found, strict=True) if g is not None}, weight)
+
+    def _second_order(
+        self, theta: Parameters, task: TaskBatch, support: Any, query: Any, weights: list[float]
+    ) -> TaskResult:
+        problem = self._problem(theta, support, task.support_labels)
+        problem.second_order = True
+        total: Tensor = torch.zeros((), device=task.query_labels.device)
+        started = time.perf_counter()
+        spent = 0.0
+        head = self.start_head(theta, support, task.support_labels, task.n_way)
+        # Tensors of their own: a head made from theta is no way from the body to the loss of a step.
+        body = {name: value.view_as(value) for name, value in theta.items()}
+        for step, fast in enumerate(inner_loop(problem, self._start(body, head), self.config.inner_steps)):
+            spent += time.perf_counter() - started
+            if weights[step]:
+                loss, scores = self._query(theta, fast, query, task.query_labels)
+                total = total + weights[step] * loss
+            started = time.perf_counter()
+        gradients = _gradients(total, {name: value for name, value in theta.items() if name in self.trained})
+        return self._result(gradients, loss, scores, task, problem, spent)
+
+    def _recomputed(
+        self, theta: Parameters, task: TaskBatch, support: Any, query: Any, weights: list[float]
+    ) -> TaskResult:
+        fixed = {name: value.detach() for name, value in theta.items()}
+        head = self.start_head(theta, support, task.support_labels, task.n_way)
+        problem = self._problem(fixed, support, task.support_labels)
+        at_first = self._start(fixed, {name: value.detach() for name, value in head.items()})
+        kept: list[tuple[Fast, dict[str, Any]]] = [(at_first, {})]
+        started = time.perf_counter()
+        state: dict[str, Any] = {}
+        for step in range(self.config.inner_steps):
+            fast, state = self._one_step(problem, fixed, *kept[-1], step, graph=False)
+            kept.append((fast, state))
+        spent = time.perf_counter() - started
+
+        gradients: Parameters = {}
+        back: Parameters = {}  # of the fast weights
+        back_state: Parameters = {}  # of the optimizer's state
+        for step in reversed(range(self.config.inner_steps)):
+            if weights[step]:
+                fast = Fast(_requiring(kept[step + 1][0].body), _requiring(kept[step + 1][0].head))
+                query_loss, query_scores = self._query(theta, fast, query, task.query_labels)
+                if step == self.config.inner_steps - 1:
+                    loss, scores = query_loss.detach(), query_scores.detach()
+                found = _gradients(query_loss, {**theta, **fast.all})
+                _accumulate(back, {n: g for n, g in found.items() if n in fast.all}, weights[step])
+                _accumulate(gradients, {n: g for n, g in found.items() if n not in fast.all}, weights[step])
+            before, state = kept[step]
+            leaves = Fast(_requiring(before.body), _requiring(before.head))
+            state_leaves = {
+                f"{key}/{n}": v.requires_grad_() for key, values in _tensors(state) for n, v in values.items()
+            }
+            after, after_state = self._one_step(problem, theta, leaves, _filled(state, state_leaves), step, graph=True)
+            outputs = after.all | {f"{key}/{n}": v for key, values in _tensors(after_state) for n, v in values.items()}
+            cotangents = back | back_state
+            wanted = {name: value for name, value in outputs.items() if name in cotangents and value.requires_grad}
+            inputs = {f"theta:{n}": v for n, v in theta.items() if v.requires_grad} | leaves.all | state_leaves
+            found = _gradients(list(wanted.values()), inputs, [cotangents[name] for name in wanted])
+            _accumulate(gradients, {n.removeprefix("theta:"): g for n, g in found.items() if n.startswith("theta:")})
+            back = {name: gradient for name, gradient in found.items() if name in leaves.all}
+            back_state = {name: gradient for name, gradient in found.items() if name in state_leaves}
+            kept.pop()
+        _accumulate(gradients, {name: gradient for name, gradient in back.items() if name in theta})
+        starts = {name: value for name, value in head.items() if value.requires_grad and name in back}
+        if starts:
+            sources = {name: value for name, value in theta.items() if value.requires_grad}
+            _accumulate(gradients, _gradients(list(starts.values()), sources, [back[name] for name in starts]))
+        trained = {name: gradient for name, gradient in gradients.items() if name in self.trained}
+        return self._result(trained, loss, scores, task, problem, spent)
+
+    def _one_step(
+        self, problem: Problem, theta: Parameters, fast: Fast, state: Mapping[str, Any], step: int, *, graph: bool
+    ) -> tuple[Fast, dict[str, Any]]:
+        """phi_{k+1} from phi_k; with its graph back to the fast weights, the state and theta, or without any."""
+        if not graph:
+            fast = Fast(_requiring(fast.body), _requiring(fast.head))
+        loss = self.criterion(
+            scores_of(self.network.features({**theta, **fast.body}, problem.support), fast.head), problem.labels
+        )
+        if not graph:
+            problem.losses.append(float(loss.detach()))
+        found = torch.autograd.grad(
+            loss, list(fast.all.values()), create_graph=graph, allow_unused=True, materialize_grads=True
+        )
+        moves, after_state = direction(dict(zip(fast.all, found, strict=True)), dict(state), self.config)
+        rate = self.rate(theta)
+        moved = {name: value - rate(name, step) * moves[name] for name, value in fast.all.items()}
+        if not graph:
+            moved = {name: value.detach() for name, value in moved.items()}
+        return Fast({n: moved[n] for n in fast.body}, {n: moved[n] for n in fast.head}), after_state
+
+    def _result(
+        self,
+        gradients: Parameters,
+        loss: Tensor,
+        scores: Tensor,
+        task: TaskBatch,
+        problem: Problem,
+        inner_seconds: float,
+    ) -> TaskResult:
+        is_class = not task.query_labels.is_floating_point()
+        # A head of zeros gives every class the same score, and the argmax of equal scores is the first class.
+        before = float((task.query_labels == 0).float().mean()) if is_class and problem.head_is_zero else None
+        return TaskResult(
+            gradients,
+            float(loss.detach()),
+            accuracy(scores, task.query_labels),
+            before,
+            problem.losses,
+            inner_seconds,
+        )
+
+
+def _rated(adapted: list[str]) -> list[str]:
+    return [*adapted, "head.weight", "head.bias"]
+
+
+def _requiring(values: Parameters) -> Parameters:
+    return {name: value.detach().requires_grad_() for name, value in values.items()}
+
+
+def _gradients(outputs: Any, sources: Parameters, cotangents: list[Tensor] | None = None) -> Parameters:
+    wanted = {name: value for name, value in sources.items() if value.requires_grad}
+    found = torch.autograd.grad(outputs, list(wanted.values()), cotangents, allow_unused=True)
+    return {name: gradient for name, gradient in zip(wanted, found, strict=True) if gradient is not None}
+
+
+def _accumulate(total: Parameters, more: Parameters, weight: float = 1.0) -> None:
+    for name, gradient in more.items():
+        if name in total:
+            total[name] = total[name] + weight * gradient
+        else:
+            total[name] = gradient if weight == 1.0 else weight * gradient
+
+
+def _tensors(state: Mapping[str, Any]) -> list[tuple[str, Parameters]]:
+    return [(key, values) for key, values in state.items() if isinstance(values, dict)]
+
+
+def _filled(state: Mapping[str, Any], leaves: Parameters) -> dict[str, Any]:
+    """The state with its tensors replaced by leaves."""
+    tensors = {key: {name: leaves[f"{key}/{name}"] for name in values} for key, values in _tensors(state)}
+    return {**state, **tensors}

@@ -1,0 +1,83 @@
+"""Prototypical networks (Snell et al. 2017, https://arxiv.org/abs/1703.05175).
+
+    c_k      the mean feature of the support examples of class k
+    scores   -d(f, c_k) / temperature, where d is the squared Euclidean distance, or 1 - cosine
+    outer    gradient of the cross-entropy of the query set's scores; there is no inner loop
+
+The temperature may be learned: it is kept as its logarithm.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
+from distmeta.models.batch import TaskBatch
+
+
+def prototypes(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
+    """Mean feature of each class: (n_way, hidden_size)."""
+    members = functional.one_hot(labels, n_way).to(features.dtype)
+    return (members.t() @ features) / members.sum(0)[:, None]
+
+
+class PrototypicalNetwork(Algorithm):
+    """No inner loop."""
+
+    @classmethod
+    def learned(cls, network: Any, config: Any) -> Parameters:
+        """The logarithm of the temperature, (1,), where it is to be learned."""
+        return {"log_temperature": torch.tensor([math.log(_temperature(config))])} if config.learn_temperature else {}
+
+    @classmethod
+    def differentiates_twice(cls, config: Any) -> bool:
+        """Never."""
+        return False
+
+    def scores(self, parameters: Parameters, centers: Tensor, features: Tensor) -> Tensor:
+        """Scores of each text for each class: (sequences, n_way)."""
+        if self.config.distance == "cosine":
+            distances = 1 - functional.normalize(features) @ functional.normalize(centers).t()
+        else:
+            distances = (features[:, None] - centers[None]).square().sum(2)
+        learned = parameters.get("learned.log_temperature")
+        return -distances / (_temperature(self.config) if learned is None else learned.exp())
+
+    def task_gradient(self, parameters: Parameters, task: TaskBatch, progress: float = 1.0) -> TaskResult:
+        """See `Algorithm`."""
+        local = self.network.localized(parameters, [task.support, task.query])
+        theta = {name: value.detach().requires_grad_(name in self.trained) for name, value in local.parameters.items()}
+        support, query = (self.network.features(theta, batch) for batch in local.batches)
+        scores = self.scores(theta, prototypes(support, task.support_labels, task.n_way), query)
+        loss = self.criterion(scores, task.query_labels)
+        sources = {name: value for name, value in theta.items() if value.requires_grad}
+        found = torch.autograd.grad(loss, list(sources.values()), allow_unused=True)
+        gradients = {name: gradient for name, gradient in zip(sources, found, strict=True) if gradient is not None}
+        return TaskResult(
+            gradients,
+            float(loss.detach()),
+            accuracy(scores, task.query_labels),
+            None,
+            embedding=local.embedding,
+            rows=local.rows,
+        )
+
+    @torch.no_grad()
+    def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
+        """See `Algorithm`."""
+        centers = prototypes(self.network.features(parameters, support), labels, n_way)
+
+        @torch.no_grad()
+        def classify(query: Any) -> Tensor:
+            return self.scores(parameters, centers, self.network.features(parameters, query))
+
+        return classify
+
+
+def _temperature(config: Any) -> float:
+    if config.temperature is not None:
+        return config.temperature
+    return 0.1 if config.distance == "cosine" else 1.0

@@ -1,0 +1,48 @@
+"""Reptile (Nichol et al. 2018, https://arxiv.org/abs/1803.02999).
+
+    inner    phi <- phi - inner_lr * gradient of L(phi), on support and query set together
+    outer    (theta - phi) / inner_lr, taken for a gradient (section 2), which is the sum of the inner directions
+
+The task is not split, so the query loss and accuracy that are reported are on texts that the inner loop has seen.
+Parameters that are not adapted do not move.
+"""
+
+import time
+from typing import Any
+
+import torch
+
+from distmeta.meta.algorithm import TaskResult
+from distmeta.meta.gradient_based import GradientBased
+from distmeta.meta.inner_loop import inner_loop, scores_of
+from distmeta.models.batch import TaskBatch, concatenate
+
+
+class Reptile(GradientBased):
+    """First order by nature."""
+
+    def task_gradient(self, parameters: Any, task: TaskBatch, progress: float = 1.0) -> TaskResult:
+        """See `Algorithm`."""
+        whole = concatenate(task.support, task.query)
+        labels = torch.cat([task.support_labels, task.query_labels])
+        local = self._localized({name: value.detach() for name, value in parameters.items()}, [whole])
+        head = self.start_head(local.parameters, local.batches[0], labels, task.n_way)
+        problem = self._problem(local.parameters, local.batches[0], labels)
+        gradients: dict[str, torch.Tensor] = {}
+
+        def add(moves: dict[str, torch.Tensor]) -> None:
+            for name in moves.keys() & self.trained:
+                gradients[name] = gradients[name].add_(moves[name]) if name in gradients else moves[name].clone()
+
+        problem.record = add
+        started = time.perf_counter()
+        for fast in inner_loop(problem, self._start(local.parameters, head), self.config.inner_steps):  # noqa: B007
+            pass
+        spent = time.perf_counter() - started
+        with torch.no_grad():
+            features = self.network.features({**local.parameters, **fast.body}, local.batches[0])
+            scores = scores_of(features, fast.head)[len(task.support_labels) :]
+            loss = self.criterion(scores, task.query_labels)
+        result = self._result(gradients, loss, scores, task, problem, spent)
+        result.embedding, result.rows = local.embedding, local.rows
+        return result

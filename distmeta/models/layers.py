@@ -1,0 +1,29 @@
+"""Which of a transformer's parameters belong to which layer, whatever the architecture calls them."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def layers_of(base: nn.Module) -> int:
+    """Number of layers: the length of the longest list of modules."""
+    return max((len(module) for module in base.modules() if isinstance(module, nn.ModuleList)), default=0)
+
+
+def layer_number(name: str) -> int | None:
+    """The layer (from 0) that a parameter of that name belongs to; None where it is in none."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def above_layer(names: Iterable[str], lowest: int) -> list[str]:
+    """Those of the names, in the network's order, that belong to layers from number `lowest` (from 0) upwards.
+
+    What stands before the first layer (embeddings) is below it, what stands behind the last (a final norm) above.
+    """
+    kept, seen = [], False
+    for name in names:
+        layer = layer_number(name)
+        seen = seen or layer is not None
+        if seen if layer is None else layer >= lowest:
+            kept.append(name)
+    return kept

@@ -1,0 +1,192 @@
+"""Texts packed into one row without padding, kept apart inside attention alone.
+
+Linear layers, norms and activations see real tokens only, (1, tokens, width). Attention, whose share is small, moves
+them to a padded grid (texts, longest, heads, width of a head) and back. It goes in through the interface in which
+`transformers` lets one register attention, so it serves every architecture that uses this; `can_pack` finds out.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+if TYPE_CHECKING:
+    from distmeta.models.batch import TokenBatch
+
+NAME = "distmeta_packed"
+
+_current = threading.local()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a packed row belong."""
+
+    positions: Tensor
+    """(1, tokens): the number of each token in its text."""
+    starts: Tensor
+    """(texts,): the first token of each text."""
+    average: Tensor
+    """(texts, tokens), float64: what makes means over the texts of a row."""
+    to_grid: Tensor
+    """(texts * longest,): the token of each place of the grid; 0 where there is none."""
+    to_row: Tensor
+    """(tokens,): the place of each token."""
+    is_token: Tensor
+    """(texts * longest,), bool: whether there is a token."""
+    texts: int
+    longest: int
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> "Layout":
+        """That of texts padded on the right: `attention_mask` (texts, longest)."""
+        texts, longest = attention_mask.shape
+        is_token = attention_mask.reshape(-1).bool()
+        to_row = is_token.nonzero()[:, 0]
+        to_grid = torch.zeros(texts * longest, dtype=torch.long, device=attention_mask.device)
+        to_grid[to_row] = torch.arange(len(to_row), device=attention_mask.device)
+        lengths = attention_mask.sum(1)
+        average = torch.zeros(texts, len(to_row), dtype=torch.float64, device=attention_mask.device)
+        average[to_row // longest, torch.arange(len(to_row), device=attention_mask.device)] = 1.0
+        average /= lengths[:, None]
+        starts = lengths.cumsum(0) - lengths
+        return cls((to_row % longest)[None], starts, average, to_grid, to_row, is_token, texts, longest)
+
+
+class _ToGrid(torch.autograd.Function):
+    """Rows (tokens, ...) to (places, ...), with zeros where there is no token."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        grid = rows.index_select(0, layout.to_grid)
+        return grid.mul_(layout.is_token.view(-1, *[1] * (rows.ndim - 1)))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _ToRow.apply(gradient, ctx.layout), None
+
+
+class _ToRow(torch.autograd.Function):
+    """The reverse: by index in both directions, where autograd itself would scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return grid.index_select(0, layout.to_row)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _ToGrid.apply(gradient, ctx.layout), None
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of each token to those of its own text: takes (1, heads, tokens, d), returns (1, tokens, heads, d)."""
+    layout = _current.layout
+    shape = (layout.texts, layout.longest)
+
+    def grid(each: Tensor) -> Tensor:
+        return _ToGrid.apply(each[0].transpose(0, 1), layout).view(*shape, *each.shape[1::2]).transpose(1, 2)
+
+    query, key, value = grid(query), grid(key), grid(value)
+    if key.shape[1] != query.shape[1]:  # several heads share a key
+        key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", False)
+    # Of a causal network no token sees the padding, which stands behind it.
+    mask = layout.is_token.view(layout.texts, 1, 1, layout.longest)
+    if _current.eager:  # fused attention cannot be differentiated twice
+        scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        if is_causal:
+            mask = torch.ones(layout.longest, layout.longest, dtype=torch.bool, device=query.device).tril()
+        scores = scores.masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+        out = functional.dropout(weights, dropout) @ value
+    else:
+        out = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if is_causal else mask,
+            dropout_p=dropout,
+            is_causal=is_causal,
+            scale=scaling,
+        )
+    out = out.transpose(1, 2).reshape(-1, *out.shape[1::2])
+    return _ToRow.apply(out, layout)[None], None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+
+
+@contextmanager
+def packed_attention(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
+    """While it is entered, the network takes packed rows of this layout."""
+    usual = model.config._attn_implementation
+    _current.layout, _current.eager = layout, usual == "eager"
+    model.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = usual
+
+
+def position_offset(model: nn.Module) -> int:
+    """The position of a text's first token: 0, but in RoBERTa's kind, which counts behind its padding's index."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
+
+
+@torch.no_grad()
+def can_pack(base: PreTrainedModel, max_length: int | None) -> bool:
+    """Whether the network computes the same on packed texts as on padded ones: tried out on three short ones."""
+    config = base.config
+    window = min(getattr(config, key, None) or 2**31 for key in ("sliding_window", "local_attention"))
+    if max_length is None or max_length * 2 > window or config.is_encoder_decoder:
+        return False
+    from distmeta.models.batch import collate_tokens  # which imports this file
+
+    highest = min(config.vocab_size, 90)
+    texts = [[(7 * length + 3 * place) % highest for place in range(length)] for length in (7, 2, 5)]
+    batch = collate_tokens(texts, config.pad_token_id or 0, torch.device("cpu"))
+    training = base.training
+    base.eval()
+    try:
+        padded = run(base, batch, packed=False).last_hidden_state[batch.attention_mask.bool()]
+        packed = run(base, batch, packed=True).last_hidden_state[0]
+        return padded.shape == packed.shape and bool(torch.allclose(padded, packed, atol=1e-4, rtol=1e-3))
+    except Exception:  # whatever a model's own code makes of it
+        return False
+    finally:
+        base.train(training)
+
+
+def run(model: PreTrainedModel, batch: "TokenBatch", *, packed: bool) -> Any:
+    """The model's output for a batch, as padded rows (texts, longest, ...) or as one packed row (1, tokens, ...)."""
+    arguments: dict[str, Any] = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+    if not packed:
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **arguments)
+    layout = batch.layout
+    with packed_attention(model, layout):
+        ids = batch.input_ids.reshape(-1).index_select(0, layout.to_row)[None]
+        return model(input_ids=ids, position_ids=layout.positions + position_offset(model), **arguments)

@@ -1,0 +1,47 @@
+"""`higher` (Grefenstette et al. 2019, https://arxiv.org/abs/1910.01727).
+
+In first order it is told not to track the inner steps, so that it holds one step's graph, and the gradient at the
+adapted weights is taken, as FOMAML says.
+"""
+
+from collections.abc import Sequence
+
+import higher
+import torch
+
+from distmeta.models import TaskBatch
+from peers.work import Classifier, Contestant, Outcome, Weights, Work, put_weights
+
+
+def make(work: Work) -> Contestant | None:
+    """A patched copy of the module for each task, stepped by a differentiable SGD."""
+    if work.workload.adapt != "all":
+        return None
+    model = Classifier(work)
+    names = [name for name, _ in model.encoder.named_parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=work.inner_lr)
+    second_order = work.workload.second_order
+
+    def run(weights: Weights, tasks: Sequence[TaskBatch]) -> Outcome:
+        put_weights(model.encoder, weights)
+        total: list[torch.Tensor] = []
+        query_loss = 0.0
+        for task in tasks:
+            with higher.innerloop_ctx(
+                model, optimizer, copy_initial_weights=False, track_higher_grads=second_order
+            ) as (patched, inner):
+                for _ in range(work.inner_steps):
+                    inner.step(Classifier.loss(patched, work, task.support, task.support_labels))
+                loss = Classifier.loss(patched, work, task.query, task.query_labels)
+                sources = list(model.parameters()) if second_order else list(patched.parameters())
+                # The encoder's parameters are before the head's, which has none from one task to the next.
+                gradients = list(torch.autograd.grad(loss, sources[: len(names)]))
+            query_loss += float(loss.detach()) / len(tasks)
+            if total:
+                torch._foreach_add_(total, gradients)
+            else:
+                total = gradients
+        torch._foreach_div_(total, len(tasks))
+        return Outcome(dict(zip(names, total, strict=True)), query_loss)
+
+    return run

@@ -1,0 +1,243 @@
+"""Every algorithm x adapted set x network x way of computing, against `tests.references` in double precision."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from distmeta.meta import Algorithm, Learner, TaskResult, Work, algorithm_class, register
+from distmeta.meta.algorithm import Classifier, Parameters
+from distmeta.meta.config import MetaConfig
+from distmeta.meta.registry import _ALGORITHMS
+from distmeta.models import Network, TaskBatch
+from distmeta.tasks.episode import Example
+from tests import references
+from tests.helpers import random_task, task_batch, tiny_network
+from tests.references import Answer, Setting
+
+COMPUTATIONS = ("plain", "packed", "bucketed")
+MODEL_TYPES = ("bert", "gpt2")
+RATE, STEPS = 0.3, 3
+TOLERANCE = 1e-9
+
+WORST: dict[str, float] = defaultdict(float)
+"""Largest relative error by algorithm."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An algorithm with its settings."""
+
+    algorithm: str
+    adapt: str = "all"
+    options: tuple[tuple[str, Any], ...] = ()
+    progress: float = 1.0
+    freeze: int = 0
+    """Lowest layers that the outer loop leaves alone, and the embeddings, where it is not 0."""
+
+    def __str__(self) -> str:
+        extra = [f"{key}={value}" for key, value in self.options]
+        extra += [f"freeze={self.freeze}"] if self.freeze else []
+        return "-".join([self.algorithm, self.adapt.replace("regex:", "regex "), *extra])
+
+    @property
+    def config(self) -> MetaConfig:
+        """As the software reads it."""
+        settings = {"inner_lr": RATE, "inner_steps": STEPS, "lm_weight": 0.0} | dict(self.options)
+        return MetaConfig(algorithm=self.algorithm, adapt=self.adapt, **settings)
+
+
+def case(algorithm: str, adapt: str = "all", progress: float = 1.0, freeze: int = 0, **options: Any) -> Case:
+    """A Case in one line."""
+    return Case(algorithm, adapt, tuple(options.items()), progress, freeze)
+
+
+ADAPTED = ("all", "head", "lora", "bias", "last_k", "regex:attention|attn")
+SECOND = {"second_order": True}
+CASES = [
+    *(case(name, adapt) for name in ("maml", "fomaml", "reptile", "metasgd") for adapt in ADAPTED),
+    *(case(name, adapt, **order) for name in ("protomaml", "leopard") for order in ({}, SECOND) for adapt in ADAPTED),
+    case("anil"),
+    case("anil", second_order=False),
+    case("metasgd", second_order=False),
+    case("protonet"),
+    case("protonet", distance="cosine"),
+    case("protonet", temperature=3.0),
+    case("protonet", distance="cosine", learn_temperature=True),
+    case("metaicl"),
+    # The inner loop's settings.
+    *(case(name, inner_steps=steps) for name in ("maml", "fomaml", "reptile") for steps in (1, 2)),
+    *(case(name, inner_optimizer="momentum", inner_lr=0.2) for name in ("maml", "fomaml", "reptile")),
+    # Adam makes large steps of the rounding errors of a key's bias, whose gradient is 0: it is not among these.
+    *(case(name, "regex:dense|mlp", inner_optimizer="adam", inner_lr=0.01) for name in ("maml", "fomaml", "reptile")),
+    *(case(name, inner_clipping=0.2) for name in ("maml", "fomaml", "reptile")),
+    case("protomaml", inner_optimizer="momentum", inner_clipping=0.2, second_order=True),
+    *(case(name, "last_k", inner_rates="layer_step") for name in ("maml", "fomaml", "leopard")),
+    case("maml", "lora", inner_rates="layer_step", inner_clipping=0.2),
+    *(case(name, multi_step_loss=0.8, progress=0.2) for name in ("maml", "fomaml", "protomaml")),
+    *(case(name, "bias", multi_step_loss=0.8, progress=0.2, inner_rates="layer_step") for name in ("maml", "fomaml")),
+    case("maml", multi_step_loss=0.8, progress=0.9),
+    # Each inner step computed again on the way back.
+    *(case("maml", adapt, recompute=True) for adapt in ("all", "lora", "last_k")),
+    case("maml", "last_k", recompute=True, inner_rates="layer_step", multi_step_loss=0.8, progress=0.2),
+    case("maml", recompute=True, inner_optimizer="momentum", inner_clipping=0.2),
+    case("maml", "regex:dense|mlp", recompute=True, inner_optimizer="adam", inner_lr=0.01),
+    case("metasgd", "lora", recompute=True),
+    case("protomaml", second_order=True, recompute=True),
+    case("leopard", "last_k", second_order=True, recompute=True),
+    case("anil", recompute=True),
+    # Part of the network alone in the outer loop.
+    *(case(name, freeze=1) for name in ("maml", "fomaml", "reptile", "protonet")),
+    case("maml", "last_k", freeze=1, recompute=True),
+]
+
+
+def fast_names(network: Network, adapt: str) -> tuple[str, ...]:
+    """What moves in the inner loop, read off the names of BERT's and GPT-2's parameters."""
+    kept = {
+        "head": lambda name, value: False,
+        "lora": lambda name, value: name.startswith("lora."),
+        "all": lambda name, value: True,
+        "bias": lambda name, value: value.ndim == 1,
+        "last_k": lambda name, value: any(part in name for part in (".layer.1.", ".h.1.", ".ln_f.")),
+        "regex:dense|mlp": lambda name, value: ".dense." in name or "mlp" in name,
+        "regex:attention|attn": lambda name, value: "attention" in name or "attn" in name,
+    }[adapt]
+    body = ("lora.",) if adapt == "lora" else ("model.bert.", "model.transformer.")
+    return tuple(name for name, value in network.named_parameters() if name.startswith(body) and kept(name, value))
+
+
+def make_network(case: Case, model_type: str, *, attention: str = "eager", computation: str = "plain") -> Network:
+    """In double precision; every tensor is moved, so that biases and norms matter and no gradient is small."""
+    network = tiny_network(model_type, lora_rank=4 if case.adapt == "lora" else 0, attention=attention)
+    network.computation = computation
+    torch.manual_seed(1)
+    network.learn(algorithm_class(case.algorithm).learned(network, case.config))
+    network.double().eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5
+            if name.startswith("learned.inner_lr"):
+                parameter.mul_(1 + noise)
+            else:
+                parameter.add_(0.3 * noise)
+    if case.freeze:
+        network.freeze(case.freeze)
+    return network
+
+
+def make_task(case: Case) -> TaskBatch:
+    """Three classes in no order; metaicl gets short texts, for which the networks have positions in one prompt."""
+    task = random_task(4, n_way=3, k_shot=1 if case.algorithm == "metaicl" else 2, query_per_class=2)
+
+    def turned(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+        if case.algorithm == "metaicl":
+            examples = tuple(replace(each, input_ids=each.input_ids[: 5 + n]) for n, each in enumerate(examples))
+        return examples[::2] + examples[1::2]
+
+    return task_batch(replace(task, support=turned(task.support), query=turned(task.query)))
+
+
+@lru_cache
+def reference(case: Case, model_type: str, prompt_order: tuple[int, ...] = ()) -> Answer:
+    """What the paper says."""
+    config, network, task = case.config, make_network(case, model_type), make_task(case)
+    order = config.second_order
+    if order is None:
+        order = case.algorithm in ("maml", "anil", "metasgd")
+    weights: tuple[float, ...] = ()
+    if config.multi_step_loss:
+        # Antoniou et al. 2019, section 4: from 1 / steps each to the last step alone.
+        share = max(0.0, 1 - case.progress / config.multi_step_loss) / config.inner_steps
+        weights = (*[share] * (config.inner_steps - 1), 1 - (config.inner_steps - 1) * share)
+    setting = Setting(
+        fast_names(network, case.adapt),
+        config.inner_steps,
+        config.inner_lr,
+        order,
+        config.inner_optimizer,
+        config.inner_clipping,
+        weights,
+    )
+    if case.algorithm == "protonet":
+        by = None if config.learn_temperature else config.temperature or 1.0
+        if not config.learn_temperature and config.distance == "cosine":
+            by = 0.1
+        answer = references.protonet(network, task, config.distance, by)
+    elif case.algorithm == "metaicl":
+        answer = references.metaicl(network, task, prompt_order)
+    else:
+        write = "layer_step" if config.inner_rates == "layer_step" and "maml" in case.algorithm else case.algorithm
+        answer = getattr(references, {"fomaml": "maml"}.get(write, write))(network, task, setting)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    answer.gradients = {name: gradient for name, gradient in answer.gradients.items() if name in trained}
+    return answer
+
+
+def whole(result: TaskResult, parameters: Parameters) -> Parameters:
+    """The gradients, that of the word embedding with all its rows."""
+    gradients = dict(result.gradients)
+    if result.rows is not None and result.embedding in gradients:
+        full = torch.zeros_like(parameters[result.embedding])
+        gradients[result.embedding] = full.index_add_(0, result.rows, gradients[result.embedding])
+    return gradients
+
+
+def relative_error(found: Parameters, expected: Parameters) -> tuple[float, str]:
+    """The largest |found - expected| of a parameter, over its largest |expected|, and the parameter's name.
+
+    A parameter whose gradient is smaller than a thousandth of the largest one's (a key's bias, which attention does not
+    see) is held against that thousandth.
+    """
+    largest = max((float(gradient.abs().max()) for gradient in expected.values()), default=0.0)
+    least = 1e-3 * largest or 1.0
+    worst = (0.0, "")
+    for name, gradient in expected.items():
+        error = float((found[name] - gradient).abs().max()) / max(least, float(gradient.abs().max()))
+        worst = max(worst, (error, name))
+    return worst
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _table() -> Iterator[None]:
+    yield
+    print("\n\nlargest relative error of a meta-gradient, float64")
+    for name, error in WORST.items():
+        print(f"  {name:<28} {error:.1e}")
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_meta_gradient_equals_the_reference(case: Case, model_type: str) -> None:
+    """Of every parameter, with the losses that go with it, however the texts are put together."""
+    if case.algorithm == "metaicl" and model_type == "bert":
+        pytest.skip("metaicl is for decoders")
+    algorithm, task = algorithm_class(case.algorithm), make_task(case)
+    attention = "eager" if algorithm.differentiates_twice(case.config) else "sdpa"
+    torch.manual_seed(5)
+    prompt_order = tuple(torch.randperm(len(task.support_labels)).tolist()) if case.algorithm == "metaicl" else ()
+    expected = reference(case, model_type, prompt_order)
+    for computation in COMPUTATIONS:
+        network = make_network(case, model_type, attention=attention, computation=computation)
+        parameters = dict(network.named_parameters())
+        torch.manual_seed(5)
+        result = algorithm(network, case.config).task_gradient(parameters, task, case.progress)
+        found = whole(result, parameters)
+        assert found.keys() == expected.gradients.keys(), computation
+        assert all(gradient.dtype == torch.float64 for gradient in found.values())
+        error, name = relative_error(found, expected.gradients)
+        label = case.algorithm + (" second order" if case.config.second_order else "")
+        WORST[label] = max(WORST[label], error)
+        assert error < TOLERANCE, (computation, name)
+        assert result.query_loss == pytest.approx(expected.query_loss, rel=TOLERANCE), computation
+        assert result.support_losses == pytest.approx(expected.support_losses, rel=TOLERANCE), computation
+        assert result.query_accuracy == pytest.approx(
+            float((expected.scores.argmax(1) == task.query_labels).double().mean())
+        )
