@@ -62,8 +62,8 @@ def _check_prompts(config: Config, limit: int) -> None:
         if longest > limit:
             raise UserError(
                 f"meta.algorithm: a prompt of metaicl may have {section}.n_way {ways} x k_shot {shots} x (tokenizer."
-                f"max_length {config.tokenizer.max_length} + 1) + {config.tokenizer.max_length} = {longest} tokens, and "
-                f"the model takes {limit}; lower one of these"
+                f"max_length {config.tokenizer.max_length} + 1) + {config.tokenizer.max_length} = {longest} tokens, "
+                f"and the model takes {limit}; lower one of these"
             )
 
 

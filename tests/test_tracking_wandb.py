@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from distmeta.tracking.config import TrackingConfig
-from distmeta.tracking.wandb_run import mode_of_user, without_passwords
 from distmeta.tracking.wandb_file import records, rows
+from distmeta.tracking.wandb_run import mode_of_user, without_passwords
 from tests.wandb_files import logged_steps, offline_records
 from tests.wandb_server import server
 

@@ -1,7 +1,6 @@
 """Reading back what an offline W&B run has on disk."""
 
 from pathlib import Path
-from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 

@@ -22,6 +22,8 @@ class Features(Protocol):
 
     hidden_size: int
     computation: str
+    takes_both: bool
+    """Whether support and query set may go through together."""
     is_random: bool
 
     def features(self, parameters: Parameters, batch: Any) -> Tensor: ...

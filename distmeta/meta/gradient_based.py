@@ -22,7 +22,7 @@ from torch import Tensor
 from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
 from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, zero_head
 from distmeta.meta.inner_optimizer import direction
-from distmeta.models.batch import TaskBatch
+from distmeta.models.batch import TaskBatch, concatenate
 from distmeta.models.network import Localized
 
 
@@ -97,8 +97,8 @@ class GradientBased(Algorithm):
         with torch.no_grad():
             head = self.start_head(local.parameters, support, labels, n_way)
         problem = self._problem(local.parameters, support, labels)
-        for fast in inner_loop(problem, self._start(local.parameters, head), inner_steps):  # noqa: B007
-            pass
+        start = self._start(local.parameters, head)
+        *_, fast = start, *inner_loop(problem, start, inner_steps)
         adapted = {**parameters, **fast.body}
         if local.embedding in fast.body:
             adapted[local.embedding] = parameters[local.embedding].detach().clone()
@@ -197,12 +197,20 @@ class GradientBased(Algorithm):
         started = time.perf_counter()
         spent = 0.0
         head = self.start_head(theta, support, task.support_labels, task.n_way)
+        if not self.adapted and self.network.takes_both:
+            # One pass for both, since the same weights make them.
+            both = self.network.features(theta, concatenate(support, query))
+            problem.given, query_features = both.split([len(task.support_labels), len(task.query_labels)])
         # Tensors of their own: a head made from theta is no way from the body to the loss of a step.
         body = {name: value.view_as(value) for name, value in theta.items()}
         for step, fast in enumerate(inner_loop(problem, self._start(body, head), self.config.inner_steps)):
             spent += time.perf_counter() - started
             if weights[step]:
-                loss, scores = self._query(theta, fast, query, task.query_labels)
+                if problem.given is None:
+                    loss, scores = self._query(theta, fast, query, task.query_labels)
+                else:
+                    scores = scores_of(query_features, fast.head)
+                    loss = self.criterion(scores, task.query_labels)
                 total = total + weights[step] * loss
             started = time.perf_counter()
         gradients = _gradients(total, {name: value for name, value in theta.items() if name in self.trained})

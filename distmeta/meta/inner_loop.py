@@ -66,13 +66,17 @@ class Problem:
     rate: Rate
     head_is_zero: bool
     second_order: bool = False
+    given: Tensor | None = None
+    """The features, where nothing below the head is adapted and they are there already."""
     record: Callable[[Parameters], None] | None = None
-    """Is told the direction of each step: what the rates multiply."""
+    """Is told the direction of each step, what the rates multiply, or of parts of a step."""
     losses: list[float] = field(default_factory=list)
     """Mean loss on the support set before each step; filled in."""
 
     def features(self, body: Parameters) -> Tensor:
         """Features of the support set."""
+        if self.given is not None:
+            return self.given
         return self.network.features({**self.fixed, **body}, self.support)
 
     def loss(self, features: Tensor, head: Parameters) -> Tensor:
@@ -106,7 +110,7 @@ def _economical(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
     state: State = {}
     config = problem.config
     first_order = not problem.second_order
-    is_plain_descent = config.inner_optimizer == "sgd" and not config.inner_clipping and problem.record is None
+    is_plain_descent = config.inner_optimizer == "sgd" and not config.inner_clipping
     in_place = first_order and is_plain_descent and isinstance(problem.rate("head.bias", 0), float)
     if in_place:
         fast = Fast(_copies(fast.body), _copies(fast.head))
@@ -126,7 +130,7 @@ def _economical(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
         loss = problem.loss(here, fast.head)
         moving = fast.head if head_alone else fast.all
         if in_place:
-            _descend(loss, moving, problem.rate, step)
+            _descend(problem, loss, moving, step)
         else:
             if head_alone or first_order:
                 gradients = _gradients(loss, moving, problem.second_order)
@@ -134,6 +138,7 @@ def _economical(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
                 gradients = _gradients(loss, {"features": here} | fast.head, second_order=True)
                 gradients |= _gradients(features, fast.body, True, gradients.pop("features"))
             fast, state = _step(problem, fast, gradients, state, step)
+            del gradients  # before the next graph
         if fast.body and (not head_alone or draws_anew):
             features = None
         yield fast
@@ -181,19 +186,23 @@ def _step(problem: Problem, fast: Fast, gradients: Parameters, state: State, ste
     return Fast(moved(fast.body), moved(fast.head)), state
 
 
-def _descend(loss: Tensor, fast: Parameters, rate: Rate, step: int) -> None:
+def _descend(problem: Problem, loss: Tensor, fast: Parameters, step: int) -> None:
     """Updates each leaf in place as soon as the whole of its gradient is there, and drops the gradient."""
 
-    def updater(alpha: float) -> Callable[[Tensor], None]:
+    def updater(name: str, alpha: float) -> Callable[[Tensor], None]:
         @torch.no_grad()
         def update(leaf: Tensor) -> None:
             assert leaf.grad is not None
+            if problem.record is not None:
+                problem.record({name: leaf.grad})
             leaf.add_(leaf.grad, alpha=-alpha)
             leaf.grad = None
 
         return update
 
-    hooks = [leaf.register_post_accumulate_grad_hook(updater(rate(name, step))) for name, leaf in fast.items()]
+    hooks = [
+        leaf.register_post_accumulate_grad_hook(updater(name, problem.rate(name, step))) for name, leaf in fast.items()
+    ]
     loss.backward(inputs=list(fast.values()))
     for hook in hooks:
         hook.remove()

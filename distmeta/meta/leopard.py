@@ -68,6 +68,8 @@ class _Projected:
         self.network = network
 
     def __getattr__(self, name: str) -> Any:
+        if name == "network":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self.network, name)
 
     def features(self, parameters: Parameters, batch: Any) -> Tensor:

@@ -20,6 +20,7 @@ class ModuleFeatures(nn.Module):
     """Any module as a network: its output for a batch, whatever that is, is the features (examples, width)."""
 
     computation = "economical"
+    takes_both = False  # a batch may be anything, and a module may take means over it
     embedding = None
 
     def __init__(self, module: nn.Module, hidden_size: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
-from distmeta.models.batch import TaskBatch
+from distmeta.models.batch import TaskBatch, concatenate
 
 
 def prototypes(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
@@ -50,7 +50,11 @@ class PrototypicalNetwork(Algorithm):
         """See `Algorithm`."""
         local = self.network.localized(parameters, [task.support, task.query])
         theta = {name: value.detach().requires_grad_(name in self.trained) for name, value in local.parameters.items()}
-        support, query = (self.network.features(theta, batch) for batch in local.batches)
+        if self.network.takes_both:
+            both = self.network.features(theta, concatenate(*local.batches))
+            support, query = both.split([len(task.support_labels), len(task.query_labels)])
+        else:
+            support, query = (self.network.features(theta, batch) for batch in local.batches)
         scores = self.scores(theta, prototypes(support, task.support_labels, task.n_way), query)
         loss = self.criterion(scores, task.query_labels)
         sources = {name: value for name, value in theta.items() if value.requires_grad}

@@ -1,14 +1,20 @@
-"""LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) as a way to write weights, not as layers.
+"""LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
-The effective weight of a target is W + alpha / r * B A. It is computed before the forward pass and given to the
-untouched network, so any architecture serves, an export is the same arithmetic, and at B = 0 nothing changes.
+The effective weight of a target is W + alpha / r * B A. While the network computes, alpha / r * B A x is added to what
+the untouched layer makes of x, so any architecture serves and at B = 0 nothing changes; for an export the adapters are
+written into the weights.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from distmeta.errors import UserError
@@ -71,6 +77,29 @@ def make_adapters(network: nn.Module, targets: list[Target], rank: int) -> nn.Pa
         adapters[f"{target.key}/a"] = nn.Parameter(factor)
         adapters[f"{target.key}/b"] = nn.Parameter(torch.zeros(target.stop - target.start, rank))
     return adapters
+
+
+@contextmanager
+def adapted(network: nn.Module, targets: list[Target], scale: float) -> Iterator[None]:
+    """While it is entered, the layers of the targets add what the network's adapters `lora` make of their input."""
+    adapters: Any = getattr(network, "lora", None)
+
+    def add(target: Target, _module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        factors = adapters[f"{target.key}/a"], adapters[f"{target.key}/b"]
+        update = functional.linear(functional.linear(inputs[0], factors[0]), scale * factors[1])
+        if update.shape[-1] < output.shape[-1]:
+            update = functional.pad(update, (target.start, output.shape[-1] - target.stop))
+        return output + update
+
+    modules = [network.get_submodule(target.weight.removesuffix(".weight")) for target in targets]
+    hooks = [
+        module.register_forward_hook(partial(add, target)) for module, target in zip(modules, targets, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def merge(parameters: dict[str, torch.Tensor], targets: list[Target], scale: float) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from distmeta.errors import UserError
 from distmeta.models.batch import TokenBatch
 from distmeta.models.layers import above_layer, layers_of
-from distmeta.models.lora import Target, find_targets, make_adapters, merge
+from distmeta.models.lora import Target, adapted, find_targets, make_adapters, merge
 from distmeta.models.packing import run
 
 Parameters = dict[str, torch.Tensor]
@@ -94,6 +94,11 @@ class Network(nn.Module):
     def hidden_size(self) -> int:
         """Width of the features."""
         return self.model.config.hidden_size
+
+    @property
+    def takes_both(self) -> bool:
+        """Whether the texts of two batches may go through together."""
+        return self.computation != "plain"
 
     @property
     def is_random(self) -> bool:
@@ -179,7 +184,6 @@ class Network(nn.Module):
 
     def features(self, parameters: Parameters, batch: TokenBatch) -> torch.Tensor:
         """Features of each text under the given parameters: (sequences, hidden_size), fp32."""
-        parameters = self.merged(parameters)
         if self.computation == "bucketed" and len(batch.input_ids) > BUCKETS:
             order = batch.attention_mask.sum(1).argsort()
             parts = [self._features(parameters, batch.take(part)) for part in order.chunk(BUCKETS)]
@@ -199,10 +203,14 @@ class Network(nn.Module):
         The projection to the vocabulary costs more than a small network's layers, so it is not done where no
         prediction is scored.
         """
-        return _at_least_fp32(functional_call(self, self.merged(parameters), ("logits", batch, positions)))
+        return _at_least_fp32(functional_call(self, parameters, ("logits", batch, positions)))
 
     def forward(self, what: Literal["hidden", "logits"], batch: TokenBatch, positions: Any = None) -> torch.Tensor:
         """Hidden states (sequences, length, hidden_size), or logits at `positions`: for the methods above."""
+        with adapted(self, self.lora_targets, self.lora_scale):
+            return self._run(what, batch, positions)
+
+    def _run(self, what: str, batch: TokenBatch, positions: Any) -> torch.Tensor:
         packed = self.computation == "packed"
         if what == "hidden":
             return run(self.base, batch, packed=packed).last_hidden_state

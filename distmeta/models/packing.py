@@ -8,7 +8,7 @@ them to a padded grid (texts, longest, heads, width of a head) and back. It goes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +43,8 @@ class Layout:
     """(texts * longest,), bool: whether there is a token."""
     texts: int
     longest: int
+    masks: dict[Any, Tensor] = field(default_factory=dict)
+    """Those of `mask` that were asked for."""
 
     @classmethod
     def of(cls, attention_mask: Tensor) -> "Layout":
@@ -58,6 +60,20 @@ class Layout:
         average /= lengths[:, None]
         starts = lengths.cumsum(0) - lengths
         return cls((to_row % longest)[None], starts, average, to_grid, to_row, is_token, texts, longest)
+
+    def mask(self, dtype: torch.dtype, *, is_causal: bool) -> Tensor:
+        """What is added to the scores of attention: 0, and -inf for what is not seen.
+
+        (texts, 1, 1, longest), or (longest, longest) where it is causal: the padding stands behind every token.
+        """
+        key = (dtype, is_causal)
+        if key not in self.masks:
+            seen = self.is_token.view(self.texts, 1, 1, self.longest)
+            if is_causal:
+                seen = torch.ones(self.longest, self.longest, dtype=torch.bool, device=seen.device).tril()
+            zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self.masks[key] = zeros.masked_fill_(~seen, float("-inf"))
+        return self.masks[key]
 
 
 class _ToGrid(torch.autograd.Function):
@@ -103,34 +119,25 @@ def _attention(
     shape = (layout.texts, layout.longest)
 
     def grid(each: Tensor) -> Tensor:
-        return _ToGrid.apply(each[0].transpose(0, 1), layout).view(*shape, *each.shape[1::2]).transpose(1, 2)
+        return _ToGrid.apply(each.squeeze(0).transpose(0, 1), layout).view(*shape, *each.shape[1::2]).transpose(1, 2)
 
     query, key, value = grid(query), grid(key), grid(value)
     if key.shape[1] != query.shape[1]:  # several heads share a key
         key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
     if is_causal is None:
         is_causal = getattr(module, "is_causal", False)
-    # Of a causal network no token sees the padding, which stands behind it.
-    mask = layout.is_token.view(layout.texts, 1, 1, layout.longest)
     if _current.eager:  # fused attention cannot be differentiated twice
         scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        if is_causal:
-            mask = torch.ones(layout.longest, layout.longest, dtype=torch.bool, device=query.device).tril()
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores + layout.mask(scores.dtype, is_causal=is_causal)
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
         out = functional.dropout(weights, dropout) @ value
     else:
+        mask = None if is_causal else layout.mask(query.dtype, is_causal=False)
         out = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if is_causal else mask,
-            dropout_p=dropout,
-            is_causal=is_causal,
-            scale=scaling,
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
         )
     out = out.transpose(1, 2).reshape(-1, *out.shape[1::2])
-    return _ToRow.apply(out, layout)[None], None
+    return _ToRow.apply(out, layout).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _attention)

@@ -1,0 +1,243 @@
+"""The core as a library: a module and tasks of one's own."""
+
+import copy
+import math
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from distmeta.meta import MetaLearner
+from distmeta.models import TaskBatch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_lines_in_the_readme_run():
+    """The code block that names MetaLearner, as it stands there."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (block,) = [block for block in blocks if "MetaLearner" in block]
+    names: dict[str, object] = {}
+    exec(compile(block, str(README), "exec"), names)
+    learners = [value for value in names.values() if isinstance(value, MetaLearner)]
+    assert learners
+    assert all(parameter.grad is not None for parameter in learners[0].parameters())
+
+
+class Own(nn.Module):
+    """A module that nobody knows: two inputs in a dictionary, a weight that is used twice, a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 5)
+        self.norm = nn.LayerNorm(5)
+        self.register_buffer("shift", torch.linspace(0, 1, 5))
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Features (examples, 5)."""
+        hidden = torch.tanh(self.inner(batch["left"])) + self.shift
+        return self.norm(torch.sin(self.inner(hidden)) + batch["right"])
+
+
+def own_tasks(count: int = 2, n_way: int = 3) -> list[TaskBatch]:
+    """Tasks of three classes, with four support and three query examples each."""
+    generator = torch.Generator().manual_seed(3)
+
+    def half(shots: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        def values() -> torch.Tensor:
+            return torch.randn(n_way * shots, 5, generator=generator, dtype=torch.float64)
+
+        return {"left": values(), "right": values()}, torch.arange(n_way * shots) % n_way
+
+    return [TaskBatch(*half(4), *half(3), n_way) for _ in range(count)]
+
+
+def own_learner(**settings) -> MetaLearner:
+    torch.manual_seed(0)
+    return MetaLearner(Own().double(), 5, inner_lr=0.3, inner_steps=3, **settings).double()
+
+
+@pytest.mark.parametrize(
+    ("adapt", "moving"),
+    [("all", ["inner", "norm"]), ("head", []), ("regex:^norm", ["norm"]), ("bias", ["inner.bias", "norm"])],
+)
+def test_gradient_of_an_own_module_equals_autograd(adapt, moving):
+    """MAML written for this module alone; the mean over two tasks."""
+    learner, tasks = own_learner(algorithm="maml", adapt=adapt), own_tasks()
+    module = copy.deepcopy(learner.network.module)
+    theta = dict(module.named_parameters())
+    total = 0.0
+    for task in tasks:
+        phi = {name: value for name, value in theta.items() if name.startswith(tuple(moving))} if moving else {}
+        names = list(phi)
+        phi["w"] = torch.zeros(3, 5, dtype=torch.float64, requires_grad=True)
+        phi["b"] = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+
+        def loss(phi, inputs, labels):
+            body = {**theta, **{name: phi[name] for name in names}}  # noqa: B023
+            return functional.cross_entropy(functional_call(module, body, (inputs,)) @ phi["w"].T + phi["b"], labels)
+
+        for _ in range(3):
+            gradients = torch.autograd.grad(
+                loss(phi, task.support, task.support_labels), list(phi.values()), create_graph=True
+            )
+            phi = {name: phi[name] - 0.3 * gradient for name, gradient in zip(phi, gradients, strict=True)}
+        total = total + loss(phi, task.query, task.query_labels) / 2
+    total.backward()
+    assert learner.backward(tasks) == pytest.approx(float(total.detach()), rel=1e-12)
+    for name, parameter in learner.network.module.named_parameters():
+        torch.testing.assert_close(parameter.grad, theta[name].grad, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algorithm": "maml"},
+        {"algorithm": "maml", "recompute": True, "inner_optimizer": "momentum", "inner_clipping": 0.5},
+        {"algorithm": "maml", "inner_rates": "layer_step"},
+        {"algorithm": "anil"},
+        {"algorithm": "metasgd"},
+        {"algorithm": "protomaml", "second_order": True},
+        {"algorithm": "leopard", "second_order": True},
+        {"algorithm": "protonet", "distance": "cosine", "learn_temperature": True},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_gradient_is_the_slope_of_the_query_loss(settings):
+    """Central differences along a direction, of the loss of the classifier that `adapt` gives."""
+    learner, tasks = own_learner(**settings), own_tasks()
+    learner.backward(tasks)
+    generator = torch.Generator().manual_seed(1)
+    parameters = list(learner.parameters())
+    along = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+    slope = sum(float((p.grad * a).sum()) for p, a in zip(parameters, along, strict=True))
+
+    def loss(distance: float) -> float:
+        moved = copy.deepcopy(learner)
+        with torch.no_grad():
+            for parameter, direction in zip(moved.parameters(), along, strict=True):
+                parameter.add_(distance * direction)
+        losses = []
+        for task in tasks:
+            scores = moved.adapt(task.support, task.support_labels, task.n_way)(task.query)
+            losses.append(float(functional.cross_entropy(scores, task.query_labels)))
+        return sum(losses) / len(losses)
+
+    step = 1e-5
+    assert abs(slope) > 1e-3
+    assert (loss(step) - loss(-step)) / (2 * step) == pytest.approx(slope, rel=1e-6)
+
+
+def test_adapting_leaves_the_module_as_it_was_and_gradients_add_up():
+    learner, tasks = own_learner(algorithm="fomaml"), own_tasks()
+    before = copy.deepcopy(learner.state_dict())
+    learner.backward(tasks)
+    once = [parameter.grad.clone() for parameter in learner.parameters()]
+    learner.backward(tasks)
+    for parameter, gradient in zip(learner.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
+    unadapted = learner.adapt(tasks[0].support, tasks[0].support_labels, 3, steps=0)
+    assert not unadapted(tasks[0].query).any()
+    classify = learner.adapt(tasks[0].support, tasks[0].support_labels, 3, steps=7)
+    assert classify(tasks[0].query).shape == (9, 3)
+    for name, value in learner.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_setting_that_needs_a_transformer_is_refused():
+    with pytest.raises(ValueError, match="needs a transformer"):
+        own_learner(adapt="last_k")
+
+
+# Sinusoid regression (Finn et al. 2017, section 5.1).
+
+SHOTS, META_BATCH, INNER_LR = 10, 25, 0.01
+
+
+def sine_net() -> nn.Module:
+    """Two hidden layers of 40 ReLU; weights normal with deviation 0.01, cut at two, as in the paper's code."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+    for module in net[::2]:
+        nn.init.trunc_normal_(module.weight, std=0.01, a=-0.02, b=0.02)
+        nn.init.zeros_(module.bias)
+    return net
+
+
+def sine_task(generator: torch.Generator, queries: int = SHOTS) -> TaskBatch:
+    """Amplitude in [0.1, 5], phase in [0, pi], x in [-5, 5], all uniform."""
+    amplitude, phase = 0.1 + 4.9 * torch.rand(1, generator=generator), math.pi * torch.rand(1, generator=generator)
+    x = 10 * torch.rand(SHOTS + queries, 1, generator=generator) - 5
+    y = amplitude * torch.sin(x - phase)
+    return TaskBatch(x[:SHOTS], y[:SHOTS], x[SHOTS:], y[SHOTS:], 0)
+
+
+def errors(net: nn.Module, tasks: list[TaskBatch], rates: tuple[float, ...]) -> list[float]:
+    """Mean squared error after 0, 1 and 10 gradient steps, each at the best of the inner rates."""
+    found = []
+    for steps in (0, 1, 10):
+        tried = []
+        for rate in rates:
+            learner = MetaLearner(net, loss=functional.mse_loss, inner_lr=rate)
+            losses = [
+                functional.mse_loss(learner.adapt(t.support, t.support_labels, steps=steps)(t.query), t.query_labels)
+                for t in tasks
+            ]
+            tried.append(float(torch.stack(losses).mean()))
+        found.append(min(tried))
+    return found
+
+
+def pretrained_net(steps: int, generator: torch.Generator) -> nn.Module:
+    """Trained on all tasks jointly, on the same number of points a step."""
+    net = sine_net()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    for _ in range(steps):
+        tasks = [sine_task(generator) for _ in range(META_BATCH)]
+        x = torch.cat([torch.cat([task.support, task.query]) for task in tasks])
+        y = torch.cat([torch.cat([task.support_labels, task.query_labels]) for task in tasks])
+        optimizer.zero_grad()
+        functional.mse_loss(net(x), y).backward()
+        optimizer.step()
+    return net
+
+
+@pytest.mark.slow
+def test_maml_learns_sinusoids_as_published():
+    """Finn et al. 2017, section 5.1 and figure 3 (left, 10 shots); the paper trains for more steps.
+
+    There MAML is well below 1 after one step, while the network pretrained on all tasks stays above 2.
+    """
+    seconds = 240.0
+    learner = MetaLearner(sine_net(), loss=functional.mse_loss, algorithm="maml", inner_lr=INNER_LR, inner_steps=1)
+    optimizer = torch.optim.Adam(learner.parameters(), 1e-3)
+    generator = torch.Generator().manual_seed(1)
+    started, steps = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        optimizer.zero_grad()
+        learner.backward([sine_task(generator) for _ in range(META_BATCH)])
+        optimizer.step()
+        steps += 1
+    generator.manual_seed(2)
+    tasks = [sine_task(generator, queries=100) for _ in range(300)]
+    rates = (0.001, 0.003, 0.01, 0.02, 0.05)
+    table = {
+        "MAML": errors(learner.network.module, tasks, (INNER_LR,)),
+        "pretrained, best rate": errors(pretrained_net(steps, torch.Generator().manual_seed(1)), tasks, rates),
+        "untrained, best rate": errors(sine_net(), tasks, rates),
+    }
+    print(f"\n{steps} outer steps of {META_BATCH} tasks; mean squared error after 0, 1 and 10 gradient steps")
+    for name, row in table.items():
+        print(f"  {name:<24}" + "".join(f"{error:8.3f}" for error in row))
+    print("  published (figure 3): MAML below 1 after 1 step, falling; pretrained above 2")
+    ours, *others = table.values()
+    assert ours[1] < 1.0
+    assert ours[2] < ours[1]
+    for other in others:
+        assert other[1] > 2 * ours[1]
+        assert other[2] > 2 * ours[2]
