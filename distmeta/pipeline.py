@@ -265,8 +265,10 @@ def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say:
     run.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if "best_score" in progress:
         starting, best, step = progress["starting_score"], progress["best_score"], progress["best_step"]
+        share = progress.get("best_average")
+        average = f" ({share:.0%} of it, and {1 - share:.0%} of the starting weights)" if share else ""
         say(
-            f"kept the network of outer step {step}: meta-valid {config.train.select_by} accuracy {best:.1%}, "
+            f"kept the network of outer step {step}{average}: meta-valid {config.train.select_by} accuracy {best:.1%}, "
             f"{starting:.1%} before training"
         )
         if step == 0:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from distmeta.engine.precision import choose_precision
 from distmeta.evaluate.baselines import tf_idf_logistic_regression
 from distmeta.evaluate.score import EpisodeScore, Scorer
 from distmeta.evaluate.statistics import classification_scores
@@ -85,7 +86,7 @@ def _scorer(candidate: Candidate) -> Scorer:
         parameters,
         algorithm_class(config.meta.algorithm)(skeleton, config.meta),
         config.evaluate.inner_steps,
-        config.engine.precision,
+        choose_precision(config.engine.precision, device),
         candidate.setup.tokenizer.pad_token_id,
     )
 

@@ -26,15 +26,26 @@ class Best:
         self._ci95: float | None = progress.get("best_score_ci95")
         self._step: int | None = progress.get("best_step")
         self._starting_score: float | None = progress.get("starting_score")
+        self._average: float | None = progress.get("best_average")
+        self._averages: dict[str, float] = progress.get("averages", {})
 
-    def offer(self, outer_step: int, score: float | None, ci95: float | None, parameters: Parameters) -> None:
+    def offer(
+        self,
+        outer_step: int,
+        score: float | None,
+        ci95: float | None,
+        parameters: Parameters,
+        average: float | None = None,
+    ) -> None:
         """Keeps the parameters if their score is higher than any before, or if there is none to go by; `ci95` is half
-        the width of its interval."""
+        the width of its interval, `average` the share of trained weights where the starting ones have the rest."""
         if outer_step == 0:
             self._starting_score = score
             save_weights(self._run.starting_weights, parameters, 0)
+        if average is not None and score is not None:
+            self._averages[f"{average:g}"] = score
         if score is None or self._score is None or score > self._score:
-            self._score, self._ci95, self._step = score, ci95, outer_step
+            self._score, self._ci95, self._step, self._average = score, ci95, outer_step, average
             save_weights(self._run.best_weights, parameters, outer_step)
 
     def weights(self) -> Parameters:
@@ -48,6 +59,8 @@ class Best:
             "best_step": self._step,
             "best_score": self._score,
             "best_score_ci95": self._ci95,
+            "best_average": self._average,
+            "averages": self._averages or None,
             "starting_score": self._starting_score,
         }
         return {key: value for key, value in values.items() if value is not None}

@@ -17,8 +17,10 @@ import torch.distributed
 from distmeta.config import Config
 from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
 from distmeta.engine.deepspeed_engine import Engine
+from distmeta.engine.precision import agreed_precision
 from distmeta.meta import Learner
 from distmeta.meta.config import MetaConfig
+from distmeta.models import Parameters, load_weights
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_summary
@@ -72,6 +74,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     skeleton = network.skeleton().to(worker.device).train()
     engine = Engine(network, config.engine, weight_decay=config.meta.weight_decay, device=worker.device, state=state)
     del state  # the engine has its shard of it
+    config.engine.precision = agreed_precision(config.engine.precision, worker.device)
     learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed)
     work_source = WorkSource(setup, worker.device, worker.rank, worker.world_size)
     scoring = config.train.validate_every > 0
@@ -80,15 +83,24 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
     best = Best(run, progress, extra.get("best")) if is_main else None
 
+    def judge(outer_step: int, parameters: Parameters, average: float | None = None) -> dict[str, float] | None:
+        scores = validator.score(parameters) if validator else None
+        if recorder and best:
+            if scores and average is None:
+                recorder.validation(outer_step, scores)
+            score = scores[config.train.select_by] if scores else None
+            ci95 = scores.get(f"{config.train.select_by}_ci95") if scores else None
+            best.offer(outer_step, score, ci95, parameters, average)
+        return scores
+
     def validate(outer_step: int) -> dict[str, float]:
         with engine.full_parameters() as parameters:
-            scores = validator.score(parameters) if validator else None
-            if recorder and best:
-                if scores:
-                    recorder.validation(outer_step, scores)
-                score = scores[config.train.select_by] if scores else None
-                ci95 = scores.get(f"{config.train.select_by}_ci95") if scores else None
-                best.offer(outer_step, score, ci95, parameters)
+            scores = judge(outer_step, parameters)
+            if validator and outer_step == config.train.outer_steps and config.train.average_with_start:
+                start, _ = load_weights(run.starting_weights, worker.device)
+                for share in config.train.average_with_start:
+                    mixed = {name: torch.lerp(start[name], value, share) for name, value in parameters.items()}
+                    judge(outer_step, mixed, share)
         totals.count("validation")
         return {f"valid/{name}": score for name, score in (scores or {}).items()}
 
