@@ -351,6 +351,21 @@ def impossible(config: Config) -> Iterable[str]:
             f"meta.lm_warmup_steps: {meta.lm_warmup_steps} leaves no step of train.outer_steps {train.outer_steps} "
             "for tasks"
         )
+    if config.engine.weights == "partitioned":
+        needed: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "engine.zero_stage": (config.engine.zero_stage, (3,)),
+            "meta.algorithm": (meta.algorithm, ("maml", "fomaml")),
+            "meta.inner_optimizer": (meta.inner_optimizer, ("sgd",)),
+            "meta.inner_clipping": (meta.inner_clipping, (0.0,)),
+            "meta.inner_rates": (meta.inner_rates, ("fixed",)),
+            "meta.multi_step_loss": (meta.multi_step_loss, (0.0,)),
+            "train.select_by": (train.select_by, ("inner-loop",)),
+            "train.average_with_start": (train.average_with_start, ([],)),
+        }
+        for key, (value, possible) in needed.items():
+            if value not in possible:
+                wanted = " or ".join(map(str, possible))
+                yield f"engine.weights: partitioned needs {key} {wanted}, which is {value}"
     if meta.algorithm == "reptile" and meta.adapt == "head":
         yield "meta.adapt: reptile moves what it adapts, and head leaves nothing that is kept; use another"
     if meta.algorithm in ("fomaml", "reptile") and meta.second_order:

@@ -221,7 +221,8 @@ def test_the_language_model_baseline_gets_as_many_tokens(whole: Path, folder: Pa
     assert "language-model inner-loop" in [method["name"] for method in methods]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow  # what a stop request leads to is held in test_train_loop
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_run_that_goes_on(number: signal.Signals, whole: Path, folder: Path):
     """Case B1: and on one worker, at another ZeRO stage."""
     run = Running(folder, "run.yaml", f"stopped-{number.name}")

@@ -193,6 +193,32 @@ def test_two_workers_equal_one_process_at_every_stage(algorithm, adapt, more, wo
         assert worst <= (5e-6 if algorithm == "metaicl" else 1e-6)
 
 
+@pytest.mark.parametrize(("algorithm", "adapt", "bound"), [("fomaml", "lora", 5e-6), ("maml", "bias", 2e-5)])
+def test_weights_that_stay_partitioned_come_to_the_same(algorithm, adapt, bound, worlds, corpus, tmp_path):
+    """Three workers, of which one has two tasks; language modelling, validation and a resume included."""
+    config = configure(
+        corpus,
+        meta={"algorithm": algorithm, "adapt": adapt},
+        train={"outer_steps": 3, "checkpoint_every": 2, "validate_every": 3, "validate_episodes": 4},
+        engine={"zero_stage": 3, "weights": "partitioned"},
+    )
+    run = tmp_path / "run"
+    rows = run_steps(worlds[3], config, run)
+    expected = single_process(config)
+    worst = max(float((weights_of(run, 3)[name] - expected[name]).abs().max()) for name in expected)
+    print(f"{algorithm} {adapt}: largest difference {worst:.1e}")
+    assert worst <= bound
+    whole = configure(corpus, meta={"algorithm": algorithm, "adapt": adapt}, train=config.train.model_dump())
+    others = run_steps(worlds[1], whole, tmp_path / "whole")
+    same = {key for row in others for key in row if key not in TIMES and "prototype" not in key}
+    for row, other in zip(rows, others, strict=True):
+        for key in same & other.keys():
+            assert row[key] == pytest.approx(other[key], rel=1e-4, abs=1e-4), key
+    shutil.rmtree(run / "checkpoints" / "checkpoint_00000003")
+    again = run_steps(worlds[2], config, run)
+    assert_same(again, rows, tolerance=1e-4)
+
+
 def test_the_number_of_workers_changes_nothing(worlds, corpus, tmp_path):
     """Four tasks on one worker, two on each of two, and two, one and one on three; dropout included."""
     dropout = {"config": Config().model.config | tiny_config(corpus)["model"]["config"] | {"hidden_dropout_prob": 0.1}}

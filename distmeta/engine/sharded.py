@@ -65,7 +65,7 @@ class ShardedEngine(Engine):
         if network.computation == "bucketed":
             # How many passes that takes depends on the texts, and every worker must run as many.
             network.computation = "plain"
-        self._network = network
+        self.network = network
         self._precision = config.precision
         self._stage = config.zero_stage
         self._clipping = config.gradient_clipping
@@ -233,7 +233,7 @@ class ShardedEngine(Engine):
         torch.manual_seed(seed)
         self._deltas.values = {}
         with self._autocast():
-            logits = self._network.language_model_logits({}, text.tokens, text.positions)
+            logits = self.network.language_model_logits({}, text.tokens, text.positions)
         loss = functional.cross_entropy(logits.float(), text.targets)
         self._engine.backward(weight * loss)
         return float(loss.detach()) if weight else 0.0
@@ -281,14 +281,14 @@ class ShardedEngine(Engine):
         torch.manual_seed(seed)
         self._deltas.values = fast
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16", cache_enabled=False):
-            features = self._network.features({}, batch)
+            features = self.network.features({}, batch)
             scores = functional.linear(features, fast["head.weight"], fast["head.bias"])
         return functional.cross_entropy(scores.float(), labels), scores.float()
 
     def _zero(self, n_way: int) -> Fast:
         shapes: Mapping[str, Sequence[int]] = {
             **self._shapes,
-            "head.weight": (n_way, self._network.hidden_size),
+            "head.weight": (n_way, self.network.hidden_size),
             "head.bias": (n_way,),
         }
         return {name: torch.zeros(*shape, device=self._device) for name, shape in shapes.items()}

@@ -97,8 +97,9 @@ class GradientBased(Algorithm):
         with torch.no_grad():
             head = self.start_head(local.parameters, support, labels, n_way)
         problem = self._problem(local.parameters, support, labels)
-        start = self._start(local.parameters, head)
-        *_, fast = start, *inner_loop(problem, start, inner_steps)
+        fast = start = self._start(local.parameters, head)
+        for fast in inner_loop(problem, start, inner_steps):  # noqa: B007  # the last one is wanted, and none is kept
+            pass
         adapted = {**parameters, **fast.body}
         if local.embedding in fast.body:
             adapted[local.embedding] = parameters[local.embedding].detach().clone()

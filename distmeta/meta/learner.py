@@ -24,6 +24,25 @@ class Work:
     """None where no language modelling is mixed in."""
 
 
+def dropout_seed(seed: int, index: int) -> int:
+    """What fixes the dropout of a task index, whoever computes it."""
+    return int(generator(seed, "dropout", index).integers(2**62))
+
+
+def counts(item: Work) -> dict[str, int]:
+    """What a piece of work holds: `tasks`, and tokens, texts and predictions."""
+    found: dict[str, int] = {}
+    if item.task is not None:
+        found["tasks"] = 1
+        for half, batch in (("support", item.task.support), ("query", item.task.query)):
+            found |= {f"{half}_tokens": batch.num_tokens, f"{half}_texts": len(batch.input_ids)}
+    if item.text is not None:
+        tokens = item.text.tokens
+        found |= {"lm_tokens": tokens.num_tokens, "lm_texts": len(tokens.input_ids)}
+        found["lm_predictions"] = len(item.text.targets)
+    return found
+
+
 class Learner:
     """Computes the gradient of the outer objective
 
@@ -69,7 +88,9 @@ class Learner:
                 gradients[name] = gradient.float() * weight
 
         for item in work:
-            torch.manual_seed(int(generator(self.seed, "dropout", item.index).integers(2**63)))
+            torch.manual_seed(dropout_seed(self.seed, item.index))
+            for key, count in counts(item).items():
+                metrics[key] += count
             device = next(iter(parameters.values())).device
             # No cast is kept: a fast weight is used once and then replaced.
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
@@ -79,7 +100,6 @@ class Learner:
                         rows = result.rows if name == result.embedding else None
                         add(name, gradient, 1 / meta_batch_size, rows)
                     metrics["seconds/inner"] += result.inner_seconds
-                    metrics["tasks"] += 1
                     metrics["query_loss"] += result.query_loss / meta_batch_size
                     for key in ("query_accuracy", "query_accuracy_before"):
                         value = getattr(result, key)
@@ -87,9 +107,6 @@ class Learner:
                             metrics[key] += value / meta_batch_size
                     for step, loss in enumerate(result.support_losses):
                         metrics[f"support_loss/{step}"] += loss / meta_batch_size
-                    for half, batch in (("support", item.task.support), ("query", item.task.query)):
-                        metrics[f"{half}_tokens"] += batch.num_tokens
-                        metrics[f"{half}_texts"] += len(batch.input_ids)
                 if item.text is not None:
                     weight = config.lm_weight if item.task is not None else 1.0
                     assert weight is not None
@@ -97,7 +114,4 @@ class Learner:
                     for name, gradient in part.items():
                         add(name, gradient, weight / meta_batch_size)
                     metrics["lm_loss"] += loss / meta_batch_size
-                    metrics["lm_tokens"] += item.text.tokens.num_tokens
-                    metrics["lm_texts"] += len(item.text.tokens.input_ids)
-                    metrics["lm_predictions"] += len(item.text.targets)
         return gradients, dict(metrics)

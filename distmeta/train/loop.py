@@ -16,7 +16,6 @@ import torch.distributed
 
 from distmeta.config import Config
 from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
-from distmeta.engine.deepspeed_engine import Engine
 from distmeta.engine.precision import agreed_precision
 from distmeta.meta import Learner
 from distmeta.meta.config import MetaConfig
@@ -27,6 +26,7 @@ from distmeta.tracking.cost import FlopCounter, StepTokens, run_summary
 from distmeta.train.best import Best
 from distmeta.train.phases import PHASES, STEP_PHASES, PhaseClock, Totals
 from distmeta.train.record import Recorder
+from distmeta.train.stepper import Partitioned, Whole
 from distmeta.train.validate import Validator
 from distmeta.train.work import WorkSource
 
@@ -72,19 +72,25 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     network = setup.network()
     flop_counter = FlopCounter.of(network, config.meta)  # while it has its weights
     skeleton = network.skeleton().to(worker.device).train()
-    engine = Engine(network, config.engine, weight_decay=config.meta.weight_decay, device=worker.device, state=state)
-    del state  # the engine has its shard of it
     config.engine.precision = agreed_precision(config.engine.precision, worker.device)
     learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed)
+    make_stepper = Partitioned if config.engine.weights == "partitioned" else Whole
+    stepper: Whole | Partitioned = make_stepper(setup, network, learner, worker.device, state)
+    del state  # the engine has its shard of it
+    engine = stepper.engine
     work_source = WorkSource(setup, worker.device, worker.rank, worker.world_size)
     scoring = config.train.validate_every > 0
-    validator = Validator(setup, skeleton, learner.algorithm, worker.rank, worker.world_size) if scoring else None
+    validator = (
+        Validator(setup, skeleton, learner.algorithm, worker.rank, worker.world_size, worker.device)
+        if scoring
+        else None
+    )
     is_main = worker.rank == 0
     recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
     best = Best(run, progress, extra.get("best")) if is_main else None
 
     def judge(outer_step: int, parameters: Parameters, average: float | None = None) -> dict[str, float] | None:
-        scores = validator.score(parameters) if validator else None
+        scores = stepper.score(validator, parameters) if validator else None
         if recorder and best:
             if scores and average is None:
                 recorder.validation(outer_step, scores)
@@ -94,7 +100,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         return scores
 
     def validate(outer_step: int) -> dict[str, float]:
-        with engine.full_parameters() as parameters:
+        with stepper.weights() as parameters:
             scores = judge(outer_step, parameters)
             if validator and outer_step == config.train.outer_steps and config.train.average_with_start:
                 start, _ = load_weights(run.starting_weights, worker.device)
@@ -112,18 +118,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         clock = PhaseClock()
         work = work_source.take(step)
         clock.mark("data")
-        with engine.full_parameters() as parameters:
-            clock.mark("communication")
-            gradients, metrics = learner.gradient(
-                parameters, work, config.meta.meta_batch_size, step / config.train.outer_steps
-            )
-        clock.mark("outer", inner=metrics.pop("seconds/inner", 0.0))
-        # The shares add up to the whole, and the engine takes the mean over the workers.
-        for gradient in gradients.values():
-            gradient.mul_(worker.world_size)
         rate = learning_rate(config.meta, step, config.train.outer_steps)
-        norm = engine.step(gradients, rate)
-        clock.mark("optimizer", communication=engine.communication_seconds)
+        norm, metrics = stepper.step(work, rate, step / config.train.outer_steps, clock)
         metrics["stop"] = float(is_main and run.stop_request.exists())
         metrics |= {f"seconds/{phase}": spent / worker.world_size for phase, spent in clock.seconds.items()}
         started = time.perf_counter()

@@ -1,14 +1,16 @@
 """Validation while training: the meta-valid classes, on the same episodes every time, shared out over the workers."""
 
 import math
+from collections.abc import Callable
 
+import torch
 import torch.distributed
 
 from distmeta.evaluate.score import Scorer
 from distmeta.evaluate.statistics import mean_ci95
 from distmeta.evaluate.table import Use
 from distmeta.meta import Algorithm
-from distmeta.models import Network, Parameters
+from distmeta.models import Network, Parameters, TaskBatch, collate_task
 from distmeta.setup import Setup
 from distmeta.tasks.draw import TaskSource
 
@@ -16,10 +18,12 @@ from distmeta.tasks.draw import TaskSource
 class Validator:
     """Scores parameters N-way, as in training, and all-way by prototype, which tells networks apart for longer."""
 
-    def __init__(self, setup: Setup, network: Network, algorithm: Algorithm, rank: int, world_size: int) -> None:
+    def __init__(
+        self, setup: Setup, network: Network, algorithm: Algorithm, rank: int, world_size: int, device: torch.device
+    ) -> None:
         config = setup.config
         self._setup, self._network, self._algorithm = setup, network, algorithm
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._device = rank, world_size, device
         episodes = config.train.validate_episodes
         # An all-way episode holds every class, so a tenth as many tell as much; an inner loop on so many texts would
         # cost more than the training that it is to judge.
@@ -40,7 +44,7 @@ class Validator:
             self._network,
             parameters,
             self._algorithm,
-            config.evaluate.inner_steps or config.meta.inner_steps,
+            self.inner_steps,
             config.engine.precision,
             self._setup.tokenizer.pad_token_id,
         )
@@ -50,6 +54,29 @@ class Validator:
             for scores in scorer.score(tasks, uses):
                 for use, score in scores.items():
                     accuracies.setdefault(use + suffix, []).append(score.accuracy)
+        return self._means(accuracies)
+
+    @property
+    def inner_steps(self) -> int:
+        """Steps of the inner loop."""
+        config = self._setup.config
+        return config.evaluate.inner_steps or config.meta.inner_steps
+
+    def score_by(self, scores: Callable[[list[TaskBatch]], list[torch.Tensor]]) -> dict[str, float] | None:
+        """The same by a function that adapts to tasks and scores their queries, of this worker's share of the N-way
+        episodes: `inner-loop` and its interval."""
+        _, source, episodes, _ = self._sources[0]
+        pad, device = self._setup.tokenizer.pad_token_id, self._device
+        tasks = [
+            collate_task(source.draw(index), pad, device) for index in range(self._rank, episodes, self._world_size)
+        ]
+        accuracies = [
+            float((found.argmax(1) == task.query_labels).float().mean())
+            for task, found in zip(tasks, scores(tasks), strict=True)
+        ]
+        return self._means({"inner-loop": accuracies})
+
+    def _means(self, accuracies: dict[str, list[float]]) -> dict[str, float] | None:
         gathered: list[dict[str, list[float]] | None] = [accuracies]
         if self._world_size > 1:
             gathered = [None] * self._world_size
@@ -57,7 +84,8 @@ class Validator:
         if self._rank != 0:
             return None
         means: dict[str, float] = {}
-        for name in [use + suffix for suffix, _, _, uses in self._sources for use in uses]:
+        # As every worker has them, those without an episode included.
+        for name in dict.fromkeys(name for part in gathered if part for name in part):
             # Sorted, so that the mean does not depend on which worker scored which episode.
             values = sorted(value for part in gathered if part for value in part.get(name, []))
             means[name], half_width = mean_ci95(values)
