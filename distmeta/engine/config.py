@@ -17,8 +17,7 @@ class EngineConfig(Section):
     computation: Literal["auto", "packed", "bucketed", "plain"] = "auto"
     """Texts of different lengths: packed without padding (auto, where the model can), in buckets, or all padded."""
     weights: Literal["whole", "partitioned"] = "whole"
-    """whole: each worker holds all weights for the time of a step. partitioned (stage 3): never, one layer at a time;
-    for fomaml, and maml by differences of gradients, where no worker could hold a copy; slower."""
+    """whole: each worker holds all for a step; partitioned (stage 3): one layer at a time (fomaml, maml); slower."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest norm of the meta-gradient; 0: none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

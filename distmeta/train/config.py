@@ -27,8 +27,7 @@ class TrainConfig(Section):
     select_by: Literal["inner-loop", "prototype", "prototype-all-way"] = "inner-loop"
     """Meta-valid accuracy that chooses the best network: after the inner loop, by prototype, or by that all-way."""
     average_with_start: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[])
-    """Shares of the last network in averages with the starting weights, which are candidates too (against overfitting
-    to a few classes), such as [0.25, 0.5, 0.75]; each costs a validation."""
+    """Shares of the last network, such as [0.25, 0.5], in averages with the starting weights: more candidates."""
     max_loss: float = Field(default=50.0, gt=0)
     """Query or language-model loss above which a run has diverged and ends, as where one is not finite (nats)."""
     seed: int = Field(default=0, ge=0)
