@@ -144,13 +144,23 @@ def test_files_of_an_old_run_and_of_one_without_validation(tmp_path: Path) -> No
     for said in (
         "old/summary.json is damaged, or was being written",
         "query accuracy: no step has had a task yet",
-        "the inner-loop curve: no step has had a task yet",
+        "the inner-loop curve: no step has had an inner loop",
         "accuracy on meta-valid classes: there is no validation",
         "time by phase: was not recorded",
         "the settings: there is no config.yaml",
     ):
         assert said in text
     assert not re.search(r"\b0\.0%|\bnan\b|\bNone\b", text)
+
+
+def test_an_algorithm_without_an_inner_loop(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "prototypes")
+    inner = ("query_accuracy_before", "support_loss", "inner_lr")
+    rows = [{key: value for key, value in row.items() if key not in inner} for row in metrics_rows(80)]
+    write_lines(run / "metrics.jsonl", rows)
+    file = write_report([run])
+    assert "Query accuracy in training" in headings(file)
+    assert "the inner-loop curve: no step has had an inner loop" in text_of(file)
 
 
 def test_a_price_that_is_not_set_is_no_zero(tmp_path: Path) -> None:

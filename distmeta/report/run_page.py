@@ -17,7 +17,7 @@ def run_page(run: Run) -> Page:
         [
             (pictures.accuracy_curves(run), "query accuracy: no step has had a task yet"),
             (pictures.loss_curves(run), "loss curves: no step is on record"),
-            (pictures.inner_loop_curve(run), "the inner-loop curve: no step has had a task yet"),
+            (pictures.inner_loop_curve(run), "the inner-loop curve: no step has had an inner loop"),
             (pictures.validation_curves(run), "accuracy on meta-valid classes: there is no validation"),
         ],
         missing,

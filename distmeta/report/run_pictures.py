@@ -32,15 +32,18 @@ PHASES = {
 
 
 def accuracy_curves(run: Run) -> Picture | None:
-    """Query accuracy before and after adaptation; None where no step has had a task."""
-    rows = [row for row in run.metrics if "query_accuracy" in row and "query_accuracy_before" in row]
+    """Query accuracy after adaptation, and before where there is an inner loop; None where no step has had a task."""
+    rows = [row for row in run.metrics if "query_accuracy" in row]
+    before = [row for row in rows if "query_accuracy_before" in row]
     if not rows:
         return None
     steps = [row["outer_step"] for row in rows]
     with drawing("accuracy", "Query accuracy in training") as drawn:
         axes = drawn.axes
         noisy_line(axes, steps, [row["query_accuracy"] for row in rows], LINES[0], "after adaptation")
-        noisy_line(axes, steps, [row["query_accuracy_before"] for row in rows], LINES[1], "before adaptation")
+        if before:
+            accuracies = [row["query_accuracy_before"] for row in before]
+            noisy_line(axes, [row["outer_step"] for row in before], accuracies, LINES[1], "before adaptation")
         chance_line(axes, run.settings.get("tasks.n_way"))
         axes.set_xlabel("outer step")
         axes.set_ylim(0, 1)
