@@ -248,7 +248,7 @@ def _with_text(model_type: str) -> tuple[Tensors, float]:
     return gradient, metrics["lm_loss"]
 
 
-@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("model_type", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_language_modelling_is_added(worlds: dict[int, World], model_type: str) -> None:
     network, adapted = make(model_type, "bias")
     network, theta = in_float64(network)
@@ -373,6 +373,7 @@ def _with_dropout() -> Tensors:
     return gradient
 
 
+@pytest.mark.slow
 def test_both_ends_of_a_difference_drop_what_the_inner_step_dropped(worlds: dict[int, World]) -> None:
     network, adapted = make("bert", "bias", dropout=0.3)
     network.train()

@@ -224,7 +224,7 @@ def test_meta_gradient_equals_the_reference(case: Case, model_type: str) -> None
     prompt_order = tuple(torch.randperm(len(task.support_labels)).tolist()) if case.algorithm == "metaicl" else ()
     expected = reference(case, model_type, prompt_order)
     network = make_network(case, model_type, attention=attention)
-    for computation in COMPUTATIONS:
+    for computation in COMPUTATIONS if model_type == "bert" else COMPUTATIONS[:2]:
         network.computation = computation
         parameters = dict(network.named_parameters())
         torch.manual_seed(5)

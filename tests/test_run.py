@@ -175,6 +175,7 @@ def test_a_killed_worker_is_made_good(whole: Path, folder: Path):
     assert_gone(processes)
 
 
+@pytest.mark.slow  # that of a sweep is killed in test_sweep
 def test_a_killed_driver_leaves_a_run_that_goes_on(whole: Path, folder: Path):
     """Cases B1 and E1: the same losses, each step once, one W&B run."""
     run = Running(folder, "run.yaml", "lost-driver")

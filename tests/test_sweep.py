@@ -20,7 +20,7 @@ from tests.commands import KEY, Running, assert_gone, distmeta, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
 from tests.wandb_files import logged_steps, offline_records
 
-STEPS, EVERY = 120, 20
+STEPS, EVERY = 80, 20
 RATES = [0.1, 0.03, 30.0]
 
 

@@ -190,10 +190,13 @@ def test_two_workers_equal_one_process_at_every_stage(algorithm, adapt, more, wo
         worst = max(differences.values())
         print(f"{algorithm} {adapt} stage {stage}: largest difference {worst:.1e}")
         # AdamW makes much of rounding where a gradient is tiny, as those of rare tokens in a prompt are.
-        assert worst <= (5e-6 if algorithm == "metaicl" else 1e-6)
+        assert worst <= (1e-6 if algorithm in ("fomaml", "maml") else 1e-5)
 
 
-@pytest.mark.parametrize(("algorithm", "adapt", "bound"), [("fomaml", "lora", 5e-6), ("maml", "bias", 2e-5)])
+@pytest.mark.parametrize(
+    ("algorithm", "adapt", "bound"),
+    [("fomaml", "lora", 5e-6), pytest.param("maml", "bias", 2e-5, marks=pytest.mark.slow)],
+)
 def test_weights_that_stay_partitioned_come_to_the_same(algorithm, adapt, bound, worlds, corpus, tmp_path):
     """Three workers, of which one has two tasks; language modelling, validation and a resume included."""
     config = configure(
