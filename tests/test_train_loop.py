@@ -177,7 +177,8 @@ def single_process(config: Config) -> dict[str, torch.Tensor]:
 def test_two_workers_equal_one_process_at_every_stage(algorithm, adapt, more, worlds, corpus, tmp_path):
     meta = {"algorithm": algorithm, "adapt": adapt, **more}
     decoder = {"model": {"config": {**GPT2, "n_positions": 1024}}} if algorithm == "metaicl" else {}
-    for stage in (0, 1, 2, 3):
+    # The engine is given a gradient, and knows nothing of the algorithm.
+    for stage in (0, 1, 2, 3) if algorithm in ("fomaml", "maml") else (1, 3):
         config = configure(corpus, meta=meta, train={"outer_steps": 2}, engine={"zero_stage": stage}, **decoder)
         run = tmp_path / f"stage-{stage}"
         run_steps(worlds[2], config, run)
