@@ -362,6 +362,8 @@ def impossible(config: Config) -> Iterable[str]:
             "train.select_by": (train.select_by, ("inner-loop",)),
             "train.average_with_start": (train.average_with_start, ([],)),
         }
+        if meta.algorithm == "maml":  # whose differences of gradients bf16 rounds away
+            needed["engine.precision"] = (config.engine.precision, ("fp32",))
         for key, (value, possible) in needed.items():
             if value not in possible:
                 wanted = " or ".join(map(str, possible))

@@ -21,7 +21,7 @@ from distmeta.tracking.config import TrackingConfig
 
 Say = Callable[[str], None]
 
-STRUCTURE = {"meta.adapt", "meta.algorithm", "meta.inner_rates", "meta.learn_temperature"}
+STRUCTURE = {"meta.adapt", "meta.algorithm", "meta.inner_rates", "meta.last_k", "meta.learn_temperature"}
 """Settings of meta-learning that say which parameters there are."""
 
 LOCAL_BYTES = 8_000_000
@@ -64,7 +64,8 @@ def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | N
     if not run.best_weights.exists() or not run.config.exists():
         raise UserError(f"{run.path}: no run is there that has kept a network; see `distmeta pretrain`")
     config = resolve(load_config(config_file or run.config, overrides, check=config_file is not None))
-    _refuse_changes(config, run, lambda key: key.startswith(("model.", "tokenizer.")) or key in STRUCTURE)
+    structure = STRUCTURE | ({"meta.inner_steps"} if config.meta.inner_rates == "layer_step" else set())
+    _refuse_changes(config, run, lambda key: key.startswith(("model.", "tokenizer.")) or key in structure)
     return config, run
 
 

@@ -47,6 +47,15 @@ class Engine:
         device: torch.device,
         state: EngineState | None = None,
     ) -> None:
+        self._hold(module, config, weight_decay, device, state)
+        # Not the module itself: DeepSpeed puts no hook on it then.
+        self._begin(nn.ParameterList(self._parameters.values()), device)
+        self._restore(state)
+
+    def _hold(
+        self, module: nn.Module, config: EngineConfig, weight_decay: float, device: torch.device, state: Any
+    ) -> None:
+        """The parameters, as the state has them, a process group and AdamW."""
         self._deepspeed = _import_deepspeed(device)
         module.to(device)
         if state is not None:
@@ -74,14 +83,20 @@ class Engine:
             betas=(0.9, 0.999),
             eps=1e-8,
         )
+
+    def _begin(self, module: nn.Module, device: torch.device) -> None:
+        """DeepSpeed's engine."""
         # LOCAL_RANK has to be there, though the device is chosen by `device_rank`.
         with _environment(LOCAL_RANK="0"):
             self._engine, *_ = self._deepspeed.initialize(
                 args=SimpleNamespace(device_rank=device.index or 0),
-                model=nn.ParameterList(self._parameters.values()),
+                model=module,
                 optimizer=self._adamw,
                 config=self._deepspeed_config(),
             )
+
+    def _restore(self, state: EngineState | None) -> None:
+        """The states of the optimizer: zeros, or those of `state`."""
         self._make_optimizer_state()
         if state is not None:
             for name, parameter in self._trained.items():

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distmeta.engine.config import EngineConfig
-from distmeta.engine.deepspeed_engine import LARGEST_BUCKET, Engine, _copy_weights, _environment, _import_deepspeed
+from distmeta.engine.deepspeed_engine import LARGEST_BUCKET, Engine
 from distmeta.engine.deltas import Deltas, apply_adapters_in_modules
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
@@ -57,55 +57,21 @@ class ShardedEngine(Engine):
     ) -> None:
         if config.zero_stage != 3:
             raise UserError(f"weights that stay partitioned need engine.zero_stage 3, not {config.zero_stage}")
-        self._deepspeed = _import_deepspeed(device)
-        network.to(device)
-        if state is not None:
-            state.check_fits(network)
-            _copy_weights(state.weights, network)
+        self._hold(network, config, weight_decay, device, state)
         if network.computation == "bucketed":
             # How many passes that takes depends on the texts, and every worker must run as many.
             network.computation = "plain"
         self.network = network
         self._precision = config.precision
-        self._stage = config.zero_stage
-        self._clipping = config.gradient_clipping
         self._device = device
-        self._parameters = dict(network.named_parameters())
-        self._trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
         self._shapes = {name: self._parameters[name].shape for name in adapted_names if name in self._parameters}
-        self._step = state.step if state is not None else 0
-
-        self._made_group = not torch.distributed.is_initialized()
-        if self._made_group:
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-        self._rank = torch.distributed.get_rank()
-
-        self._adamw = torch.optim.AdamW(
-            [
-                {"params": [p for p in self._trained.values() if p.ndim > 1], "weight_decay": weight_decay},
-                {"params": [p for p in self._trained.values() if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            betas=(0.9, 0.999),
-            eps=1e-8,
-        )
         apply_adapters_in_modules(network)
-        with _environment(LOCAL_RANK="0"):
-            self._engine, *_ = self._deepspeed.initialize(
-                args=SimpleNamespace(device_rank=device.index or 0),
-                model=network,
-                optimizer=self._adamw,
-                config=self._deepspeed_config(),
-            )
+        self._begin(network, device)
         # It records the order of the modules, to gather some ahead and to keep others for their next use. That order is
         # not the same in inner and outer passes; without a record each module is gathered for itself and let go of.
         self._engine.optimizer.parameter_offload.fwd_pre_hook.remove()
         self._deltas = Deltas(network, self._parameters, adapted_names)
-        self._make_optimizer_state()
-        if state is not None:
-            for name, parameter in self._trained.items():
-                self._set_optimizer_state(parameter, "exp_avg", state.exp_avg[name])
-                self._set_optimizer_state(parameter, "exp_avg_sq", state.exp_avg_sq[name])
+        self._restore(state)
 
     def _deepspeed_config(self) -> dict[str, Any]:
         config = super()._deepspeed_config()
@@ -280,7 +246,7 @@ class ShardedEngine(Engine):
         """Mean cross-entropy (nats), and the scores (texts, classes)."""
         torch.manual_seed(seed)
         self._deltas.values = fast
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16", cache_enabled=False):
+        with self._autocast():
             features = self.network.features({}, batch)
             scores = functional.linear(features, fast["head.weight"], fast["head.bias"])
         return functional.cross_entropy(scores.float(), labels), scores.float()
