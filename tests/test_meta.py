@@ -128,7 +128,7 @@ def test_bf16_keeps_fast_weights_and_small_updates(computation):
     batch = task_batch(random_task())
     start = Fast(
         {name: parameters[name] for name in network.adapted_names("all")},
-        zero_head(3, network.hidden_size, next(iter(parameters.values()))),
+        zero_head((3, network.hidden_size), next(iter(parameters.values()))),
     )
     problem = Problem(
         network,

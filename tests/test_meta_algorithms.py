@@ -130,9 +130,9 @@ def make_network(case: Case, model_type: str, *, attention: str = "eager") -> Ne
     return network
 
 
-def make_task(case: Case) -> TaskBatch:
+def make_task(case: Case, index: int = 4) -> TaskBatch:
     """Three classes in no order; metaicl gets short texts, for which the networks have positions in one prompt."""
-    task = random_task(4, n_way=3, k_shot=1 if case.algorithm == "metaicl" else 2, query_per_class=2)
+    task = random_task(index, n_way=3, k_shot=1 if case.algorithm == "metaicl" else 2, query_per_class=2)
 
     def turned(examples: tuple[Example, ...]) -> tuple[Example, ...]:
         if case.algorithm == "metaicl":

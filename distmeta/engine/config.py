@@ -16,6 +16,8 @@ class EngineConfig(Section):
     """Arithmetic of the forward and backward passes; auto: the faster one here. Weights and their states are fp32."""
     computation: Literal["auto", "packed", "bucketed", "plain"] = "auto"
     """Texts of different lengths: packed without padding (auto, where the model can), in buckets, or all padded."""
+    tasks_at_a_time: int | None = Field(default=None, ge=1)
+    """Tasks computed side by side in one packed row, where they can be; unset: as many as suit the device; 1: none."""
     weights: Literal["whole", "partitioned"] = "whole"
     """whole: each worker holds all for a step; partitioned (stage 3): one layer at a time (fomaml, maml); slower."""
     gradient_clipping: float = Field(default=1.0, ge=0)

@@ -1,7 +1,7 @@
 """What every algorithm is: a task in, a gradient out; and for evaluation a support set in, a classifier out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -25,6 +25,8 @@ class Features(Protocol):
     takes_both: bool
     """Whether support and query set may go through together."""
     is_random: bool
+    takes_tasks: bool
+    """Whether several tasks, with weights of their own, may go through together."""
 
     def features(self, parameters: Parameters, batch: Any) -> Tensor: ...
     def adapted_names(self, adapt: str, last_k: int = 1) -> list[str]: ...
@@ -34,7 +36,7 @@ class Features(Protocol):
 
 @dataclass
 class TaskResult:
-    """What one task gives."""
+    """What one task gives; of several side by side, sums over them."""
 
     gradients: Parameters
     """Gradient of the outer loss by parameter; of one that nothing depends on there is none."""
@@ -84,6 +86,11 @@ class Algorithm(ABC):
         self.is_second_order = self.second_order if config.second_order is None else config.second_order
         self.trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
 
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether `task_gradient` takes several tasks side by side (`distmeta.models.batch.join`)."""
+        return False
+
     @classmethod
     def learned(cls, network: Any, config: MetaConfig) -> Parameters:
         """Starting values of what is learned beside the network, by name; they become parameters `learned.*`."""
@@ -109,8 +116,9 @@ class Algorithm(ABC):
         """What a user of the network would do with a support set; keeps no graph."""
 
 
-def accuracy(scores: Tensor, labels: Tensor) -> float | None:
-    """Share of the rows whose largest score is their label's; None where labels are no classes."""
+def accuracy(scores: Tensor, labels: Tensor, texts_per_task: Sequence[int] = ()) -> float | None:
+    """Share of the rows whose largest score is their label's, of several tasks the sum; None for labels of no class."""
     if labels.is_floating_point():
         return None
-    return float((scores.argmax(1) == labels).float().mean())
+    hits = (scores.argmax(1) == labels).float().split(list(texts_per_task) or len(labels))
+    return float(sum(each.mean() for each in hits))

@@ -10,19 +10,23 @@ back through it a step at a time: with v the gradient of L_Q with respect to phi
     v <- (d phi_{k+1} / d phi_k)^T v,    d theta += (d phi_{k+1} / d theta)^T v,
 
 each step computed again from the phi_k that was kept.
+
+A task may be several side by side: phi then has a dimension of tasks, and the gradient is the sum of the tasks'.
 """
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
-from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, zero_head
+from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, total_loss, zero_head
 from distmeta.meta.inner_optimizer import direction
 from distmeta.models.batch import TaskBatch, concatenate
+from distmeta.models.by_task import send_gradient
 from distmeta.models.network import Localized
 
 
@@ -37,6 +41,11 @@ class GradientBased(Algorithm):
         super().__init__(network, config, *arguments, **options)
         self.adapted = network.adapted_names(config.adapt, config.last_k)
 
+    @property
+    def takes_tasks(self) -> bool:
+        """See `Algorithm`. Not where gradients are clipped, by a norm over all weights of one task."""
+        return self.network.takes_tasks and not self.config.inner_clipping
+
     @classmethod
     def learned(cls, network: Any, config: Any) -> Parameters:
         """Rates by parameter tensor and step, where `inner_rates` asks for them: (tensors * steps,)."""
@@ -46,9 +55,14 @@ class GradientBased(Algorithm):
         return {"inner_lr": torch.full((len(names) * config.inner_steps,), config.inner_lr)}
 
     def start_head(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int) -> Parameters:
-        """The head before the first step, as a function of the parameters; {} where scores are the features."""
-        like = next(iter(parameters.values()))
-        return zero_head(n_way, self.network.hidden_size, like) if self.zero_head else {}
+        """The head before the first step, as a function of the parameters; {} where scores are the features.
+
+        (n_way, hidden_size) and (n_way,), behind a dimension of tasks where there are several.
+        """
+        if not self.zero_head:
+            return {}
+        shape = (*_tasks(support), n_way, self.network.hidden_size)
+        return zero_head(shape, next(iter(parameters.values())))
 
     def rate(self, parameters: Parameters) -> Rate:
         """How fast each weight learns."""
@@ -79,14 +93,14 @@ class GradientBased(Algorithm):
             name: value.detach().requires_grad_(name in self.trained or (self.is_second_order and name in self.adapted))
             for name, value in local.parameters.items()
         }
-        support, query = local.batches
+        task = replace(task, support=local.batches[0], query=local.batches[1])
         weights = self.step_weights(progress)
         if not self.is_second_order:
-            result = self._first_order(theta, task, support, query, weights)
+            result = self._first_order(theta, task, weights, local.embedding)
         elif self.config.recompute:
-            result = self._recomputed(theta, task, support, query, weights)
+            result = self._recomputed(theta, task, weights, local.embedding)
         else:
-            result = self._second_order(theta, task, support, query, weights)
+            result = self._second_order(theta, task, weights, local.embedding)
         result.embedding, result.rows = local.embedding, local.rows
         return result
 
@@ -97,7 +111,7 @@ class GradientBased(Algorithm):
         with torch.no_grad():
             head = self.start_head(local.parameters, support, labels, n_way)
         problem = self._problem(local.parameters, support, labels)
-        fast = start = self._start(local.parameters, head)
+        fast = start = self._start(local.parameters, head, support, local.embedding)
         for fast in inner_loop(problem, start, inner_steps):  # noqa: B007  # the last one is wanted, and none is kept
             pass
         adapted = {**parameters, **fast.body}
@@ -128,35 +142,55 @@ class GradientBased(Algorithm):
             head_is_zero=self.zero_head and self.starts_at_chance,
         )
 
-    def _start(self, parameters: Parameters, head: Parameters) -> Fast:
-        return Fast({name: parameters[name] for name in self.adapted}, head)
+    def _start(self, parameters: Parameters, head: Parameters, support: Any, own_rows: str | None) -> Fast:
+        """The fast weights before the first step. Of `own_rows`, the word embedding, each task has rows of its own."""
+        tasks = _tasks(support)
+        body = {name: parameters[name] for name in self.adapted}
+        return Fast({n: v if n == own_rows or not tasks else v.expand(*tasks, *v.shape) for n, v in body.items()}, head)
 
-    def _query(self, theta: Parameters, fast: Fast, query: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        scores = scores_of(self.network.features({**theta, **fast.body}, query), fast.head)
-        return self.criterion(scores, labels), scores
+    def _query(self, theta: Parameters, fast: Fast, task: TaskBatch) -> tuple[Tensor, Tensor]:
+        features = self.network.features({**theta, **fast.body}, task.query)
+        return self._query_loss(features, fast, task)
+
+    def _query_loss(self, features: Tensor, fast: Fast, task: TaskBatch) -> tuple[Tensor, Tensor]:
+        """The loss, and the scores."""
+        scores = scores_of(features, fast.head, task.query_sizes)
+        return total_loss(self.criterion, scores, task.query_labels, task.query_sizes), scores
 
     def _first_order(
-        self, theta: Parameters, task: TaskBatch, support: Any, query: Any, weights: list[float]
+        self, theta: Parameters, task: TaskBatch, weights: list[float], own_rows: str | None
     ) -> TaskResult:
-        head = self.start_head(theta, support, task.support_labels, task.n_way)
+        head = self.start_head(theta, task.support, task.support_labels, task.n_way)
         fixed = {name: value.detach() for name, value in theta.items()}
-        problem = self._problem(fixed, support, task.support_labels)
+        problem = self._problem(fixed, task.support, task.support_labels)
         directions: list[Parameters] = []
-        if any(name.startswith("learned.inner_lr") for name in theta):
+        learns_rates = any(name.startswith("learned.inner_lr") for name in theta)
+        if learns_rates:
             problem.record = directions.append
         gradients: Parameters = {}
         started = time.perf_counter()
         spent = 0.0
-        for step, fast in enumerate(inner_loop(problem, self._start(fixed, head), self.config.inner_steps)):
+        start = self._start(fixed, head, task.support, own_rows)
+        for step, fast in enumerate(inner_loop(problem, start, self.config.inner_steps)):
             spent += time.perf_counter() - started
             if weights[step]:
                 fast = Fast(_requiring(fast.body), _requiring(fast.head))
-                loss, scores = self._query(theta, fast, query, task.query_labels)
+                if not learns_rates:
+                    self._send(fast.body, theta, gradients, weights[step])
+                loss, scores = self._query(theta, fast, task)
                 at_phi = _gradients(loss, {**theta, **fast.all})
                 self._add_at_start(gradients, at_phi, theta, head, directions, weights[step])
             started = time.perf_counter()
         kept = {name: gradient for name, gradient in gradients.items() if name in self.trained}
         return self._result(kept, loss, scores, task, problem, spent)
+
+    def _send(self, body: Parameters, theta: Parameters, gradients: Parameters, factor: float) -> None:
+        """Has the gradients at phi of several tasks added up as they arise."""
+        for name, value in body.items():
+            if value.ndim > theta[name].ndim:
+                if name not in gradients:
+                    gradients[name] = torch.zeros_like(theta[name])
+                send_gradient(value, gradients[name], factor)
 
     def _add_at_start(
         self,
@@ -176,7 +210,7 @@ class GradientBased(Algorithm):
                     outputs.append(head[name])
                     cotangents.append(gradient)
             else:
-                _accumulate(total, {name: gradient}, weight)
+                _accumulate(total, {name: _summed(gradient, theta[name])}, weight)
         rate = self.rate(theta)
         for step, moves in enumerate(directions):
             for name in moves.keys() & at_phi.keys():
@@ -190,40 +224,37 @@ class GradientBased(Algorithm):
             _accumulate(total, {n: g for n, g in zip(sources, found, strict=True) if g is not None}, weight)
 
     def _second_order(
-        self, theta: Parameters, task: TaskBatch, support: Any, query: Any, weights: list[float]
+        self, theta: Parameters, task: TaskBatch, weights: list[float], own_rows: str | None
     ) -> TaskResult:
-        problem = self._problem(theta, support, task.support_labels)
+        problem = self._problem(theta, task.support, task.support_labels)
         problem.second_order = True
         total: Tensor = torch.zeros((), device=task.query_labels.device)
         started = time.perf_counter()
         spent = 0.0
-        head = self.start_head(theta, support, task.support_labels, task.n_way)
+        head = self.start_head(theta, task.support, task.support_labels, task.n_way)
         if not self.adapted and self.network.takes_both:
             # One pass for both, since the same weights make them.
-            both = self.network.features(theta, concatenate(support, query))
+            both = self.network.features(theta, concatenate(task.support, task.query))
             problem.given, query_features = both.split([len(task.support_labels), len(task.query_labels)])
         # Tensors of their own: a head made from theta is no way from the body to the loss of a step.
-        body = {name: value.view_as(value) for name, value in theta.items()}
-        for step, fast in enumerate(inner_loop(problem, self._start(body, head), self.config.inner_steps)):
+        start = self._start({n: v.view_as(v) for n, v in theta.items()}, head, task.support, own_rows)
+        for step, fast in enumerate(inner_loop(problem, start, self.config.inner_steps)):
             spent += time.perf_counter() - started
             if weights[step]:
                 if problem.given is None:
-                    loss, scores = self._query(theta, fast, query, task.query_labels)
+                    loss, scores = self._query(theta, fast, task)
                 else:
-                    scores = scores_of(query_features, fast.head)
-                    loss = self.criterion(scores, task.query_labels)
+                    loss, scores = self._query_loss(query_features, fast, task)
                 total = total + weights[step] * loss
             started = time.perf_counter()
         gradients = _gradients(total, {name: value for name, value in theta.items() if name in self.trained})
         return self._result(gradients, loss, scores, task, problem, spent)
 
-    def _recomputed(
-        self, theta: Parameters, task: TaskBatch, support: Any, query: Any, weights: list[float]
-    ) -> TaskResult:
+    def _recomputed(self, theta: Parameters, task: TaskBatch, weights: list[float], own_rows: str | None) -> TaskResult:
         fixed = {name: value.detach() for name, value in theta.items()}
-        head = self.start_head(theta, support, task.support_labels, task.n_way)
-        problem = self._problem(fixed, support, task.support_labels)
-        at_first = self._start(fixed, {name: value.detach() for name, value in head.items()})
+        head = self.start_head(theta, task.support, task.support_labels, task.n_way)
+        problem = self._problem(fixed, task.support, task.support_labels)
+        at_first = self._start(fixed, {n: v.detach() for n, v in head.items()}, task.support, own_rows)
         kept: list[tuple[Fast, dict[str, Any]]] = [(at_first, {})]
         started = time.perf_counter()
         state: dict[str, Any] = {}
@@ -238,7 +269,7 @@ class GradientBased(Algorithm):
         for step in reversed(range(self.config.inner_steps)):
             if weights[step]:
                 fast = Fast(_requiring(kept[step + 1][0].body), _requiring(kept[step + 1][0].head))
-                query_loss, query_scores = self._query(theta, fast, query, task.query_labels)
+                query_loss, query_scores = self._query(theta, fast, task)
                 if step == self.config.inner_steps - 1:
                     loss, scores = query_loss.detach(), query_scores.detach()
                 found = _gradients(query_loss, {**theta, **fast.all})
@@ -259,7 +290,7 @@ class GradientBased(Algorithm):
             back = {name: gradient for name, gradient in found.items() if name in leaves.all}
             back_state = {name: gradient for name, gradient in found.items() if name in state_leaves}
             kept.pop()
-        _accumulate(gradients, {name: gradient for name, gradient in back.items() if name in theta})
+        _accumulate(gradients, {n: _summed(g, theta[n]) for n, g in back.items() if n in theta})
         starts = {name: value for name, value in head.items() if value.requires_grad and name in back}
         if starts:
             sources = {name: value for name, value in theta.items() if value.requires_grad}
@@ -273,11 +304,11 @@ class GradientBased(Algorithm):
         """phi_{k+1} from phi_k; with its graph back to the fast weights, the state and theta, or without any."""
         if not graph:
             fast = Fast(_requiring(fast.body), _requiring(fast.head))
-        loss = self.criterion(
-            scores_of(self.network.features({**theta, **fast.body}, problem.support), fast.head), problem.labels
-        )
+        features = self.network.features({**theta, **fast.body}, problem.support)
+        scores = scores_of(features, fast.head, problem.texts_per_task)
+        loss = total_loss(self.criterion, scores, problem.labels, problem.texts_per_task)
         if not graph:
-            problem.losses.append(float(loss.detach()))
+            problem.losses.append(loss.detach())
         found = torch.autograd.grad(
             loss, list(fast.all.values()), create_graph=graph, allow_unused=True, materialize_grads=True
         )
@@ -297,17 +328,29 @@ class GradientBased(Algorithm):
         problem: Problem,
         inner_seconds: float,
     ) -> TaskResult:
-        is_class = not task.query_labels.is_floating_point()
-        # A head of zeros gives every class the same score, and the argmax of equal scores is the first class.
-        before = float((task.query_labels == 0).float().mean()) if is_class and problem.head_is_zero else None
+        before = None
+        if problem.head_is_zero:
+            # A head of zeros gives every class the same score, and the argmax of equal scores is the first class.
+            before = accuracy(torch.zeros_like(scores), task.query_labels, task.query_sizes)
         return TaskResult(
             gradients,
             float(loss.detach()),
-            accuracy(scores, task.query_labels),
+            accuracy(scores, task.query_labels, task.query_sizes),
             before,
-            problem.losses,
+            [float(each) for each in problem.losses],
             inner_seconds,
         )
+
+
+def _tasks(support: Any) -> tuple[int, ...]:
+    """The dimension of tasks, where there is one."""
+    sizes = getattr(support, "texts_per_task", ())
+    return (len(sizes),) if sizes else ()
+
+
+def _summed(value: Tensor, like: Tensor) -> Tensor:
+    """Without the dimension of tasks."""
+    return value.sum(0) if value.ndim > like.ndim else value
 
 
 def _rated(adapted: list[str]) -> list[str]:

@@ -8,9 +8,12 @@ without work that need not be done:
 - Where nothing below the head is adapted, features are computed once.
 - First order with plain gradient descent, each fast weight is updated where its gradient arises, so that there is never
   more than one gradient.
+
+Several tasks may go side by side (`distmeta.models.by_task`): fast weights then are (tasks, ...), but for the rows of
+the word embedding, of which each task has its own anyway, and losses are sums over the tasks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,22 +24,34 @@ from torch.nn import functional
 from distmeta.meta.algorithm import Criterion, Features, Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.inner_optimizer import State, direction
+from distmeta.models.by_task import send_gradient
 
 Rate = Callable[[str, int], Any]
 """The learning rate of a fast weight (`head.weight` and `head.bias` for the head's) at an inner step, from 0."""
 
 
-def zero_head(n_way: int, hidden_size: int, like: Tensor) -> Parameters:
+def zero_head(shape: tuple[int, ...], like: Tensor) -> Parameters:
     """A head that tells no class from another: labels are permuted in every task, so its start must not know them."""
-    return {
-        "head.weight": like.new_zeros(n_way, hidden_size),
-        "head.bias": like.new_zeros(n_way),
-    }
+    return {"head.weight": like.new_zeros(shape), "head.bias": like.new_zeros(shape[:-1])}
 
 
-def scores_of(features: Tensor, head: Parameters) -> Tensor:
+def scores_of(features: Tensor, head: Parameters, texts_per_task: Sequence[int] = ()) -> Tensor:
     """Scores of each text for each class, (sequences, n_way); the features themselves where there is no head."""
-    return functional.linear(features, head["head.weight"], head["head.bias"]) if head else features
+    if not head:
+        return features
+    weight, bias = head["head.weight"], head["head.bias"]
+    if weight.ndim == 2:
+        return functional.linear(features, weight, bias)
+    parts = zip(features.split(list(texts_per_task)), weight.unbind(), bias.unbind(), strict=True)
+    return torch.cat([functional.linear(*each) for each in parts])
+
+
+def total_loss(criterion: Criterion, scores: Tensor, labels: Tensor, texts_per_task: Sequence[int]) -> Tensor:
+    """The sum of the tasks' losses."""
+    if len(texts_per_task) < 2:
+        return criterion(scores, labels)
+    sizes = list(texts_per_task)
+    return torch.stack([criterion(*each) for each in zip(scores.split(sizes), labels.split(sizes), strict=True)]).sum()
 
 
 @dataclass
@@ -70,8 +85,13 @@ class Problem:
     """The features, where nothing below the head is adapted and they are there already."""
     record: Callable[[Parameters], None] | None = None
     """Is told the direction of each step, what the rates multiply, or of parts of a step."""
-    losses: list[float] = field(default_factory=list)
-    """Mean loss on the support set before each step; filled in."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Loss on the support set before each step; filled in."""
+
+    @property
+    def texts_per_task(self) -> tuple[int, ...]:
+        """Where there are several tasks, how many texts each has."""
+        return getattr(self.support, "texts_per_task", ())
 
     def features(self, body: Parameters) -> Tensor:
         """Features of the support set."""
@@ -81,8 +101,9 @@ class Problem:
 
     def loss(self, features: Tensor, head: Parameters) -> Tensor:
         """Loss on the support set."""
-        loss = self.criterion(scores_of(features, head), self.labels)
-        self.losses.append(float(loss.detach()))
+        scores = scores_of(features, head, self.texts_per_task)
+        loss = total_loss(self.criterion, scores, self.labels, self.texts_per_task)
+        self.losses.append(loss.detach())
         return loss
 
 
@@ -111,9 +132,11 @@ def _economical(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
     config = problem.config
     first_order = not problem.second_order
     is_plain_descent = config.inner_optimizer == "sgd" and not config.inner_clipping
+    # A rate that is a number is the same at each step.
     in_place = first_order and is_plain_descent and isinstance(problem.rate("head.bias", 0), float)
     if in_place:
         fast = Fast(_copies(fast.body), _copies(fast.head))
+        _descend_at_gradient(problem, fast.all)
     draws_anew = problem.network.is_random
     features: Tensor | None = None
     for step in range(steps):
@@ -123,6 +146,9 @@ def _economical(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
             kept = features is not None and fast.body
             fast = Fast(fast.body if kept else _leaves(fast.body, first_order), _leaves(fast.head, first_order))
         if features is None:
+            if in_place and problem.record is None and problem.texts_per_task:
+                for name, leaf in fast.body.items():
+                    send_gradient(leaf, leaf.detach(), -problem.rate(name, step))
             with torch.set_grad_enabled(not (first_order and head_alone and (draws_anew or not fast.body))):
                 features = problem.features(fast.body)
         # Its own tensor: the head may depend on the same features, which are no way from the body to this loss.
@@ -130,7 +156,7 @@ def _economical(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
         loss = problem.loss(here, fast.head)
         moving = fast.head if head_alone else fast.all
         if in_place:
-            _descend(problem, loss, moving, step)
+            loss.backward(inputs=list(moving.values()))
         else:
             if head_alone or first_order:
                 gradients = _gradients(loss, moving, problem.second_order)
@@ -186,13 +212,14 @@ def _step(problem: Problem, fast: Fast, gradients: Parameters, state: State, ste
     return Fast(moved(fast.body), moved(fast.head)), state
 
 
-def _descend(problem: Problem, loss: Tensor, fast: Parameters, step: int) -> None:
-    """Updates each leaf in place as soon as the whole of its gradient is there, and drops the gradient."""
+def _descend_at_gradient(problem: Problem, fast: Parameters) -> None:
+    """Has each leaf updated in place as soon as the whole of its gradient is there, and the gradient dropped."""
 
     def updater(name: str, alpha: float) -> Callable[[Tensor], None]:
         @torch.no_grad()
         def update(leaf: Tensor) -> None:
-            assert leaf.grad is not None
+            if leaf.grad is None:  # it has gone where it was sent
+                return
             if problem.record is not None:
                 problem.record({name: leaf.grad})
             leaf.add_(leaf.grad, alpha=-alpha)
@@ -200,9 +227,5 @@ def _descend(problem: Problem, loss: Tensor, fast: Parameters, step: int) -> Non
 
         return update
 
-    hooks = [
-        leaf.register_post_accumulate_grad_hook(updater(name, problem.rate(name, step))) for name, leaf in fast.items()
-    ]
-    loss.backward(inputs=list(fast.values()))
-    for hook in hooks:
-        hook.remove()
+    for name, leaf in fast.items():
+        leaf.register_post_accumulate_grad_hook(updater(name, problem.rate(name, 0)))

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from distmeta.models import Network, Parameters, TokenBatch, collate_tokens
+from distmeta.models.batch import concatenate
 from distmeta.tasks.draw import generator
 
 
@@ -90,14 +91,24 @@ def _batch(
 
 
 def language_model_gradient(
-    network: Network, parameters: Parameters, batch: LanguageModelBatch, trained: Set[str]
+    network: Network, parameters: Parameters, batches: Sequence[LanguageModelBatch], trained: Set[str]
 ) -> tuple[Parameters, float]:
-    """Gradient for every trained parameter that takes part, and the mean cross-entropy a predicted token (nats)."""
+    """Of the batches' mean cross-entropies a predicted token (nats): the gradient of their sum, for every trained
+    parameter that takes part, and the sum."""
+    # Of texts of one token a decoder predicts nothing.
+    batches = [batch for batch in batches if len(batch.targets)]
+    if not batches:
+        return {}, 0.0
     parameters = {name: value.detach().requires_grad_(name in trained) for name, value in parameters.items()}
-    if not len(batch.targets):
-        return {}, 0.0  # texts of one token, of which a decoder predicts nothing
-    scores = network.language_model_logits(parameters, batch.tokens, batch.positions)
-    loss = functional.cross_entropy(scores, batch.targets)
+    firsts = np.cumsum([0, *(len(batch.tokens.input_ids) for batch in batches)]).tolist()
+    positions = (
+        torch.cat([batch.positions[0] + first for batch, first in zip(batches, firsts, strict=False)]),
+        torch.cat([batch.positions[1] for batch in batches]),
+    )
+    tokens = concatenate(*(batch.tokens for batch in batches)) if len(batches) > 1 else batches[0].tokens
+    scores = network.language_model_logits(parameters, tokens, positions).split([len(b.targets) for b in batches])
+    losses = [functional.cross_entropy(each, batch.targets) for each, batch in zip(scores, batches, strict=True)]
+    loss = torch.stack(losses).sum()
     sources = {name: value for name, value in parameters.items() if value.requires_grad}
     gradients = torch.autograd.grad(loss, list(sources.values()), allow_unused=True)
     return (

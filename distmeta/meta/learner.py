@@ -1,7 +1,7 @@
 """The step that all algorithms share: the meta-gradient of a share of the tasks. Knows no workers and no engine."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,13 @@ from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch, language_model_gradient
 from distmeta.meta.registry import algorithm_class
 from distmeta.models import Network, Parameters, TaskBatch
+from distmeta.models.batch import join
 from distmeta.tasks.draw import generator
+
+MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of the support sets, or of the text, that go side by side, unless `tasks_at_a_time` says how many tasks."""
+MOST_BYTES = {"cpu": 2**27, "cuda": 2**31}
+"""Bytes of fast weights."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,17 @@ class Learner:
         config: the inner loop and the mixture; `lm_weight` must be set.
         precision: `fp32`, or `bf16` for the arithmetic of the forward and backward passes.
         seed: with a task's index it fixes the dropout, so that this does not depend on who computes the task.
+        tasks_at_a_time: how many tasks go side by side where they can; None: what suits the device.
     """
 
-    def __init__(self, network: Network, config: MetaConfig, precision: str, seed: int) -> None:
+    def __init__(
+        self, network: Network, config: MetaConfig, precision: str, seed: int, tasks_at_a_time: int | None = None
+    ) -> None:
         self.network = network
         self.config = config
         self.precision = precision
         self.seed = seed
+        self.tasks_at_a_time = tasks_at_a_time
         self.algorithm = algorithm_class(config.algorithm)(network, config)
 
     def gradient(
@@ -87,15 +97,15 @@ class Learner:
             else:
                 gradients[name] = gradient.float() * weight
 
-        for item in work:
-            torch.manual_seed(dropout_seed(self.seed, item.index))
-            for key, count in counts(item).items():
-                metrics[key] += count
-            device = next(iter(parameters.values())).device
+        device = next(iter(parameters.values())).device
+        for group in self._groups(work, parameters):
+            torch.manual_seed(dropout_seed(self.seed, group[0].index))
             # No cast is kept: a fast weight is used once and then replaced.
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
-                if item.task is not None:
-                    result = self.algorithm.task_gradient(parameters, item.task, progress)
+                tasks = [item.task for item in group if item.task is not None]
+                if tasks:
+                    task = join(tasks) if len(tasks) > 1 else tasks[0]
+                    result = self.algorithm.task_gradient(parameters, task, progress)
                     for name, gradient in result.gradients.items():
                         rows = result.rows if name == result.embedding else None
                         add(name, gradient, 1 / meta_batch_size, rows)
@@ -107,11 +117,46 @@ class Learner:
                             metrics[key] += value / meta_batch_size
                     for step, loss in enumerate(result.support_losses):
                         metrics[f"support_loss/{step}"] += loss / meta_batch_size
-                if item.text is not None:
-                    weight = config.lm_weight if item.task is not None else 1.0
+                for item in group:
+                    for key, count in counts(item).items():
+                        metrics[key] += count
+                texts = [item.text for item in group if item.text is not None]
+                if texts:
+                    weight = config.lm_weight if tasks else 1.0
                     assert weight is not None
-                    part, loss = language_model_gradient(self.network, parameters, item.text, self.algorithm.trained)
+                    part, loss = language_model_gradient(self.network, parameters, texts, self.algorithm.trained)
                     for name, gradient in part.items():
                         add(name, gradient, weight / meta_batch_size)
                     metrics["lm_loss"] += loss / meta_batch_size
         return gradients, dict(metrics)
+
+    def _groups(self, work: Sequence[Work], parameters: Parameters) -> Iterator[list[Work]]:
+        """The work in pieces, each of as many tasks as go side by side, with the text beside them."""
+        group: list[Work] = []
+        for item in work:
+            if group and not self._fits(item, group, parameters):
+                yield group
+                group = []
+            group.append(item)
+        if group:
+            yield group
+
+    def _fits(self, item: Work, group: list[Work], parameters: Parameters) -> bool:
+        # What dropout draws for a task must not depend on its neighbours.
+        if self.network.is_random or not self.network.takes_tasks:
+            return False
+        if self.tasks_at_a_time is not None and len(group) >= self.tasks_at_a_time:
+            return False
+        together = [*group, item]
+        tasks = [each.task for each in together if each.task is not None]
+        if tasks and (not self.algorithm.takes_tasks or any(task.n_way != tasks[0].n_way for task in tasks)):
+            return False
+        if self.tasks_at_a_time is not None:
+            return True
+        device = next(iter(parameters.values())).device.type
+        tokens = (
+            sum(task.support.num_tokens for task in tasks),
+            sum(each.text.tokens.num_tokens for each in together if each.text is not None),
+        )
+        own = sum(parameters[name].nbytes for name in getattr(self.algorithm, "adapted", ()))
+        return max(tokens) <= MOST_TOKENS[device] and len(tasks) * own <= MOST_BYTES[device]

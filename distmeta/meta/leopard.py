@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from distmeta.meta.algorithm import Parameters
 from distmeta.meta.gradient_based import GradientBased
+from distmeta.meta.protonet import class_means
 
 
 class LEOPARD(GradientBased):
@@ -56,9 +57,8 @@ class LEOPARD(GradientBased):
         rows = functional.linear(
             hidden, parameters["learned.generator/out/weight"], parameters["learned.generator/out/bias"]
         )
-        members = functional.one_hot(labels, n_way).to(rows.dtype)
-        means = (members.t() @ rows) / members.sum(0)[:, None]
-        return {"head.weight": means[:, :-1], "head.bias": means[:, -1]}
+        means = class_means(rows, labels, n_way, support)
+        return {"head.weight": means[..., :-1], "head.bias": means[..., -1]}
 
 
 class _Projected:

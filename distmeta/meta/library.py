@@ -21,6 +21,7 @@ class ModuleFeatures(nn.Module):
 
     computation = "economical"
     takes_both = False  # a batch may be anything, and a module may take means over it
+    takes_tasks = False
     embedding = None
 
     def __init__(self, module: nn.Module, hidden_size: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distmeta.meta.algorithm import Parameters
 from distmeta.meta.gradient_based import GradientBased
-from distmeta.meta.protonet import prototypes
+from distmeta.meta.protonet import class_means
 
 
 class ProtoMAML(GradientBased):
@@ -23,5 +23,5 @@ class ProtoMAML(GradientBased):
 
     def start_head(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int) -> Parameters:
         """The head of the prototypes, with its graph."""
-        centers = prototypes(self.network.features(parameters, support), labels, n_way)
-        return {"head.weight": 2 * centers, "head.bias": -centers.square().sum(1)}
+        centers = class_means(self.network.features(parameters, support), labels, n_way, support)
+        return {"head.weight": 2 * centers, "head.bias": -centers.square().sum(-1)}

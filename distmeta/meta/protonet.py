@@ -15,17 +15,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
+from distmeta.meta.inner_loop import total_loss
 from distmeta.models.batch import TaskBatch, concatenate
 
 
-def prototypes(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
-    """Mean feature of each class: (n_way, hidden_size)."""
-    members = functional.one_hot(labels, n_way).to(features.dtype)
-    return (members.t() @ features) / members.sum(0)[:, None]
+def class_means(rows: Tensor, labels: Tensor, n_way: int, support: Any) -> Tensor:
+    """Mean over the rows, one for each example of a support set, by class: (n_way, width), behind a dimension of tasks
+    where the support set is that of several."""
+    tasks = getattr(support, "texts_per_task", ())
+    if tasks:
+        labels = labels + n_way * support.task_numbers
+    members = functional.one_hot(labels, n_way * max(1, len(tasks))).to(rows.dtype)
+    means = (members.t() @ rows) / members.sum(0)[:, None]
+    return means.unflatten(0, (len(tasks), n_way)) if tasks else means
 
 
 class PrototypicalNetwork(Algorithm):
     """No inner loop."""
+
+    @property
+    def takes_tasks(self) -> bool:
+        """See `Algorithm`."""
+        return self.network.takes_tasks
 
     @classmethod
     def learned(cls, network: Any, config: Any) -> Parameters:
@@ -55,15 +66,21 @@ class PrototypicalNetwork(Algorithm):
             support, query = both.split([len(task.support_labels), len(task.query_labels)])
         else:
             support, query = (self.network.features(theta, batch) for batch in local.batches)
-        scores = self.scores(theta, prototypes(support, task.support_labels, task.n_way), query)
-        loss = self.criterion(scores, task.query_labels)
+        centers = class_means(support, task.support_labels, task.n_way, task.support)
+        parts = (
+            zip(centers.unbind(), query.split(list(task.query_sizes)), strict=True)
+            if task.query_sizes
+            else [(centers, query)]
+        )
+        scores = torch.cat([self.scores(theta, *part) for part in parts])
+        loss = total_loss(self.criterion, scores, task.query_labels, task.query_sizes)
         sources = {name: value for name, value in theta.items() if value.requires_grad}
         found = torch.autograd.grad(loss, list(sources.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(sources, found, strict=True) if gradient is not None}
         return TaskResult(
             gradients,
             float(loss.detach()),
-            accuracy(scores, task.query_labels),
+            accuracy(scores, task.query_labels, task.query_sizes),
             None,
             embedding=local.embedding,
             rows=local.rows,
@@ -72,7 +89,7 @@ class PrototypicalNetwork(Algorithm):
     @torch.no_grad()
     def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
         """See `Algorithm`."""
-        centers = prototypes(self.network.features(parameters, support), labels, n_way)
+        centers = class_means(self.network.features(parameters, support), labels, n_way, support)
 
         @torch.no_grad()
         def classify(query: Any) -> Tensor:

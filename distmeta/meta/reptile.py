@@ -21,6 +21,8 @@ from distmeta.models.batch import TaskBatch, concatenate
 class Reptile(GradientBased):
     """First order by nature."""
 
+    takes_tasks = False  # whose support and query sets would have to alternate
+
     def task_gradient(self, parameters: Any, task: TaskBatch, progress: float = 1.0) -> TaskResult:
         """See `Algorithm`."""
         whole = concatenate(task.support, task.query)
@@ -36,7 +38,8 @@ class Reptile(GradientBased):
 
         problem.record = add
         started = time.perf_counter()
-        for fast in inner_loop(problem, self._start(local.parameters, head), self.config.inner_steps):  # noqa: B007
+        start = self._start(local.parameters, head, local.batches[0], None)
+        for fast in inner_loop(problem, start, self.config.inner_steps):  # noqa: B007
             pass
         spent = time.perf_counter() - started
         with torch.no_grad():

@@ -1,13 +1,14 @@
 """Token batches as the network takes them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from distmeta.models.by_task import Parts
 from distmeta.models.packing import Layout
 from distmeta.tasks.episode import Example, Task
 
@@ -24,6 +25,19 @@ class TokenBatch:
     """(sequences,), int64: where the class word is hidden, -1 for nowhere."""
     num_tokens: int
     """Tokens that are no padding."""
+    texts_per_task: tuple[int, ...] = ()
+    """Where the sequences are those of several tasks, which have weights of their own: how many each has, in order."""
+
+    @property
+    def task_numbers(self) -> torch.Tensor:
+        """The number of the task of each sequence, (sequences,); 0 where there is one task."""
+        return Parts(self.texts_per_task or (len(self.input_ids),)).tasks.to(self.input_ids.device)
+
+    @cached_property
+    def tokens_of_tasks(self) -> Parts:
+        """Which tokens of the packed row belong to which task."""
+        lengths = self.attention_mask.sum(1).split(self.texts_per_task or len(self.input_ids))
+        return Parts(tuple(int(each.sum()) for each in lengths))
 
     @cached_property
     def layout(self) -> Layout:
@@ -50,26 +64,32 @@ class TokenBatch:
         )
 
 
-def concatenate(first: Any, second: Any) -> Any:
-    """The examples of both: sequences, or the rows of tensors."""
-    if isinstance(first, torch.Tensor):
-        return torch.cat([first, second])
-    longest = max(first.input_ids.shape[1], second.input_ids.shape[1])
+def concatenate(*batches: Any) -> Any:
+    """The examples of all: sequences, or the rows of tensors."""
+    if isinstance(batches[0], torch.Tensor):
+        return torch.cat(batches)
+    longest = max(batch.input_ids.shape[1] for batch in batches)
 
-    def widened(values: torch.Tensor) -> torch.Tensor:
-        return functional.pad(values, (0, longest - values.shape[1]))
+    def together(values: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([functional.pad(each, (0, longest - each.shape[1])) for each in values])
 
     return TokenBatch(
-        torch.cat([widened(first.input_ids), widened(second.input_ids)]),
-        torch.cat([widened(first.attention_mask), widened(second.attention_mask)]),
-        torch.cat([first.mask_positions, second.mask_positions]),
-        first.num_tokens + second.num_tokens,
+        together([batch.input_ids for batch in batches]),
+        together([batch.attention_mask for batch in batches]),
+        torch.cat([batch.mask_positions for batch in batches]),
+        sum(batch.num_tokens for batch in batches),
     )
+
+
+def side_by_side(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """The sequences of a batch of each of several tasks, which may have weights of their own."""
+    whole = batches[0] if len(batches) == 1 else concatenate(*batches)
+    return replace(whole, texts_per_task=tuple(len(batch.input_ids) for batch in batches))
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """A task as tensors."""
+    """A task as tensors, or several tasks of as many classes (see `join`)."""
 
     support: Any
     """A TokenBatch, or whatever a network of one's own takes."""
@@ -78,6 +98,22 @@ class TaskBatch:
     query: Any
     query_labels: torch.Tensor
     n_way: int
+
+    @property
+    def query_sizes(self) -> tuple[int, ...]:
+        """Where there are several tasks, how many examples each has in the query set."""
+        return getattr(self.query, "texts_per_task", ())
+
+
+def join(tasks: Sequence[TaskBatch]) -> TaskBatch:
+    """Several tasks of as many classes, to be computed side by side in one row."""
+    return TaskBatch(
+        side_by_side([task.support for task in tasks]),
+        torch.cat([task.support_labels for task in tasks]),
+        side_by_side([task.query for task in tasks]),
+        torch.cat([task.query_labels for task in tasks]),
+        tasks[0].n_way,
+    )
 
 
 def collate_tokens(

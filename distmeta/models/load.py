@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from distmeta.errors import UserError
+from distmeta.models.batch import collate_tokens, side_by_side
 from distmeta.models.config import ModelConfig
 from distmeta.models.lora import find_targets
 from distmeta.models.network import Network, Parameters, Pooling
@@ -162,7 +163,7 @@ def load_network(
             f"engine.computation: {hf_config.model_type} computes otherwise on packed texts than on padded ones; "
             "use auto"
         )
-    return Network(
+    network = Network(
         model,
         pooling,
         computation=("packed" if packs else "bucketed") if computation == "auto" else computation,
@@ -171,6 +172,32 @@ def load_network(
         lora_targets=config.lora_targets,
         unused=unused,
     )
+    network.separates_tasks = packs and can_separate_tasks(network)
+    return network
+
+
+@torch.no_grad()
+def can_separate_tasks(network: Network) -> bool:
+    """Whether two tasks with weights of their own come out side by side as each alone: tried out on short texts."""
+    mode = network.training
+    network.eval()
+    try:
+        highest = min(len(network.get_parameter(network.embedding or "")), 90)
+        batches = [
+            collate_tokens([[(7 * n + 3 * at) % highest for at in range(n)] for n in lengths], 0, torch.device("cpu"))
+            for lengths in ((7, 2), (5, 3, 4))
+        ]
+        first: Parameters = dict(network.named_parameters())
+        versions = [first, {name: value if name == network.embedding else 0.9 * value for name, value in first.items()}]
+        alone = [network.features(weights, batch) for weights, batch in zip(versions, batches, strict=True)]
+        own = {name: torch.stack([each[name] for each in versions]) for name in network.adapted_names("all")}
+        own[network.embedding or ""] = first[network.embedding or ""]
+        together = network.features({**first, **own}, side_by_side(batches))
+        return bool(torch.allclose(together, torch.cat(alone), atol=1e-4, rtol=1e-3))
+    except Exception:  # whatever a model's own code makes of it
+        return False
+    finally:
+        network.train(mode)
 
 
 def _build(auto: type, config: ModelConfig, hf_config: PretrainedConfig, attention: str) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +18,10 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from distmeta.errors import UserError
+from distmeta.models.by_task import linear
+
+if TYPE_CHECKING:
+    from distmeta.models.batch import TokenBatch
 
 _SEPARATE = re.compile(r"(^|\.)(query|value|q_proj|v_proj|q_lin|v_lin|query_proj|value_proj|q|v)$")
 _FUSED = re.compile(r"(^|\.)c_attn$")
@@ -80,13 +84,20 @@ def make_adapters(network: nn.Module, targets: list[Target], rank: int) -> nn.Pa
 
 
 @contextmanager
-def adapted(network: nn.Module, targets: list[Target], scale: float) -> Iterator[None]:
-    """While it is entered, the layers of the targets add what the network's adapters `lora` make of their input."""
+def adapted(network: nn.Module, targets: list[Target], scale: float, batch: "TokenBatch") -> Iterator[None]:
+    """While it is entered, the layers of the targets add what the network's adapters `lora` make of their input.
+
+    Where each task of the batch has adapters of its own, (tasks, ...), they see its tokens alone.
+    """
     adapters: Any = getattr(network, "lora", None)
 
     def add(target: Target, _module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        factors = adapters[f"{target.key}/a"], adapters[f"{target.key}/b"]
-        update = functional.linear(functional.linear(inputs[0], factors[0]), scale * factors[1])
+        first, second = adapters[f"{target.key}/a"], adapters[f"{target.key}/b"]
+        if first.ndim == 3:
+            inner = linear(inputs[0].squeeze(0), first, None, batch.tokens_of_tasks)
+            update = linear(scale * inner, second, None, batch.tokens_of_tasks).unsqueeze(0)
+        else:
+            update = functional.linear(scale * functional.linear(inputs[0], first), second)
         if update.shape[-1] < output.shape[-1]:
             update = functional.pad(update, (target.start, output.shape[-1] - target.stop))
         return output + update

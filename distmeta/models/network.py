@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from distmeta.errors import UserError
 from distmeta.models.batch import TokenBatch
+from distmeta.models.by_task import weights_by_task
 from distmeta.models.layers import above_layer, layers_of
 from distmeta.models.lora import Target, adapted, find_targets, make_adapters, merge
 from distmeta.models.packing import run
@@ -77,6 +79,14 @@ class Network(nn.Module):
         """What an algorithm learns beside the network (rates, a temperature, a head's generator)."""
         parameter_names = {id(parameter): name for name, parameter in self.named_parameters()}
         self.embedding = parameter_names.get(id(model.get_input_embeddings().weight))
+        self.separates_tasks = True
+        """Whether its modules compute the same where each task has weights of its own."""
+        self._places = {
+            f"{path}.{name}": (module, name, parameter.ndim)
+            for path, module in model.named_modules(prefix="model")
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        }
 
     @property
     def base(self) -> PreTrainedModel:
@@ -99,6 +109,11 @@ class Network(nn.Module):
     def takes_both(self) -> bool:
         """Whether the texts of two batches may go through together."""
         return self.computation != "plain"
+
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether several tasks, with weights of their own, may go through together."""
+        return self.computation == "packed" and self.separates_tasks
 
     @property
     def is_random(self) -> bool:
@@ -153,8 +168,11 @@ class Network(nn.Module):
         if self.computation == "plain" or self.embedding is None:
             return Localized(parameters, list(batches), None, None)
         padding = getattr(self.base.get_input_embeddings(), "padding_idx", None)
-        ids = torch.cat([batch.input_ids.reshape(-1) for batch in batches])
-        rows, inverse = torch.unique(ids, return_inverse=True)
+        # Each task has rows of its own, so that this table needs no dimension of tasks.
+        vocabulary = len(parameters[self.embedding])
+        ids = [batch.input_ids + vocabulary * batch.task_numbers[:, None] for batch in batches]
+        keys, inverse = torch.cat([each.reshape(-1) for each in ids]).unique(return_inverse=True)
+        rows = keys % vocabulary
         if padding is not None and padding < len(rows):
             # The row of this number takes no gradient, so it must be the padding's own.
             order = torch.arange(len(rows), device=rows.device)
@@ -191,9 +209,22 @@ class Network(nn.Module):
         return self._features(parameters, batch)
 
     def _features(self, parameters: Parameters, batch: TokenBatch) -> torch.Tensor:
-        hidden = functional_call(self, parameters, ("hidden", batch))
+        with (
+            weights_by_task(self._of_tasks(parameters), batch.tokens_of_tasks)
+            if batch.texts_per_task
+            else nullcontext()
+        ):
+            hidden = functional_call(self, parameters, ("hidden", batch))
         pool = _pool_packed if self.computation == "packed" else _pool
         return _at_least_fp32(pool(hidden, batch, self.pooling))
+
+    def _of_tasks(self, parameters: Parameters) -> dict[nn.Module, list[str]]:
+        """The modules of which a weight has a dimension of tasks in front, and the names of those weights."""
+        found: dict[nn.Module, list[str]] = {}
+        for name, (module, attribute, dimensions) in self._places.items():
+            if name in parameters and parameters[name].ndim > dimensions:
+                found.setdefault(module, []).append(attribute)
+        return found
 
     def language_model_logits(
         self, parameters: Parameters, batch: TokenBatch, positions: tuple[torch.Tensor, torch.Tensor]
@@ -207,7 +238,7 @@ class Network(nn.Module):
 
     def forward(self, what: Literal["hidden", "logits"], batch: TokenBatch, positions: Any = None) -> torch.Tensor:
         """Hidden states (sequences, length, hidden_size), or logits at `positions`: for the methods above."""
-        with adapted(self, self.lora_targets, self.lora_scale):
+        with adapted(self, self.lora_targets, self.lora_scale, batch):
             return self._run(what, batch, positions)
 
     def _run(self, what: str, batch: TokenBatch, positions: Any) -> torch.Tensor:

@@ -73,7 +73,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     flop_counter = FlopCounter.of(network, config.meta)  # while it has its weights
     skeleton = network.skeleton().to(worker.device).train()
     config.engine.precision = agreed_precision(config.engine.precision, worker.device)
-    learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed)
+    learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed, config.engine.tasks_at_a_time)
     make_stepper = Partitioned if config.engine.weights == "partitioned" else Whole
     stepper: Whole | Partitioned = make_stepper(setup, network, learner, worker.device, state)
     del state  # the engine has its shard of it

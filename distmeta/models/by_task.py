@@ -1,0 +1,299 @@
+"""Weights of which each task of a packed row has its own version.
+
+Such a weight has one more dimension in front: (tasks, ...). The modules that hold one see the row cut into the tasks'
+parts; all else, attention and activations and shared layers, sees the whole row, so that several small tasks cost
+hardly more calls than one.
+
+A weight may be told where its gradient goes (`send_gradient`): it is then added there by the product that makes it, and
+never is a tensor of its own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How many rows of a tensor belong to each task, in the tasks' order."""
+
+    sizes: tuple[int, ...]
+
+    def split(self, rows: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+        """The rows of each task."""
+        return rows.split(self.sizes, dim)
+
+    @cached_property
+    def tasks(self) -> Tensor:
+        """The task of each row, (rows,)."""
+        return torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
+
+    @cached_property
+    def _grid(self) -> tuple[Tensor, Tensor, Tensor]:
+        largest = max(self.sizes)
+        places = self.tasks * largest + torch.cat([torch.arange(size) for size in self.sizes])
+        rows = torch.zeros(len(self.sizes) * largest, dtype=torch.long)
+        rows[places] = torch.arange(len(places))
+        is_row = torch.zeros(len(rows), 1, dtype=torch.bool)
+        is_row[places] = True
+        return rows, is_row, places
+
+    def to_grid(self, rows: Tensor) -> Tensor:
+        """(rows, width) to (tasks, most rows of a task, width), with zeros where there is none."""
+        index, is_row, _ = (each.to(rows.device) for each in self._grid)
+        return (rows.index_select(0, index) * is_row).view(len(self.sizes), -1, rows.shape[1])
+
+    def to_rows(self, grid: Tensor) -> Tensor:
+        """The reverse."""
+        return grid.flatten(0, 1).index_select(0, self._grid[2].to(grid.device))
+
+
+@dataclass
+class Destination:
+    """Where the gradient of a weight is added, and how often the weight was used since that was said."""
+
+    target: Tensor
+    """(tasks, ...), or (...) for the sum over the tasks."""
+    factor: float
+    uses: int = 0
+
+
+def send_gradient(weight: Tensor, target: Tensor, factor: float) -> None:
+    """Has `factor` times the gradient of a weight (tasks, ...) added to `target` in the next backward pass.
+
+    So it is where the weight is used once, by a linear layer or a layer norm; otherwise it gets a gradient as ever.
+    """
+    weight._destination = Destination(target, factor)  # type: ignore[attr-defined]
+
+
+def _destinations(*weights: Tensor | None) -> list[Destination] | None:
+    """Those of the weights, which are used now; None unless all of them have one."""
+    if not torch.is_grad_enabled():
+        return None
+    given = [weight for weight in weights if weight is not None]
+    found: list[Destination] = [weight._destination for weight in given if hasattr(weight, "_destination")]
+    for destination in found:
+        destination.uses += 1
+    return found if len(found) == len(given) else None
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, turned: bool = False) -> Tensor:
+    """`functional.linear` of (rows, in) with a weight of each task: (rows, out).
+
+    Args:
+        rows: (rows, in).
+        weight: (tasks, out, in), or where it is turned (tasks, in, out).
+        bias: (tasks, out), or (out,) for all tasks, or None.
+        parts: which rows are whose.
+        turned: see `weight`.
+    """
+    if bias is not None and bias.ndim == 1:
+        return linear(rows, weight, None, parts, turned=turned) + bias
+    destinations = _destinations(weight, bias)
+    if destinations is not None:
+        kind = rows.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
+        return _Linear.apply(rows, weight, bias, parts, destinations, turned, dtype)
+    matrices = weight if turned else weight.transpose(1, 2)
+    if _is_gridded(rows):
+        return parts.to_rows(_batched(parts.to_grid(rows), matrices, bias))
+    return torch.cat(
+        [
+            part @ matrix if bias is None else torch.addmm(bias[task], part, matrix)
+            for task, (part, matrix) in enumerate(zip(parts.split(rows), matrices.unbind(), strict=True))
+        ]
+    )
+
+
+def _is_gridded(rows: Tensor) -> bool:
+    """Whether one batched product on a padded grid is faster than a product a task: where each call is a launch."""
+    return rows.is_cuda
+
+
+def _batched(grid: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.bmm(grid, matrices) if bias is None else torch.baddbmm(bias[:, None], grid, matrices)
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer whose weight gradients go to their destinations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        parts: Parts,
+        destinations: list[Destination],
+        turned: bool,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.parts, ctx.destinations, ctx.turned, ctx.given = parts, destinations, turned, rows.dtype
+        rows, weight = rows.to(dtype), weight.to(dtype)
+        bias = bias if bias is None else bias.to(dtype)
+        # (tasks, in, out). Not saved for the backward pass, which would refuse a weight that this very pass changes.
+        ctx.matrices = matrices = weight if turned else weight.transpose(1, 2)
+        if _is_gridded(rows):
+            rows = parts.to_grid(rows)
+            out = parts.to_rows(_batched(rows, matrices, bias))
+        else:
+            out = rows.new_empty(len(rows), matrices.shape[2])
+            pieces = zip(parts.split(rows), matrices.unbind(), parts.split(out), strict=True)
+            if bias is None:
+                for part, matrix, result in pieces:
+                    torch.mm(part, matrix, out=result)
+            else:
+                for (part, matrix, result), own in zip(pieces, bias.unbind(), strict=True):
+                    torch.addmm(own, part, matrix, out=result)
+        ctx.save_for_backward(rows)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        parts, matrices, (rows,) = ctx.parts, ctx.matrices, ctx.saved_tensors
+        gradient = gradient.to(matrices.dtype)
+        before = None
+        if _is_gridded(gradient):
+            gradient = parts.to_grid(gradient)
+            if ctx.needs_input_grad[0]:
+                before = parts.to_rows(torch.bmm(gradient, matrices.transpose(1, 2)))
+            pairs = list(zip(rows, gradient, strict=True))
+        else:
+            if ctx.needs_input_grad[0]:
+                before = gradient.new_empty(len(gradient), matrices.shape[1])
+                pieces = zip(parts.split(gradient), matrices.transpose(1, 2).unbind(), parts.split(before), strict=True)
+                for part, matrix, result in pieces:
+                    torch.mm(part, matrix, out=result)
+            pairs = list(zip(parts.split(rows), parts.split(gradient), strict=True))
+        products = [(x.t(), g) if ctx.turned else (g.t(), x) for x, g in pairs]
+        to_weight, *to_bias = ctx.destinations
+        weights = _add(to_weight, products)
+        biases = _add(to_bias[0], [(g.sum(0),) for _, g in pairs]) if to_bias else None
+        return before if before is None else before.to(ctx.given), weights, biases, None, None, None, None
+
+
+def _add(destination: Destination, terms: Sequence[tuple[Tensor, ...]]) -> Tensor | None:
+    """Adds each task's term, a tensor or two factors, to where it belongs.
+
+    Where the weight was used elsewhere too, the terms are returned instead, as a gradient.
+    """
+    if destination.uses > 1:
+        return torch.stack([term[0] if len(term) == 1 else term[0] @ term[1] for term in terms])
+    target, factor = destination.target, destination.factor
+    is_shared = target.ndim == (2 if len(terms[0]) == 2 else 1)
+    for place, term in zip([target] * len(terms) if is_shared else target.unbind(), terms, strict=True):
+        if len(term) == 1:
+            place.add_(term[0], alpha=factor)
+        elif term[0].dtype == place.dtype:
+            place.addmm_(*term, alpha=factor)
+        else:
+            place.add_(term[0] @ term[1], alpha=factor)
+    return None
+
+
+class _LayerNorm(torch.autograd.Function):
+    """A layer norm whose weight gradients go to their destinations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        epsilon: float,
+        parts: Parts,
+        destinations: list[Destination],
+    ) -> Tensor:
+        ctx.affine, ctx.parts, ctx.destinations = (weight, bias), parts, destinations
+        found = [
+            torch.native_layer_norm(part, rows.shape[1:], own_weight, own_bias, epsilon)
+            for part, own_weight, own_bias in zip(parts.split(rows), weight, bias, strict=True)
+        ]
+        ctx.statistics = [statistics for _, *statistics in found]
+        ctx.save_for_backward(rows)
+        return torch.cat([out for out, *_ in found])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,), parts = ctx.saved_tensors, ctx.parts
+        found = [
+            torch.ops.aten.native_layer_norm_backward(
+                part, before, rows.shape[1:], *statistics, weight, bias, [True, True, True]
+            )
+            for part, before, statistics, weight, bias in zip(
+                parts.split(gradient), parts.split(rows), ctx.statistics, *ctx.affine, strict=True
+            )
+        ]
+        to_weight, to_bias = ctx.destinations
+        weights = _add(to_weight, [(each[1],) for each in found])
+        biases = _add(to_bias, [(each[2],) for each in found])
+        return torch.cat([each[0] for each in found]), weights, biases, None, None, None
+
+
+@contextmanager
+def weights_by_task(modules: Mapping[nn.Module, Sequence[str]], parts: Parts) -> Iterator[None]:
+    """While it is entered, the modules take packed rows (1, tokens, ...) with weights (tasks, ...).
+
+    Args:
+        modules: which of their weights, by attribute, are a task's own.
+        parts: which tokens are whose.
+    """
+    for module, names in modules.items():
+        module.forward = partial(_FORWARD.get(type(module), _forward), module, names, parts)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _forward(module: Any, names: Sequence[str], parts: Parts, row: Tensor, *arguments: Any) -> Tensor:
+    """What a module of any kind, if it takes each token for itself, makes of the row: called once a task."""
+    own = {name: module._parameters[name] for name in names}
+    versions = {name: weight.unbind() for name, weight in own.items()}
+    out = []
+    try:
+        for task, part in enumerate(parts.split(row, 1)):
+            module._parameters.update({name: each[task] for name, each in versions.items()})
+            out.append(type(module).forward(module, part, *arguments))
+    finally:
+        module._parameters.update(own)
+    return torch.cat(out, 1)
+
+
+def _linear(module: Any, names: Sequence[str], parts: Parts, row: Tensor) -> Tensor:
+    turned = isinstance(module, Conv1D)
+    weight, bias = module.weight, module.bias
+    if "weight" in names:
+        return linear(row.squeeze(0), weight, bias, parts, turned=turned).unsqueeze(0)
+    out = functional.linear(row, weight.t() if turned else weight)
+    return out + bias.index_select(0, parts.tasks.to(row.device))
+
+
+def _layer_norm(module: Any, names: Sequence[str], parts: Parts, row: Tensor) -> Tensor:
+    if len(names) == 2 and not torch.is_autocast_enabled(row.device.type):
+        destinations = _destinations(module.weight, module.bias)
+        if destinations is not None:
+            return _LayerNorm.apply(
+                row.squeeze(0), module.weight, module.bias, module.eps, parts, destinations
+            ).unsqueeze(0)
+    return _forward(module, names, parts, row)
+
+
+def _embedding(module: Any, names: Sequence[str], parts: Parts, ids: Tensor) -> Tensor:
+    if module.padding_idx is not None:
+        return _forward(module, names, parts, ids)
+    table = module.weight
+    return functional.embedding(ids + table.shape[1] * parts.tasks.to(ids.device), table.flatten(0, 1))
+
+
+_FORWARD = {nn.Linear: _linear, Conv1D: _linear, nn.LayerNorm: _layer_norm, nn.Embedding: _embedding}

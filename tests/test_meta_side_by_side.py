@@ -1,0 +1,155 @@
+"""Several tasks side by side in one packed row, each with fast weights of its own, against one after the other."""
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from distmeta.meta import Learner, Work, algorithm_class
+from distmeta.meta import learner as learner_module
+from distmeta.meta.algorithm import Parameters
+from distmeta.meta.config import MetaConfig
+from distmeta.meta.language_model import LanguageModelBatch
+from distmeta.models import Network
+from distmeta.models.batch import join
+from distmeta.models.load import can_separate_tasks
+from tests.helpers import random_task, task_batch, tiny_network
+from tests.test_meta_algorithms import (
+    ADAPTED,
+    CASES,
+    TOLERANCE,
+    Case,
+    case,
+    make_network,
+    make_task,
+    relative_error,
+    whole,
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "model_type"),
+    [
+        *((each, "bert") for each in CASES),
+        *((case(name, adapt), "gpt2") for name in ("maml", "fomaml") for adapt in ADAPTED),
+    ],
+    ids=str,
+)
+def test_tasks_side_by_side_give_the_sum_of_what_each_gives(case: Case, model_type: str) -> None:
+    """Tasks of different lengths and sizes, each of which has fast weights of its own."""
+    algorithm = algorithm_class(case.algorithm)
+    attention = "eager" if algorithm.differentiates_twice(case.config) else "sdpa"
+    network = make_network(case, model_type, attention=attention)
+    network.computation = "packed"
+    learner = algorithm(network, case.config)
+    if not learner.takes_tasks:
+        assert case.algorithm in ("reptile", "metaicl") or case.config.inner_clipping
+        pytest.skip("one task at a time")
+    parameters = dict(network.named_parameters())
+    tasks = [make_task(case, index) for index in (4, 5)]
+    tasks.append(task_batch(random_task(6, n_way=3, k_shot=1, query_per_class=1)))
+    results = [learner.task_gradient(parameters, task, case.progress) for task in tasks]
+    together = learner.task_gradient(parameters, join(tasks), case.progress)
+    expected: Parameters = defaultdict(lambda: torch.zeros(()))
+    for result in results:
+        for name, gradient in whole(result, parameters).items():
+            expected[name] = expected[name] + gradient
+    found = whole(together, parameters)
+    assert found.keys() == expected.keys()
+    error, name = relative_error(found, expected)
+    assert error < TOLERANCE, name
+    assert together.query_loss == pytest.approx(sum(each.query_loss for each in results), rel=TOLERANCE)
+    assert together.query_accuracy == pytest.approx(sum(each.query_accuracy or 0.0 for each in results))
+    assert together.query_accuracy_before == (
+        None
+        if results[0].query_accuracy_before is None
+        else pytest.approx(sum(each.query_accuracy_before or 0.0 for each in results))
+    )
+    losses = zip(*(each.support_losses for each in results), strict=True)
+    assert together.support_losses == pytest.approx([sum(each) for each in losses], rel=TOLERANCE)
+
+
+def mixed_work(count: int) -> list[Work]:
+    """Tasks with text beside them."""
+    work = []
+    for index in range(count):
+        text = task_batch(random_task(20 + index, query_per_class=1)).query
+        rows = torch.arange(len(text.input_ids))
+        batch = LanguageModelBatch(text, (rows, torch.ones_like(rows)), text.input_ids[:, 1])
+        work.append(Work(index, task_batch(random_task(index, k_shot=1 + index % 2)), batch))
+    return work
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("adapt", ["all", "lora"])
+def test_tasks_at_a_time_change_nothing(model_type: str, adapt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes side by side, gradients and metrics are those of one task after the other."""
+    network = tiny_network(model_type, lora_rank=2 if adapt == "lora" else 0, attention="sdpa").double()
+    network.computation = "packed"
+    config = MetaConfig(adapt=adapt, inner_lr=0.1, lm_weight=0.5)
+    parameters = dict(network.named_parameters())
+    work = mixed_work(5)
+    answers, sizes = [], []
+    for at_a_time in (1, 2, None):
+        learner = Learner(network.eval(), config, "fp32", 0, at_a_time)
+        compute, seen = learner.algorithm.task_gradient, []
+
+        def spy(parameters: Any, task: Any, progress: float, compute: Any = compute, seen: Any = seen) -> Any:
+            seen.append(len(task.query_sizes) or 1)
+            return compute(parameters, task, progress)
+
+        monkeypatch.setattr(learner.algorithm, "task_gradient", spy)
+        answers.append(learner.gradient(parameters, work, 5))
+        sizes.append(seen)
+    assert sizes == [[1] * 5, [2, 2, 1], [5]]
+    (gradients, metrics), *others = answers
+    for found, other_metrics in others:
+        assert found.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)  # summed up in fp32
+        metrics.pop("seconds/inner", None), other_metrics.pop("seconds/inner")
+        assert other_metrics == pytest.approx(metrics, rel=1e-6)
+
+
+def test_what_does_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout, other numbers of classes, padded texts, and more tokens or bytes than suit the device."""
+
+    def groups(network: Network, work: list[Work], **settings: Any) -> list[int]:
+        learner = Learner(network, MetaConfig(lm_weight=0.0, **settings), "fp32", 0)
+        return [len(group) for group in learner._groups(work, dict(network.named_parameters()))]
+
+    plain = tiny_network("bert", attention="sdpa").eval()
+    packed = tiny_network("bert", attention="sdpa").eval()
+    packed.computation = "packed"
+    dropping = tiny_network("bert", dropout=0.1, attention="sdpa").train()
+    dropping.computation = "packed"
+    work = [Work(index, task_batch(random_task(index)), None) for index in range(3)]
+    assert groups(packed, work) == [3]
+    assert groups(plain, work) == [1, 1, 1]
+    assert groups(dropping, work) == [1, 1, 1]
+    assert groups(packed, work, algorithm="reptile") == [1, 1, 1]
+    assert groups(packed, work, inner_clipping=1.0) == [1, 1, 1]
+    assert groups(packed, [*work, Work(3, task_batch(random_task(3, n_way=2)), None)]) == [3, 1]
+    tokens = sum(item.task.support.num_tokens for item in work[:2])
+    monkeypatch.setitem(learner_module.MOST_TOKENS, "cpu", tokens)
+    assert groups(packed, work) == [2, 1]
+    monkeypatch.setitem(learner_module.MOST_BYTES, "cpu", 1000)
+    assert groups(packed, work) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "separates"),
+    [
+        ("llama", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}, True),
+        # Embeds positions by a module that does not take them token by token.
+        ("opt", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64}, False),
+    ],
+)
+def test_whether_tasks_can_be_separated_is_tried_out(model_type: str, options: dict[str, int], separates: bool) -> None:
+    if model_type == "opt":
+        options = {**options, "word_embed_proj_dim": 32}
+    config = AutoConfig.for_model(model_type, vocab_size=99, max_position_embeddings=64, **options)
+    network = Network(AutoModel.from_config(config, attn_implementation="sdpa"), "mean", computation="packed")
+    assert can_separate_tasks(network) == separates
