@@ -84,6 +84,8 @@ class Algorithm(ABC):
         self.criterion = criterion
         self.zero_head = zero_head
         self.is_second_order = self.second_order if config.second_order is None else config.second_order
+        self.adapted: list[str] = []
+        """Names of the fast weights beside the head."""
         self.trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
 
     @property

@@ -154,9 +154,11 @@ class Learner:
         if self.tasks_at_a_time is not None:
             return True
         device = next(iter(parameters.values())).device.type
+        if tasks and self.algorithm.is_second_order and self.algorithm.adapted and device == "cpu":
+            return False  # the graph of one task's inner loop is more than the caches hold
         tokens = (
             sum(task.support.num_tokens for task in tasks),
             sum(each.text.tokens.num_tokens for each in together if each.text is not None),
         )
-        own = sum(parameters[name].nbytes for name in getattr(self.algorithm, "adapted", ()))
+        own = sum(parameters[name].nbytes for name in self.algorithm.adapted)
         return max(tokens) <= MOST_TOKENS[device] and len(tasks) * own <= MOST_BYTES[device]

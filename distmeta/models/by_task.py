@@ -160,43 +160,59 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         parts, matrices, (rows,) = ctx.parts, ctx.matrices, ctx.saved_tensors
         gradient = gradient.to(matrices.dtype)
-        before = None
+        to_weight, *to_bias = ctx.destinations
+        before: Tensor | None = None
+        through: list[Any] = [None] * len(matrices)
         if _is_gridded(gradient):
             gradient = parts.to_grid(gradient)
             if ctx.needs_input_grad[0]:
                 before = parts.to_rows(torch.bmm(gradient, matrices.transpose(1, 2)))
-            pairs = list(zip(rows, gradient, strict=True))
+            pieces = zip(rows, gradient, through, strict=True)
         else:
             if ctx.needs_input_grad[0]:
                 before = gradient.new_empty(len(gradient), matrices.shape[1])
-                pieces = zip(parts.split(gradient), matrices.transpose(1, 2).unbind(), parts.split(before), strict=True)
-                for part, matrix, result in pieces:
-                    torch.mm(part, matrix, out=result)
-            pairs = list(zip(parts.split(rows), parts.split(gradient), strict=True))
-        products = [(x.t(), g) if ctx.turned else (g.t(), x) for x, g in pairs]
-        to_weight, *to_bias = ctx.destinations
-        weights = _add(to_weight, products)
-        biases = _add(to_bias[0], [(g.sum(0),) for _, g in pairs]) if to_bias else None
-        return before if before is None else before.to(ctx.given), weights, biases, None, None, None, None
+                through = list(zip(matrices.unbind(), parts.split(before), strict=True))
+            pieces = zip(parts.split(rows), parts.split(gradient), through, strict=True)
+        weights, biases = _Sum(to_weight, 2), [_Sum(each, 1) for each in to_bias]
+        for task, (x, g, way) in enumerate(pieces):
+            if way is not None:
+                torch.mm(g, way[0].t(), out=way[1])
+            # At once, while the weight is in the cache.
+            weights.add(task, *((x.t(), g) if ctx.turned else (g.t(), x)))
+            for bias in biases:
+                bias.add(task, g.sum(0))
+        before = before if before is None else before.to(ctx.given)
+        return before, weights.gradient(), biases[0].gradient() if biases else None, None, None, None, None
 
 
-def _add(destination: Destination, terms: Sequence[tuple[Tensor, ...]]) -> Tensor | None:
-    """Adds each task's term, a tensor or two factors, to where it belongs.
+class _Sum:
+    """Adds each task's gradient of a weight to where it belongs, or, where the weight was used elsewhere too, keeps it
+    to be returned."""
 
-    Where the weight was used elsewhere too, the terms are returned instead, as a gradient.
-    """
-    if destination.uses > 1:
-        return torch.stack([term[0] if len(term) == 1 else term[0] @ term[1] for term in terms])
-    target, factor = destination.target, destination.factor
-    is_shared = target.ndim == (2 if len(terms[0]) == 2 else 1)
-    for place, term in zip([target] * len(terms) if is_shared else target.unbind(), terms, strict=True):
-        if len(term) == 1:
-            place.add_(term[0], alpha=factor)
-        elif term[0].dtype == place.dtype:
-            place.addmm_(*term, alpha=factor)
+    def __init__(self, destination: Destination, dimensions: int) -> None:
+        self._factor = destination.factor
+        self._kept: list[Tensor] = []
+        target = destination.target
+        self._places = None
+        if destination.uses == 1:
+            self._places = target.unbind() if target.ndim > dimensions else [target]
+
+    def add(self, task: int, term: Tensor, right: Tensor | None = None) -> None:
+        """Adds a term, or the product of two."""
+        if self._places is None:
+            self._kept.append(term if right is None else term @ right)
+            return
+        place = self._places[task % len(self._places)]
+        if right is None:
+            place.add_(term, alpha=self._factor)
+        elif term.dtype == place.dtype:
+            place.addmm_(term, right, alpha=self._factor)
         else:
-            place.add_(term[0] @ term[1], alpha=factor)
-    return None
+            place.add_(term @ right, alpha=self._factor)
+
+    def gradient(self) -> Tensor | None:
+        """What was kept, (tasks, ...)."""
+        return torch.stack(self._kept) if self._kept else None
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -225,18 +241,17 @@ class _LayerNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (rows,), parts = ctx.saved_tensors, ctx.parts
-        found = [
-            torch.ops.aten.native_layer_norm_backward(
+        weights, biases = (_Sum(destination, 1) for destination in ctx.destinations)
+        pieces = zip(parts.split(gradient), parts.split(rows), ctx.statistics, *ctx.affine, strict=True)
+        found = []
+        for task, (part, before, statistics, weight, bias) in enumerate(pieces):
+            through, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
                 part, before, rows.shape[1:], *statistics, weight, bias, [True, True, True]
             )
-            for part, before, statistics, weight, bias in zip(
-                parts.split(gradient), parts.split(rows), ctx.statistics, *ctx.affine, strict=True
-            )
-        ]
-        to_weight, to_bias = ctx.destinations
-        weights = _add(to_weight, [(each[1],) for each in found])
-        biases = _add(to_bias, [(each[2],) for each in found])
-        return torch.cat([each[0] for each in found]), weights, biases, None, None, None
+            found.append(through)
+            weights.add(task, of_weight)
+            biases.add(task, of_bias)
+        return torch.cat(found), weights.gradient(), biases.gradient(), None, None, None
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Texts packed into one row without padding, kept apart inside attention alone.
 
 Linear layers, norms and activations see real tokens only, (1, tokens, width). Attention, whose share is small, moves
-them to a padded grid (texts, longest, heads, width of a head) and back. It goes in through the interface in which
-`transformers` lets one register attention, so it serves every architecture that uses this; `can_pack` finds out.
+them to padded grids (texts, longest, heads, width of a head) of texts of like length and back. It goes in through the
+interface in which `transformers` lets one register attention, so it serves every architecture that uses this;
+`can_pack` finds out.
 """
 
 import threading
@@ -25,41 +26,23 @@ NAME = "distmeta_packed"
 _current = threading.local()
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where the tokens of a packed row belong."""
+TEXTS_A_GRID = 6
+"""Fewer texts are not worth a grid of their own."""
+MOST_GRIDS = 3
 
-    positions: Tensor
-    """(1, tokens): the number of each token in its text."""
-    starts: Tensor
-    """(texts,): the first token of each text."""
-    average: Tensor
-    """(texts, tokens), float64: what makes means over the texts of a row."""
+
+@dataclass(frozen=True)
+class Grid:
+    """Some texts of a packed row, of like length, with padding: (texts, longest)."""
+
     to_grid: Tensor
-    """(texts * longest,): the token of each place of the grid; 0 where there is none."""
-    to_row: Tensor
-    """(tokens,): the place of each token."""
+    """(texts * longest,): the token of each place; 0 where there is none."""
     is_token: Tensor
     """(texts * longest,), bool: whether there is a token."""
     texts: int
     longest: int
     masks: dict[Any, Tensor] = field(default_factory=dict)
     """Those of `mask` that were asked for."""
-
-    @classmethod
-    def of(cls, attention_mask: Tensor) -> "Layout":
-        """That of texts padded on the right: `attention_mask` (texts, longest)."""
-        texts, longest = attention_mask.shape
-        is_token = attention_mask.reshape(-1).bool()
-        to_row = is_token.nonzero()[:, 0]
-        to_grid = torch.zeros(texts * longest, dtype=torch.long, device=attention_mask.device)
-        to_grid[to_row] = torch.arange(len(to_row), device=attention_mask.device)
-        lengths = attention_mask.sum(1)
-        average = torch.zeros(texts, len(to_row), dtype=torch.float64, device=attention_mask.device)
-        average[to_row // longest, torch.arange(len(to_row), device=attention_mask.device)] = 1.0
-        average /= lengths[:, None]
-        starts = lengths.cumsum(0) - lengths
-        return cls((to_row % longest)[None], starts, average, to_grid, to_row, is_token, texts, longest)
 
     def mask(self, dtype: torch.dtype, *, is_causal: bool) -> Tensor:
         """What is added to the scores of attention: 0, and -inf for what is not seen.
@@ -76,14 +59,74 @@ class Layout:
         return self.masks[key]
 
 
-class _ToGrid(torch.autograd.Function):
-    """Rows (tokens, ...) to (places, ...), with zeros where there is no token."""
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a packed row belong."""
+
+    positions: Tensor
+    """(1, tokens): the number of each token in its text."""
+    starts: Tensor
+    """(texts,): the first token of each text."""
+    average: Tensor
+    """(texts, tokens), float64: what makes means over the texts of a row."""
+    to_row: Tensor
+    """(tokens,): the place of each token in the padded batch."""
+    grids: list[Grid]
+    """The texts by length, for attention."""
+    from_grids: Tensor
+    """(tokens,): the place of each token in all grids, one behind the other."""
+    to_grids: Tensor
+    """(places,): the token of each place of all grids; 0 where there is none."""
+    is_token: Tensor
+    """(places,), bool: whether there is a token."""
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> "Layout":
+        """That of texts padded on the right: `attention_mask` (texts, longest)."""
+        texts, longest = attention_mask.shape
+        device = attention_mask.device
+        to_row = attention_mask.reshape(-1).nonzero()[:, 0]
+        tokens = torch.arange(len(to_row), device=device)
+        lengths = attention_mask.sum(1)
+        starts = lengths.cumsum(0) - lengths
+        text = to_row // longest
+        average = torch.zeros(texts, len(to_row), dtype=torch.float64, device=device)
+        average[text, tokens] = 1.0
+        average /= lengths[:, None]
+        positions = to_row % longest
+
+        by_length = lengths.argsort(stable=True)
+        grids: list[Grid] = []
+        from_grids = torch.empty_like(tokens)
+        places = 0
+        for part in by_length.chunk(max(1, min(MOST_GRIDS, texts // TEXTS_A_GRID))):
+            width = int(lengths[part[-1]])
+            at = torch.arange(width, device=device)
+            is_token = (at < lengths[part, None]).reshape(-1)
+            to_grid = ((starts[part, None] + at).reshape(-1)) * is_token
+            from_grids[to_grid[is_token]] = places + is_token.nonzero()[:, 0]
+            grids.append(Grid(to_grid, is_token, len(part), width))
+            places += len(is_token)
+        return cls(
+            positions[None],
+            starts,
+            average,
+            to_row,
+            grids,
+            from_grids,
+            torch.cat([grid.to_grid for grid in grids]),
+            torch.cat([grid.is_token for grid in grids]),
+        )
+
+
+class _ToGrids(torch.autograd.Function):
+    """Rows (tokens, ...) to the places of all grids (places, ...), with zeros where there is no token."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, layout: Layout) -> Tensor:
         ctx.layout = layout
-        grid = rows.index_select(0, layout.to_grid)
-        return grid.mul_(layout.is_token.view(-1, *[1] * (rows.ndim - 1)))
+        places = rows.index_select(0, layout.to_grids)
+        return places.mul_(layout.is_token.view(-1, *[1] * (rows.ndim - 1)))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -94,13 +137,13 @@ class _ToRow(torch.autograd.Function):
     """The reverse: by index in both directions, where autograd itself would scatter."""
 
     @staticmethod
-    def forward(ctx: Any, grid: Tensor, layout: Layout) -> Tensor:
+    def forward(ctx: Any, places: Tensor, layout: Layout) -> Tensor:
         ctx.layout = layout
-        return grid.index_select(0, layout.to_row)
+        return places.index_select(0, layout.from_grids)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _ToGrid.apply(gradient, ctx.layout), None
+        return _ToGrids.apply(gradient, ctx.layout), None
 
 
 def _attention(
@@ -116,28 +159,37 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention of each token to those of its own text: takes (1, heads, tokens, d), returns (1, tokens, heads, d)."""
     layout = _current.layout
-    shape = (layout.texts, layout.longest)
+    sizes = [grid.texts * grid.longest for grid in layout.grids]
 
-    def grid(each: Tensor) -> Tensor:
-        return _ToGrid.apply(each.squeeze(0).transpose(0, 1), layout).view(*shape, *each.shape[1::2]).transpose(1, 2)
+    def split(each: Tensor) -> tuple[Tensor, ...]:
+        return _ToGrids.apply(each.squeeze(0).transpose(0, 1), layout).split(sizes)
 
-    query, key, value = grid(query), grid(key), grid(value)
-    if key.shape[1] != query.shape[1]:  # several heads share a key
-        key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
     if is_causal is None:
         is_causal = getattr(module, "is_causal", False)
-    if _current.eager:  # fused attention cannot be differentiated twice
-        scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        scores = scores + layout.mask(scores.dtype, is_causal=is_causal)
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-        out = functional.dropout(weights, dropout) @ value
-    else:
-        mask = None if is_causal else layout.mask(query.dtype, is_causal=False)
-        out = functional.scaled_dot_product_attention(
+    parts = []
+    for grid, *places in zip(layout.grids, split(query), split(key), split(value), strict=True):
+        q, k, v = (each.view(grid.texts, grid.longest, *each.shape[1:]).transpose(1, 2) for each in places)
+        out = _attend(q, k, v, grid, scaling, dropout, is_causal)
+        parts.append(out.transpose(1, 2).reshape(-1, *out.shape[1::2]))
+    return _ToRow.apply(parts[0] if len(parts) == 1 else torch.cat(parts), layout).unsqueeze(0), None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, grid: Grid, scaling: float | None, dropout: float, is_causal: bool
+) -> Tensor:
+    """Attention within the texts of a grid: (texts, heads, longest, d) throughout."""
+    if key.shape[1] != query.shape[1]:  # several heads share a key
+        key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
+    if not _current.eager:
+        mask = None if is_causal else grid.mask(query.dtype, is_causal=False)
+        return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
         )
-    out = out.transpose(1, 2).reshape(-1, *out.shape[1::2])
-    return _ToRow.apply(out, layout).unsqueeze(0), None
+    # Fused attention cannot be differentiated twice.
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = scores + grid.mask(scores.dtype, is_causal=is_causal)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    return functional.dropout(weights, dropout) @ value
 
 
 AttentionInterface.register(NAME, _attention)
