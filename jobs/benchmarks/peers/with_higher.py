@@ -10,7 +10,7 @@ import higher
 import torch
 
 from distmeta.models import TaskBatch
-from peers.work import Classifier, Contestant, Outcome, Weights, Work, put_weights
+from peers.work import Classifier, Contestant, LossAndGradient, Outcome, Weights, Work, mean_over_tasks, put_weights
 
 
 def make(work: Work) -> Contestant | None:
@@ -22,26 +22,20 @@ def make(work: Work) -> Contestant | None:
     optimizer = torch.optim.SGD(model.parameters(), lr=work.inner_lr)
     second_order = work.workload.second_order
 
+    def gradient(task: TaskBatch) -> LossAndGradient:
+        with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False, track_higher_grads=second_order) as (
+            patched,
+            inner,
+        ):
+            for _ in range(work.inner_steps):
+                inner.step(Classifier.loss(patched, work, task.support, task.support_labels))
+            loss = Classifier.loss(patched, work, task.query, task.query_labels)
+            sources = list(model.parameters()) if second_order else list(patched.parameters())
+            # The encoder's parameters are before the head's, which has none from one task to the next.
+            return loss, torch.autograd.grad(loss, sources[: len(names)])
+
     def run(weights: Weights, tasks: Sequence[TaskBatch]) -> Outcome:
         put_weights(model.encoder, weights)
-        total: list[torch.Tensor] = []
-        query_loss = 0.0
-        for task in tasks:
-            with higher.innerloop_ctx(
-                model, optimizer, copy_initial_weights=False, track_higher_grads=second_order
-            ) as (patched, inner):
-                for _ in range(work.inner_steps):
-                    inner.step(Classifier.loss(patched, work, task.support, task.support_labels))
-                loss = Classifier.loss(patched, work, task.query, task.query_labels)
-                sources = list(model.parameters()) if second_order else list(patched.parameters())
-                # The encoder's parameters are before the head's, which has none from one task to the next.
-                gradients = list(torch.autograd.grad(loss, sources[: len(names)]))
-            query_loss += float(loss.detach()) / len(tasks)
-            if total:
-                torch._foreach_add_(total, gradients)
-            else:
-                total = gradients
-        torch._foreach_div_(total, len(tasks))
-        return Outcome(dict(zip(names, total, strict=True)), query_loss)
+        return mean_over_tasks(tasks, gradient, names)
 
     return run

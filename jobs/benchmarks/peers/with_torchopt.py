@@ -5,12 +5,13 @@ functional SGD updates in place, and the gradient at the adapted weights is take
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchopt
 
 from distmeta.models import TaskBatch
-from peers.work import Classifier, Contestant, Outcome, Weights, Work, put_weights
+from peers.work import Classifier, Contestant, LossAndGradient, Outcome, Weights, Work, mean_over_tasks, put_weights
 
 
 def make(work: Work) -> Contestant | None:
@@ -22,7 +23,7 @@ def make(work: Work) -> Contestant | None:
     buffers = [parameter.data for parameter in model.encoder.parameters()]
     functional_sgd = torchopt.sgd(lr=work.inner_lr)
 
-    def adapt(task: TaskBatch, weights: Weights) -> list[torch.Tensor]:
+    def first_order(task: TaskBatch, weights: Weights) -> LossAndGradient:
         with torch.no_grad():
             torch._foreach_copy_(buffers, [weights[name] for name in names])
             model.head.weight.zero_()
@@ -33,36 +34,24 @@ def make(work: Work) -> Contestant | None:
             gradients = torch.autograd.grad(model.loss(work, task.support, task.support_labels), fast)
             updates, state = functional_sgd.update(gradients, state, params=fast, inplace=True)
             torchopt.apply_updates(fast, updates, inplace=True)
-        return list(fast[: len(names)])
+        loss = model.loss(work, task.query, task.query_labels)
+        return loss, torch.autograd.grad(loss, fast[: len(names)])
 
-    def adapt_twice(task: TaskBatch) -> None:
+    def second_order(task: TaskBatch, start: Any, sources: Sequence[torch.Tensor]) -> LossAndGradient:
         inner = torchopt.MetaSGD(model, lr=work.inner_lr)
         for _ in range(work.inner_steps):
             inner.step(model.loss(work, task.support, task.support_labels))
+        loss = model.loss(work, task.query, task.query_labels)
+        gradients = torch.autograd.grad(loss, sources)
+        torchopt.recover_state_dict(model, start)
+        return loss, gradients
 
     def run(weights: Weights, tasks: Sequence[TaskBatch]) -> Outcome:
-        total: list[torch.Tensor] = []
-        query_loss = 0.0
-        if work.workload.second_order:
-            put_weights(model.encoder, weights)
-            start = torchopt.extract_state_dict(model, by="reference")
-            meta: list[torch.Tensor] = list(model.encoder.parameters())
-        for task in tasks:
-            if work.workload.second_order:
-                adapt_twice(task)
-                sources = meta
-            else:
-                sources = adapt(task, weights)
-            loss = model.loss(work, task.query, task.query_labels)
-            gradients = list(torch.autograd.grad(loss, sources))
-            if work.workload.second_order:
-                torchopt.recover_state_dict(model, start)
-            query_loss += float(loss.detach()) / len(tasks)
-            if total:
-                torch._foreach_add_(total, gradients)
-            else:
-                total = gradients
-        torch._foreach_div_(total, len(tasks))
-        return Outcome(dict(zip(names, total, strict=True)), query_loss)
+        if not work.workload.second_order:
+            return mean_over_tasks(tasks, lambda task: first_order(task, weights), names)
+        put_weights(model.encoder, weights)
+        start = torchopt.extract_state_dict(model, by="reference")
+        sources = list(model.encoder.parameters())
+        return mean_over_tasks(tasks, lambda task: second_order(task, start, sources), names)
 
     return run

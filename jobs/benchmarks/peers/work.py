@@ -116,6 +116,32 @@ class Outcome:
 
 Contestant = Callable[[Weights, Sequence[TaskBatch]], Outcome]
 
+LossAndGradient = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
+"""The query loss of a task, and its gradient by each weight of the encoder, in their order."""
+
+
+def mean_over_tasks(
+    tasks: Sequence[TaskBatch], gradient: Callable[[TaskBatch], LossAndGradient], names: Sequence[str]
+) -> Outcome:
+    """The outcome of a meta-batch whose tasks are computed one after the other.
+
+    Args:
+        tasks: the meta-batch.
+        gradient: computes one task.
+        names: of the weights.
+    """
+    total: list[torch.Tensor] = []
+    query_loss = 0.0
+    for task in tasks:
+        loss, gradients = gradient(task)
+        query_loss += float(loss.detach()) / len(tasks)
+        if total:
+            torch._foreach_add_(total, gradients)
+        else:
+            total = list(gradients)
+    torch._foreach_div_(total, len(tasks))
+    return Outcome(dict(zip(names, total, strict=True)), query_loss)
+
 
 class LoraLinear(nn.Linear):
     """A linear layer with a low-rank update (Hu et al. 2021, https://arxiv.org/abs/2106.09685) beside its weight."""
