@@ -30,7 +30,7 @@ from distmeta.cluster import check_workers_fit, ray_cluster
 from distmeta.config import Config, load_config, with_values
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.engine.precision import choose_precision
-from distmeta.errors import UserError
+from distmeta.errors import Interrupted, UserError
 from distmeta.meta import Learner
 from distmeta.pipeline import check_tasks, claim, prepare_with
 from distmeta.rundir import RunDirectory
@@ -276,6 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except UserError as error:
             print(error, file=sys.stderr)
             return 2
+        except Interrupted:
+            return 130
     print(table(found, config.meta.meta_batch_size))
     difference = loss_difference(found)
     agree = difference <= TOLERANCE
