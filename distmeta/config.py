@@ -1,7 +1,6 @@
 """The whole configuration of a run: one typed tree, one YAML file, `--set a.b=c` on top."""
 
 import difflib
-import glob
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,10 +10,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from distmeta.corpus.config import CorpusConfig, SourceConfig, TokenizerConfig
+from distmeta.corpus.config import HUGGING_FACE, CorpusConfig, TokenizerConfig, is_remote
 from distmeta.engine.config import EngineConfig
 from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
+from distmeta.impossible import impossible
 from distmeta.meta.config import MetaConfig
 from distmeta.models.config import DEFAULT_MODEL, ModelConfig
 from distmeta.section import Section
@@ -222,18 +222,11 @@ _PATH_KEYS = (
 _HUB_KEYS = {("tokenizer", "name_or_path"), ("model", "name_or_path")}
 
 
-HUGGING_FACE = "huggingface:"
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path or path.startswith("builtin:")
-
-
 def _make_paths_absolute(tree: dict[str, Any], base: Path) -> None:
     """Joins every relative path in the raw tree to `base`, in place; what has the wrong type is left for the checks."""
 
     def absolute(value: Any, only_if_present: bool = False) -> Any:
-        if not isinstance(value, str) or not value or _is_remote(value):
+        if not isinstance(value, str) or not value or is_remote(value):
             return value
         if value.startswith(HUGGING_FACE):
             return HUGGING_FACE + absolute(value.removeprefix(HUGGING_FACE), only_if_present=True)
@@ -300,93 +293,6 @@ def _unknown(key: str) -> str:
         name for name in known if name.split(".")[-1] == plain.split(".")[-1]
     ]
     return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; see `distmeta config`")
-
-
-def impossible(config: Config) -> Iterable[str]:
-    """A line for each thing that the keys allow alone and no run can do together."""
-    tasks, meta, train = config.tasks, config.meta, config.train
-    for key in _with_passwords(config.model_dump()):
-        yield f"{key}: an address with a password in it would end up in every copy; keys belong in the environment"
-    for source in config.corpus.sources:
-        path = source.path if isinstance(source, SourceConfig) else source
-        is_hub_name = path.startswith(HUGGING_FACE) or (
-            isinstance(source, SourceConfig) and source.format == "huggingface"
-        )
-        if (
-            not _is_remote(path)
-            and not is_hub_name
-            and not Path(path).exists()
-            and not any(glob.iglob(path, recursive=True))
-        ):
-            yield f"corpus.sources: nothing is at {path}"
-    for key, file in (
-        ("corpus.stop_words_file", config.corpus.stop_words_file),
-        *((f"tasks.split_files.{name}", file) for name, file in (tasks.split_files or ())),
-    ):
-        if file is not None and not Path(file).is_file():
-            yield f"{key}: there is no file {file}"
-    if any(ratio < 0 for ratio in tasks.split_ratio) or abs(sum(tasks.split_ratio) - 1) > 1e-6:
-        yield f"tasks.split_ratio: must be three shares that sum to 1, got {tasks.split_ratio}"
-    if tasks.split_files is not None and tasks.label_column is None:
-        yield "tasks.split_files: names classes of a labelled set; set tasks.label_column as well"
-    if tasks.max_sentences is not None and tasks.max_sentences < tasks.min_sentences:
-        yield (
-            f"tasks.max_sentences: {tasks.max_sentences} is below tasks.min_sentences {tasks.min_sentences}: "
-            "no word could be a class"
-        )
-    if tasks.max_examples < tasks.k_shot + tasks.query_per_class:
-        yield (
-            f"tasks.max_examples: {tasks.max_examples} is below tasks.k_shot + tasks.query_per_class = "
-            f"{tasks.k_shot + tasks.query_per_class}: no class could fill a task"
-        )
-    if tasks.label_column is None and tasks.max_classes < 3 * tasks.n_way:
-        yield f"tasks.max_classes: {tasks.max_classes} cannot give three splits of tasks.n_way {tasks.n_way} classes"
-    if meta.meta_batch_size < train.num_workers:
-        yield (
-            f"meta.meta_batch_size: {meta.meta_batch_size} tasks cannot occupy train.num_workers {train.num_workers}: "
-            "raise the one or lower the other"
-        )
-    if meta.lm_warmup_steps >= train.outer_steps:
-        yield (
-            f"meta.lm_warmup_steps: {meta.lm_warmup_steps} leaves no step of train.outer_steps {train.outer_steps} "
-            "for tasks"
-        )
-    if config.engine.weights == "partitioned":
-        needed: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            "engine.zero_stage": (config.engine.zero_stage, (3,)),
-            "meta.algorithm": (meta.algorithm, ("maml", "fomaml")),
-            "meta.inner_optimizer": (meta.inner_optimizer, ("sgd",)),
-            "meta.inner_clipping": (meta.inner_clipping, (0.0,)),
-            "meta.inner_rates": (meta.inner_rates, ("fixed",)),
-            "meta.multi_step_loss": (meta.multi_step_loss, (0.0,)),
-            "train.select_by": (train.select_by, ("inner-loop",)),
-            "train.average_with_start": (train.average_with_start, ([],)),
-        }
-        if meta.algorithm == "maml":  # whose differences of gradients bf16 rounds away
-            needed["engine.precision"] = (config.engine.precision, ("fp32",))
-        for key, (value, possible) in needed.items():
-            if value not in possible:
-                wanted = " or ".join(map(str, possible))
-                yield f"engine.weights: partitioned needs {key} {wanted}, which is {value}"
-    if meta.algorithm == "reptile" and meta.adapt == "head":
-        yield "meta.adapt: reptile moves what it adapts, and head leaves nothing that is kept; use another"
-    if meta.algorithm in ("fomaml", "reptile") and meta.second_order:
-        yield f"meta.second_order: {meta.algorithm} is first order; use maml"
-    if meta.algorithm == "metasgd" and meta.inner_rates != "fixed":
-        yield "meta.inner_rates: metasgd learns a rate for every weight already; use fixed"
-    if config.model.name_or_path is None and not isinstance(config.model.config.get("model_type"), str):
-        yield "model.config.model_type: must name a Hugging Face model type, such as bert or gpt2"
-
-
-def _with_passwords(node: Any, key: str = "") -> Iterable[str]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _with_passwords(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for value in node:
-            yield from _with_passwords(value, key)
-    elif isinstance(node, str) and re.search(r"://[^/@\s]+@", node):
-        yield key
 
 
 # --- printing ---------------------------------------------------------------------------------------------------

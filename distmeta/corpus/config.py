@@ -7,6 +7,13 @@ from pydantic import Field
 from distmeta.section import Section
 
 BUILTIN = "builtin:python-docs"
+HUGGING_FACE = "huggingface:"
+"""What an address of a data set on the Hugging Face hub, or in a saved folder, begins with."""
+
+
+def is_remote(path: str) -> bool:
+    """Whether the address of a source is none of a local file."""
+    return "://" in path or path.startswith("builtin:")
 
 
 class SourceConfig(Section):

@@ -7,8 +7,9 @@ from typing import Any
 
 import optuna
 
-from distmeta.config import Config, impossible, read_key, with_values
+from distmeta.config import Config, read_key, with_values
 from distmeta.errors import UserError
+from distmeta.impossible import impossible
 from distmeta.sweep.config import SpaceEntry
 from distmeta.tasks.draw import generator
 

@@ -1,0 +1,99 @@
+"""What the keys of a configuration allow alone and no run can do together."""
+
+import glob
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distmeta.corpus.config import HUGGING_FACE, SourceConfig, is_remote
+
+if TYPE_CHECKING:
+    from distmeta.config import Config
+
+
+def impossible(config: "Config") -> Iterable[str]:
+    """A line for each thing that the keys allow alone and no run can do together."""
+    tasks, meta, train = config.tasks, config.meta, config.train
+    for key in _with_passwords(config.model_dump()):
+        yield f"{key}: an address with a password in it would end up in every copy; keys belong in the environment"
+    for source in config.corpus.sources:
+        path = source.path if isinstance(source, SourceConfig) else source
+        is_hub_name = path.startswith(HUGGING_FACE) or (
+            isinstance(source, SourceConfig) and source.format == "huggingface"
+        )
+        if (
+            not is_remote(path)
+            and not is_hub_name
+            and not Path(path).exists()
+            and not any(glob.iglob(path, recursive=True))
+        ):
+            yield f"corpus.sources: nothing is at {path}"
+    for key, file in (
+        ("corpus.stop_words_file", config.corpus.stop_words_file),
+        *((f"tasks.split_files.{name}", file) for name, file in (tasks.split_files or ())),
+    ):
+        if file is not None and not Path(file).is_file():
+            yield f"{key}: there is no file {file}"
+    if any(ratio < 0 for ratio in tasks.split_ratio) or abs(sum(tasks.split_ratio) - 1) > 1e-6:
+        yield f"tasks.split_ratio: must be three shares that sum to 1, got {tasks.split_ratio}"
+    if tasks.split_files is not None and tasks.label_column is None:
+        yield "tasks.split_files: names classes of a labelled set; set tasks.label_column as well"
+    if tasks.max_sentences is not None and tasks.max_sentences < tasks.min_sentences:
+        yield (
+            f"tasks.max_sentences: {tasks.max_sentences} is below tasks.min_sentences {tasks.min_sentences}: "
+            "no word could be a class"
+        )
+    if tasks.max_examples < tasks.k_shot + tasks.query_per_class:
+        yield (
+            f"tasks.max_examples: {tasks.max_examples} is below tasks.k_shot + tasks.query_per_class = "
+            f"{tasks.k_shot + tasks.query_per_class}: no class could fill a task"
+        )
+    if tasks.label_column is None and tasks.max_classes < 3 * tasks.n_way:
+        yield f"tasks.max_classes: {tasks.max_classes} cannot give three splits of tasks.n_way {tasks.n_way} classes"
+    if meta.meta_batch_size < train.num_workers:
+        yield (
+            f"meta.meta_batch_size: {meta.meta_batch_size} tasks cannot occupy train.num_workers {train.num_workers}: "
+            "raise the one or lower the other"
+        )
+    if meta.lm_warmup_steps >= train.outer_steps:
+        yield (
+            f"meta.lm_warmup_steps: {meta.lm_warmup_steps} leaves no step of train.outer_steps {train.outer_steps} "
+            "for tasks"
+        )
+    if config.engine.weights == "partitioned":
+        needed: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "engine.zero_stage": (config.engine.zero_stage, (3,)),
+            "meta.algorithm": (meta.algorithm, ("maml", "fomaml")),
+            "meta.inner_optimizer": (meta.inner_optimizer, ("sgd",)),
+            "meta.inner_clipping": (meta.inner_clipping, (0.0,)),
+            "meta.inner_rates": (meta.inner_rates, ("fixed",)),
+            "meta.multi_step_loss": (meta.multi_step_loss, (0.0,)),
+            "train.select_by": (train.select_by, ("inner-loop",)),
+            "train.average_with_start": (train.average_with_start, ([],)),
+        }
+        if meta.algorithm == "maml":  # whose differences of gradients bf16 rounds away
+            needed["engine.precision"] = (config.engine.precision, ("fp32",))
+        for key, (value, possible) in needed.items():
+            if value not in possible:
+                wanted = " or ".join(map(str, possible))
+                yield f"engine.weights: partitioned needs {key} {wanted}, which is {value}"
+    if meta.algorithm == "reptile" and meta.adapt == "head":
+        yield "meta.adapt: reptile moves what it adapts, and head leaves nothing that is kept; use another"
+    if meta.algorithm in ("fomaml", "reptile") and meta.second_order:
+        yield f"meta.second_order: {meta.algorithm} is first order; use maml"
+    if meta.algorithm == "metasgd" and meta.inner_rates != "fixed":
+        yield "meta.inner_rates: metasgd learns a rate for every weight already; use fixed"
+    if config.model.name_or_path is None and not isinstance(config.model.config.get("model_type"), str):
+        yield "model.config.model_type: must name a Hugging Face model type, such as bert or gpt2"
+
+
+def _with_passwords(node: Any, key: str = "") -> Iterable[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _with_passwords(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _with_passwords(value, key)
+    elif isinstance(node, str) and re.search(r"://[^/@\s]+@", node):
+        yield key
