@@ -61,6 +61,8 @@ def impossible(config: "Config") -> Iterable[str]:
             f"meta.lm_warmup_steps: {meta.lm_warmup_steps} leaves no step of train.outer_steps {train.outer_steps} "
             "for tasks"
         )
+    if config.engine.offload_optimizer and config.engine.zero_stage == 0:
+        yield "engine.offload_optimizer: needs engine.zero_stage 1, 2 or 3, which is 0"
     if config.engine.weights == "partitioned":
         needed: dict[str, tuple[Any, tuple[Any, ...]]] = {
             "engine.zero_stage": (config.engine.zero_stage, (3,)),

@@ -121,6 +121,7 @@ def test_second_order_with_an_attention_that_has_no_second_derivative_is_refused
         (["meta.algorithm=reptile", "meta.adapt=head"], "leaves nothing that is kept"),
         (["meta.algorithm=fomaml", "meta.second_order=true"], "use maml"),
         (["meta.algorithm=metasgd", "meta.inner_rates=layer_step"], "use fixed"),
+        (["engine.offload_optimizer=true"], "needs engine.zero_stage 1, 2 or 3, which is 0"),
         (["engine.weights=partitioned"], "needs engine.zero_stage 3, which is 0"),
         (
             ["engine.weights=partitioned", "engine.zero_stage=3", "meta.algorithm=maml", "engine.precision=auto"],

@@ -76,8 +76,8 @@ def train(
     return norms
 
 
-def make_engine(stage: int, clipping: float, state: EngineState | None = None) -> Engine:
-    config = EngineConfig(zero_stage=stage, gradient_clipping=clipping)
+def make_engine(stage: int, clipping: float, state: EngineState | None = None, offload: bool = False) -> Engine:
+    config = EngineConfig(zero_stage=stage, gradient_clipping=clipping, offload_optimizer=offload)
     return Engine(TinyModel(), config, weight_decay=WEIGHT_DECAY, device=CPU, state=state)
 
 
@@ -241,6 +241,49 @@ def test_state_of_another_model_is_refused(worlds: dict[int, World], runs: Path)
         UserError, match=r"linear.weight is \[4, 5\] in the checkpoint's weights and \[3, 5\] in the model"
     ):
         worlds[2].run(_resume_another_model, wider)
+
+
+# Optimizer states in the host's memory
+
+
+def _train_offloaded(runs: Path, folder: Path) -> None:
+    """Through a step that is dropped; and from a checkpoint without offloading, and back to there."""
+    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+    def spoil(gradients: Tensors, step: int, rank: int) -> None:
+        gradients["norm.bias"][0] = math.nan if rank == 0 else 1.0
+
+    for stage in (1, 2, 3):
+        engine = make_engine(stage, CLIPPING, offload=True)
+        norms = train(engine, 0, HALFWAY)
+        save(engine, folder / f"{stage}-halfway", norms)
+        assert train(engine, HALFWAY, HALFWAY + 1, spoil) == [math.inf]
+        norms += train(engine, HALFWAY, STEPS)
+        save(engine, folder / f"{stage}-end", norms)
+        engine.close()
+        theirs = runs / str(world_size) / f"stage-{stage}-clipping-{CLIPPING}-halfway"
+        for name, halfway, offload in (("to", theirs, True), ("from", folder / f"{stage}-halfway", False)):
+            engine = make_engine(stage, CLIPPING, read_checkpoint(halfway)[0], offload)
+            train(engine, HALFWAY, STEPS)
+            save(engine, folder / f"{stage}-{name}", [])
+            engine.close()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_offloading_trains_the_same(worlds: dict[int, World], runs: Path, tmp_path: Path, size: int) -> None:
+    worlds[size].run(_train_offloaded, runs, tmp_path)
+    for stage in (1, 2, 3):
+        expected, progress, _ = read_checkpoint(runs / str(size) / f"stage-{stage}-clipping-{CLIPPING}-end")
+        norms = read_checkpoint(tmp_path / f"{stage}-end")[1]["norms"]
+        assert norms == pytest.approx(progress["norms"], rel=1e-12)  # one sum over all, not over sums of parameters
+        for name in ("end", "to", "from"):
+            state, _, _ = read_checkpoint(tmp_path / f"{stage}-{name}")
+            assert largest_difference(state, expected) <= 1e-7
+
+
+def test_offloading_what_is_not_shared_out_is_refused() -> None:
+    with pytest.raises(UserError, match=r"engine\.offload_optimizer: needs engine\.zero_stage 1, 2 or 3"):
+        make_engine(0, CLIPPING, offload=True)
 
 
 # Gradients

@@ -268,6 +268,23 @@ def test_language_modelling_is_added(worlds: dict[int, World], model_type: str) 
     assert loss == pytest.approx(float(losses[0].detach()) / 2, abs=1e-6)  # the first worker's share
 
 
+def _offloaded(offload: bool) -> EngineState | None:
+    """After a step with text, and one without, in which the language model's head has no gradient."""
+    engine = engine_of(*make("bert", "bias"), offload_optimizer=offload)
+    outer_step(engine, tasks(2), (1, 1), second_order=False, texts=share(texts(), (2, 1)))
+    outer_step(engine, tasks(2), (1, 1), second_order=False)
+    state = engine.state()
+    engine.close()
+    return state
+
+
+def test_offloading_trains_the_same(worlds: dict[int, World]) -> None:
+    offloaded, plain = (worlds[2].run(_offloaded, offload) for offload in (True, False))
+    for key in ("weights", "exp_avg", "exp_avg_sq"):
+        found, expected = getattr(offloaded, key), getattr(plain, key)
+        assert difference(dict(found), dict(expected)) < 1e-6
+
+
 def _scores() -> torch.Tensor:
     engine = engine_of(*make("bert", "lora"))
     mine = share(tasks(3), (1, 2))

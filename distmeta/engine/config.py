@@ -20,6 +20,8 @@ class EngineConfig(Section):
     """Tasks computed side by side in one packed row, where they can be; unset: as many as suit the device; 1: none."""
     weights: Literal["whole", "partitioned"] = "whole"
     """whole: each worker holds all for a step; partitioned (stage 3): one layer at a time (fomaml, maml); slower."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's states in the host's memory and update there (ZeRO 1 to 3): room on a GPU, at some speed."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest norm of the meta-gradient; 0: none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

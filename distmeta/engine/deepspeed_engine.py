@@ -35,7 +35,12 @@ class Engine:
     stage that wrote it; without, every worker begins with the weights of rank 0. At ZeRO stage 3 the parameters of
     `module` are empty from then on: their values are in `full_parameters()`.
 
-    Raises UserError where `state` does not fit the module, or DeepSpeed in this process works on another device.
+    With `offload_optimizer`, the weights that AdamW updates, their gradients and its states are in the host's memory,
+    and the update is made there, by torch. (DeepSpeed's own AdamW for the host would have to be compiled.) On a CPU
+    that is the same work with some more memory.
+
+    Raises UserError where `state` does not fit the module, DeepSpeed in this process works on another device, or
+    optimizer states are to be offloaded that ZeRO does not share out.
     """
 
     def __init__(
@@ -56,12 +61,16 @@ class Engine:
         self, module: nn.Module, config: EngineConfig, weight_decay: float, device: torch.device, state: Any
     ) -> None:
         """The parameters, as the state has them, a process group and AdamW."""
+        if config.offload_optimizer and config.zero_stage == 0:
+            raise UserError("engine.offload_optimizer: needs engine.zero_stage 1, 2 or 3, which is 0")
         self._deepspeed = _import_deepspeed(device)
         module.to(device)
         if state is not None:
             state.check_fits(module)
             _copy_weights(state.weights, module)
+        self._device = device
         self._stage = config.zero_stage
+        self._offloads = config.offload_optimizer
         self._clipping = config.gradient_clipping
         self._parameters = dict(module.named_parameters())
         self._trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
@@ -165,38 +174,52 @@ class Engine:
 
     def _deepspeed_config(self) -> dict[str, Any]:
         trained_numel = sum(parameter.numel() for parameter in self._trained.values())
+        zero_optimization: dict[str, Any] = {
+            "stage": self._stage,
+            "reduce_bucket_size": min(trained_numel, LARGEST_BUCKET),
+            # The gradients come all at once: there is no computation to overlap with.
+            "overlap_comm": False,
+            # By default small parameters are kept whole everywhere, for forward passes that are never run here.
+            "stage3_param_persistence_threshold": 0,
+        }
+        if self._offloads:
+            zero_optimization["offload_optimizer"] = {"device": "cpu"}
         return {
             "train_micro_batch_size_per_gpu": 1,
             # Its default is 1; `_clip` does it instead.
             "gradient_clipping": 0.0,
-            "zero_optimization": {
-                "stage": self._stage,
-                "reduce_bucket_size": min(trained_numel, LARGEST_BUCKET),
-                # The gradients come all at once: there is no computation to overlap with.
-                "overlap_comm": False,
-                # By default small parameters are kept whole everywhere, for forward passes that are never run here.
-                "stage3_param_persistence_threshold": 0,
-            },
+            # Else DeepSpeed takes no AdamW but its own for the host, which has to be compiled.
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": zero_optimization,
         }
 
     def _clip(self) -> float:
         """Scale the averaged gradients down to the largest norm; returns the norm that they had.
 
         DeepSpeed rounds otherwise at each stage, and at stage 0 does not tell the norm. So it is done here, in float64
-        and by the formula of `torch.nn.utils.clip_grad_norm_`: the same to the bit at every stage.
+        and by the formula of `torch.nn.utils.clip_grad_norm_`: the same to the bit at every stage, and to 1e-12 with
+        offloaded optimizer states.
         """
-        if self._stage == 0:
-            shards = [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
-        else:
-            shards = [shard for group in self._engine.optimizer.averaged_gradients.values() for shard in group]
+        shards = self._averaged_gradients()
         square = sum(torch.linalg.vector_norm(shard, dtype=torch.float64).square() for shard in shards)
         if self._stage > 0:
+            square = square.to(self._device)
             torch.distributed.all_reduce(square)
         norm = math.sqrt(square)
         if 0 < self._clipping < norm < math.inf:
             for shard in shards:
                 shard.mul_(self._clipping / (norm + 1e-6))
         return norm
+
+    def _averaged_gradients(self) -> list[Tensor]:
+        """What AdamW will take: this worker's shards of the gradients, at stage 0 all of them."""
+        if self._stage == 0:
+            return [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
+        if self._offloads:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)  # they may be on their way to the host still
+            return [partition.grad for partition in self._partitions() if partition.grad is not None]
+        return [shard for group in self._engine.optimizer.averaged_gradients.values() for shard in group]
 
     def _drop_gradients(self) -> None:
         if self._stage == 0:

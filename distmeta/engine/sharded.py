@@ -63,7 +63,6 @@ class ShardedEngine(Engine):
             network.computation = "plain"
         self.network = network
         self._precision = config.precision
-        self._device = device
         self._shapes = {name: self._parameters[name].shape for name in adapted_names if name in self._parameters}
         apply_adapters_in_modules(network)
         self._begin(network, device)
@@ -304,6 +303,10 @@ class ShardedEngine(Engine):
         gradient of a parameter that the first of them does not reach would begin with that of the step before.
         """
         self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+        if self._offloads:
+            # The host's copy is written for those parameters alone that a pass has reached.
+            for partition in self._partitions():
+                partition.grad.zero_()
         self._engine.optimizer.micro_step_id = 1
 
     def _apply(self, learning_rate: float) -> float:
