@@ -149,6 +149,7 @@ class ShardedEngine(Engine):
         for text, seed, share in self._padded(texts, seeds, self._no_text()):
             loss = self._text(text, seed + inner_steps + 1, share * weight * lm_weight)
             metrics["lm_loss"] += share * loss / meta_batch_size
+        self._deltas.values = {}  # the last task's are not held until the next one
         return self._apply(learning_rate), dict(metrics)
 
     def query_scores(
@@ -167,6 +168,7 @@ class ShardedEngine(Engine):
                 _, found = self._loss(fast, task.query, task.query_labels, seed + inner_steps)
             if share:
                 scores.append(found)
+        self._deltas.values = {}
         return scores
 
     def _task(
@@ -176,7 +178,8 @@ class ShardedEngine(Engine):
         metrics = {}
         fast, starts = self._zero(task.n_way), []
         for step in range(inner_steps):
-            starts.append(fast)
+            if second_order:
+                starts.append(fast)
             loss, fast = self._inner_step(fast, task, seed + step, inner_lr)
             metrics[f"support_loss/{step}"] = loss
         loss, scores, adjoint = self._outer_pass(fast, task.query, task.query_labels, seed + inner_steps, weight)
@@ -305,8 +308,8 @@ class ShardedEngine(Engine):
         self._engine.optimizer.grad_partitions_flat_buffer.zero_()
         if self._offloads:
             # The host's copy is written for those parameters alone that a pass has reached.
-            for partition in self._partitions():
-                partition.grad.zero_()
+            for gradient in self._averaged_gradients():
+                gradient.zero_()
         self._engine.optimizer.micro_step_id = 1
 
     def _apply(self, learning_rate: float) -> float:
