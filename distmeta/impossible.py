@@ -64,22 +64,9 @@ def impossible(config: "Config") -> Iterable[str]:
     if config.engine.offload_optimizer and config.engine.zero_stage == 0:
         yield "engine.offload_optimizer: needs engine.zero_stage 1, 2 or 3, which is 0"
     if config.engine.weights == "partitioned":
-        needed: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            "engine.zero_stage": (config.engine.zero_stage, (3,)),
-            "meta.algorithm": (meta.algorithm, ("maml", "fomaml")),
-            "meta.inner_optimizer": (meta.inner_optimizer, ("sgd",)),
-            "meta.inner_clipping": (meta.inner_clipping, (0.0,)),
-            "meta.inner_rates": (meta.inner_rates, ("fixed",)),
-            "meta.multi_step_loss": (meta.multi_step_loss, (0.0,)),
-            "train.select_by": (train.select_by, ("inner-loop",)),
-            "train.average_with_start": (train.average_with_start, ([],)),
-        }
-        if meta.algorithm == "maml":  # whose differences of gradients bf16 rounds away
-            needed["engine.precision"] = (config.engine.precision, ("fp32",))
-        for key, (value, possible) in needed.items():
-            if value not in possible:
-                wanted = " or ".join(map(str, possible))
-                yield f"engine.weights: partitioned needs {key} {wanted}, which is {value}"
+        for key, value, possible in partitioned_needs(config):
+            wanted = " or ".join(map(str, possible))
+            yield f"engine.weights: partitioned needs {key} {wanted}, which is {value}"
     if meta.algorithm == "reptile" and meta.adapt == "head":
         yield "meta.adapt: reptile moves what it adapts, and head leaves nothing that is kept; use another"
     if meta.algorithm in ("fomaml", "reptile") and meta.second_order:
@@ -88,6 +75,24 @@ def impossible(config: "Config") -> Iterable[str]:
         yield "meta.inner_rates: metasgd learns a rate for every weight already; use fixed"
     if config.model.name_or_path is None and not isinstance(config.model.config.get("model_type"), str):
         yield "model.config.model_type: must name a Hugging Face model type, such as bert or gpt2"
+
+
+def partitioned_needs(config: "Config") -> Iterable[tuple[str, Any, tuple[Any, ...]]]:
+    """What keeps a run from having partitioned weights: each key, the value that it has, and those that it may have."""
+    meta, train = config.meta, config.train
+    needed: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "engine.zero_stage": (config.engine.zero_stage, (3,)),
+        "meta.algorithm": (meta.algorithm, ("maml", "fomaml")),
+        "meta.inner_optimizer": (meta.inner_optimizer, ("sgd",)),
+        "meta.inner_clipping": (meta.inner_clipping, (0.0,)),
+        "meta.inner_rates": (meta.inner_rates, ("fixed",)),
+        "meta.multi_step_loss": (meta.multi_step_loss, (0.0,)),
+        "train.select_by": (train.select_by, ("inner-loop",)),
+        "train.average_with_start": (train.average_with_start, ([],)),
+    }
+    if meta.algorithm == "maml":  # whose differences of gradients bf16 rounds away
+        needed["engine.precision"] = (config.engine.precision, ("fp32",))
+    return [(key, value, possible) for key, (value, possible) in needed.items() if value not in possible]
 
 
 def _with_passwords(node: Any, key: str = "") -> Iterable[str]:

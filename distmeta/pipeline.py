@@ -31,6 +31,8 @@ CHANGEABLE = {
     "corpus.executor",
     "engine.zero_stage",
     "engine.device",
+    "engine.weights",
+    "engine.offload_optimizer",
     "train.num_workers",
     "train.cpus_per_worker",
     "train.outer_steps",
@@ -121,10 +123,11 @@ def draw_tasks(config: Config, run: RunDirectory, split: str, start: int, count:
 def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> str:
     """The main job: prepares, trains, exports and evaluates. Returns the few-shot table as text."""
     from distmeta.cluster import check_workers_fit, ray_cluster
-    from distmeta.plan.memory import check_model_states_fit
+    from distmeta.plan.memory import check_model_states_fit, choose_weights
     from distmeta.tracking.artifact import log_model
 
     check_workers_fit(config)
+    choose_weights(config, say)
     check_model_states_fit(config)
     _check_claim(config, run, resume)
     say(_choices(config))

@@ -3,6 +3,7 @@
 import gc
 import json
 import multiprocessing
+import re
 import resource
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from distmeta.config import Config, load_config
+from distmeta.config import Config, load_config, with_values
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.engine import deepspeed_engine
 from distmeta.engine.config import EngineConfig
@@ -40,7 +41,8 @@ from distmeta.plan import (
     plan_table,
     sweep_totals,
 )
-from distmeta.plan.memory import ALLREDUCE_BUFFER, FLOAT, LARGEST_BUCKET, ModelStates, parameter_count
+from distmeta.plan.memory import SIZES, Sizes, choose_weights, gib, network_sizes
+from distmeta.plan.states import ALLREDUCE_BUFFER, FLOAT, LARGEST_BUCKET, ModelStates
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, resolve
 from distmeta.train.work import WorkSource
@@ -111,13 +113,16 @@ class HeldBytes(TorchDispatchMode):
         return result
 
 
-def engine_bytes(stage: int) -> tuple[int, int, int]:
+def engine_bytes(stage: int, offload: bool = False) -> tuple[int, int, int]:
     """Numbers of a network, and the bytes that its engine holds between steps and at most, as the loop takes them."""
     before = HeldBytes().now
     network = nn.Sequential(*(nn.Linear(150, 150) for _ in range(16)))
     numbers = sum(parameter.numel() for parameter in network.parameters())
     engine = deepspeed_engine.Engine(
-        network, EngineConfig(zero_stage=stage), weight_decay=0.0, device=torch.device("cpu")
+        network,
+        EngineConfig(zero_stage=stage, offload_optimizer=offload),
+        weight_decay=0.0,
+        device=torch.device("cpu"),
     )
     with engine.full_parameters() as parameters:
         gradients = {name: torch.ones_like(each) for name, each in parameters.items()}
@@ -149,11 +154,21 @@ def test_an_engine_holds_what_the_formulas_say(world: tuple[int, World], stage: 
     assert most == pytest.approx(states.peak, rel=0.1)
 
 
+@pytest.mark.parametrize(("world", "stage"), [(1, 3), (3, 1), (3, 3)], indirect=["world"])
+def test_with_offloading_the_host_holds_what_the_formulas_say(world: tuple[int, World], stage: int):
+    """On a CPU the host's memory is the worker's, and both add up to what is measured."""
+    workers, processes = world
+    numbers, resident, most = processes.run(engine_bytes, stage, True)
+    states = ModelStates(numbers, numbers, workers, stage, offload=True)
+    assert resident == pytest.approx(states.resident + states.host, rel=0.06)
+    assert most == pytest.approx(states.peak + states.host, rel=0.06)
+
+
 def test_a_run_that_cannot_fit_is_refused_with_what_would_fit():
     config = Config()
     config.train.num_workers, config.meta.meta_batch_size = 4, 4
     states = [ModelStates(10**9, 10**9, 4, stage).peak for stage in range(4)]
-    plan = {"parameters": 10**9, "trained_parameters": 10**9, "peak_memory_bytes": states[0]}
+    plan = dict.fromkeys(SIZES, 10**9) | {"peak_memory_bytes": states[0]}
     check_memory(plan, states[0], config)
     with pytest.raises(UserError, match=r"needs 20\.49 GiB, --memory gives it .* engine\.zero_stage 1 needs"):
         check_memory(plan, states[1] * 1.01, config)
@@ -161,6 +176,53 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_fit():
         check_memory(plan, min(states) * 0.95, config)
     with pytest.raises(UserError, match="no ZeRO stage and no number of workers"):
         check_memory(plan, 10**9, config)
+
+
+def chosen(config: Config, memory_bytes: float | None) -> tuple[str, str]:
+    """What auto comes to for a copy, and the line that says so."""
+    config, lines = config.model_copy(deep=True), []
+    choose_weights(config, lines.append, memory_bytes)
+    (line,) = lines
+    return config.engine.weights, line
+
+
+def test_weights_are_partitioned_where_they_have_to_be_and_can_be(monkeypatch: pytest.MonkeyPatch):
+    config = Config()
+    config.engine.zero_stage, config.train.num_workers, config.meta.adapt = 3, 4, "lora"
+    sizes = network_sizes(config, config.tokenizer.vocab_size)
+    needed = ModelStates(sizes.parameters, sizes.trained, 4, 3, sizes.adapted).peak
+    weights, line = chosen(config, needed)
+    assert weights == "whole"
+    assert f"auto takes whole: a worker with whole weights needs {gib(needed)}" in line
+    weights, line = chosen(config, needed * 0.99)
+    assert weights == "partitioned"
+    assert re.search(r"needs 0\.\d\d GiB .*, with partitioned ones 0\.\d\d GiB, --memory gives it 0\.\d\d GiB", line)
+
+    # Told, at another stage, for another algorithm, or where it does not help, whole is what is checked and refused.
+    told, lines = config.model_copy(deep=True), []
+    told.engine.weights = "whole"
+    choose_weights(told, lines.append, 1.0)
+    assert (told.engine.weights, lines) == ("whole", [])
+    for key, value in (("engine.zero_stage", 1), ("meta.algorithm", "reptile"), ("train.select_by", "prototype")):
+        assert chosen(with_values(config, {key: value}), needed * 0.5)[0] == "whole"
+    assert chosen(config, 1000.0)[0] == "whole"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert "not known here" in chosen(config, None)[1]
+
+
+def test_partitioned_weights_are_what_a_refusal_points_to():
+    config = Config()
+    config.engine.zero_stage, config.train.num_workers, config.meta.meta_batch_size = 3, 4, 4
+    config.meta.adapt = "head"
+    whole = ModelStates(10**9, 10**9, 4, 3).peak
+    plan = dict(zip(SIZES, (10**9, 10**9, 0, 10**7), strict=True)) | {"peak_memory_bytes": whole}
+    with pytest.raises(
+        UserError, match=r"stage 3 with whole weights .*: .* 3 with engine\.weights partitioned needs 7\."
+    ):
+        check_memory(plan, whole * 0.5, config)
+    config.meta.algorithm = "reptile"
+    with pytest.raises(UserError, match=r": engine\.zero_stage 3 on train\.num_workers \d+ needs|makes it fit"):
+        check_memory(plan, whole * 0.5, config)
 
 
 def huge() -> Config:
@@ -172,10 +234,13 @@ def huge() -> Config:
 def test_a_model_that_is_far_too_large_is_refused_before_anything_is_made(tmp_path: Path):
     config = huge()
     started = time.perf_counter()
-    with pytest.raises(UserError, match="no ZeRO stage"):
-        check_model_states_fit(config)
+    with pytest.raises(
+        UserError, match=r"weights partitioned and meta\.adapt head \(or lora\) on train\.num_workers 256"
+    ):
+        check_model_states_fit(config, 24 * 2**30)
     assert time.perf_counter() - started < 2
-    needed = ModelStates(parameter_count(config, 1), parameter_count(config, 1), 1, 0).peak
+    sizes = network_sizes(config, 1)
+    needed = ModelStates(sizes.parameters, sizes.trained, 1, 0, sizes.adapted).peak
     check_model_states_fit(config, needed)
     with pytest.raises(UserError, match="--memory gives it"):
         make_plan(config, RunDirectory(tmp_path / "run"), rate=None, say=lambda _: None, memory_bytes=needed * 0.99)
@@ -189,12 +254,13 @@ def test_parameters_are_counted_as_the_network_has_them(
 ):
     config, run = opened[0].model_copy(deep=True), opened[1]
     config.meta.adapt, config.meta.lm_weight, config.meta.lm_warmup_steps = adapt, lm_weight, 0
+    config.meta.freeze_lowest, config.meta.algorithm = 1, "leopard"
     setup = Setup(config, run)
-    network = setup.network()
-    expected = sum(parameter.numel() for parameter in network.parameters())
-    assert parameter_count(config, len(setup.tokenizer)) == expected
+    expected = Sizes.of(setup.network(), config)
+    assert expected.trained < expected.parameters
+    assert network_sizes(config, len(setup.tokenizer)) == expected
     # What is checked first of all never counts more.
-    assert parameter_count(config, 1) < expected
+    assert network_sizes(config, 1).parameters < expected.parameters
 
 
 # Operations, time and money

@@ -18,8 +18,8 @@ class EngineConfig(Section):
     """Texts of different lengths: packed without padding (auto, where the model can), in buckets, or all padded."""
     tasks_at_a_time: int | None = Field(default=None, ge=1)
     """Tasks computed side by side in one packed row, where they can be; unset: as many as suit the device; 1: none."""
-    weights: Literal["whole", "partitioned"] = "whole"
-    """whole: each worker holds all for a step; partitioned (stage 3): one layer at a time (fomaml, maml); slower."""
+    weights: Literal["auto", "whole", "partitioned"] = "auto"
+    """whole: each worker holds all for a step; partitioned (stage 3, fomaml, maml): by layer; auto: as fits."""
     offload_optimizer: bool = False
     """Keep the optimizer's states in the host's memory and update there (ZeRO 1 to 3): room on a GPU, at some speed."""
     gradient_clipping: float = Field(default=1.0, ge=0)

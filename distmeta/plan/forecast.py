@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config import Config
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.pipeline import check_tasks, prepare_with
-from distmeta.plan.memory import ModelStates, check_model_states_fit, memory_by_stage
+from distmeta.plan.memory import SIZES, Sizes, check_model_states_fit, memory_by_stage, states_of, worker_bytes
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_cost
@@ -33,10 +34,11 @@ def make_plan(
     With `rate`, the floating-point operations a second of one worker, nothing is run: time is operations over rate, and
     memory is that of the model's states alone. Without, some steps are run and timed.
 
-    Returns `parameters`, `trained_parameters`, `adapted_parameters`; `flops_per_step` of steps with tasks,
-    `flops_per_warmup_step`, `flops` of the run; `wall_seconds` as the run's summary counts them, `worker_seconds`,
-    `cost` and `currency`; `peak_memory_bytes` of a worker and `memory_by_stage`, the same at each ZeRO stage (bytes);
-    `num_workers`, `zero_stage`, `outer_steps`, `warmup_steps`.
+    Returns `parameters`, `trained_parameters`, `adapted_parameters`, `largest_module_parameters`; `flops_per_step` of
+    steps with tasks, `flops_per_warmup_step`, `flops` of the run; `wall_seconds` as the run's summary counts them,
+    `worker_seconds`, `cost` and `currency`; `peak_memory_bytes` of a worker and `memory_by_stage`, the same at each
+    ZeRO stage, and with partitioned weights where the run could have them (bytes); `num_workers`, `zero_stage`,
+    `weights` (whole or partitioned), `offload_optimizer`, `outer_steps`, `warmup_steps`.
 
     Where steps were run also `memory`, what the peak is made of (bytes): `without_model`, a process with its libraries;
     `model_states`, see `ModelStates`; `working`, the rest. `seconds_of`, what the time was added up from;
@@ -60,23 +62,20 @@ def make_plan(
     check_tasks(config, run)
     setup = Setup(config, run)
     network = setup.network()
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    adapted_names = set(network.adapted_names(config.meta.adapt, config.meta.last_k))
-    adapted = sum(parameter.numel() for name, parameter in network.named_parameters() if name in adapted_names)
+    sizes = Sizes.of(network, config)
     counter = FlopCounter.of(network, config.meta)
     tasks, warmups = _tokens(setup, with_tasks=True), _tokens(setup, with_tasks=False)
     flops_per_step, flops_per_warmup_step = counter.step(tasks), counter.step(warmups)
     steps, warmup_steps = config.train.outer_steps, config.meta.lm_warmup_steps
     flops = flops_per_step * (steps - warmup_steps) + flops_per_warmup_step * warmup_steps
-    workers, stage = config.train.num_workers, config.engine.zero_stage
-    states = ModelStates(parameters, trained, workers, stage).peak
+    workers = config.train.num_workers
+    states = worker_bytes(config, states_of(config, sizes))
     plan: dict[str, Any] = {
-        "parameters": parameters,
-        "trained_parameters": trained,
-        "adapted_parameters": adapted,
+        **dict(zip(SIZES, astuple(sizes), strict=True)),
         "num_workers": workers,
-        "zero_stage": stage,
+        "zero_stage": config.engine.zero_stage,
+        "weights": "partitioned" if config.engine.weights == "partitioned" else "whole",
+        "offload_optimizer": config.engine.offload_optimizer,
         "outer_steps": steps,
         "warmup_steps": warmup_steps,
         "flops_per_step": flops_per_step,
@@ -92,12 +91,12 @@ def make_plan(
         say("running some steps to see what they take (half a minute)")
         measured = calibrate(config, run)
         plan |= _time(config, measured)
-        calibrated = ModelStates(parameters, trained, measured.workers, stage).peak
+        calibrated = worker_bytes(config, states_of(config, sizes, workers=measured.workers))
         other = max(0.0, measured.peak_memory - calibrated)
         without_model = min(other, measured.memory_without_model)
         plan["memory"] = {"without_model": without_model, "model_states": states, "working": other - without_model}
     plan["peak_memory_bytes"] = states + other
-    plan["memory_by_stage"] = memory_by_stage(parameters, trained, workers, other)
+    plan["memory_by_stage"] = memory_by_stage(config, sizes, workers, other)
     plan["worker_seconds"] = plan["wall_seconds"] * workers
     return plan | run_cost(plan["worker_seconds"], config.tracking)
 

@@ -1,91 +1,50 @@
-"""Memory of a worker: what weights, gradients and optimizer states take at each ZeRO stage, by formula."""
+"""Whether a run fits into the memory of its workers, and where its weights are to be so that it does."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from distmeta.config import Config
 from distmeta.errors import UserError
-
-FLOAT = 4
-"""Bytes of an fp32 number: weights, gradients and optimizer states are fp32 throughout."""
+from distmeta.impossible import partitioned_needs
+from distmeta.plan.states import ModelStates, PartitionedStates, States
 
 STAGES = (0, 1, 2, 3)
+NOTHING_BUT_A_HEAD = ("anil", "protonet", "metaicl")
+"""Algorithms that have no fast weights in the network, whatever `meta.adapt` says."""
+MOST_DOUBLINGS = 10
+"""Of the workers, when a number is looked for with which a run would fit."""
 
 
 @dataclass(frozen=True, slots=True)
-class ModelStates:
-    """Bytes that a worker's engine holds for the model, P parameters of which T are trained, on W workers.
-
-    Between two steps, in numbers of 4 bytes (Rajbhandari et al. 2020, "ZeRO", section 3, with fp32 in the place of
-    half precision, as distmeta uses DeepSpeed 0.19):
-
-        stage 0     P weights + 2 T AdamW moments
-        stage 1, 2  P weights + (T weights that are updated + 2 T moments) / W
-        stage 3     (P weights + T weights that are updated + 2 T moments + T gradients) / W + a bucket
-
-    While a step is taken, also T gradients that the learner hands over, and
-
-        stage 0     T gradients, averaged, and DeepSpeed's flat buffer of them: T numbers, but no more than
-                    `ALLREDUCE_BUFFER`, with one worker too
-        stage 1, 2  while AdamW works on the flat shard, T / W averaged gradients, their flat copy, and two temporaries
-                    (the square root of a moment, and that divided); or before that two buckets, for gradients on their
-                    way and flattened, and T / W averaged ones, where the buckets are still there (they are not in
-                    every step): whichever is more
-        stage 3     on one worker 3 T: the flat copy and the two temporaries. With others P weights that the learner had
-                    gathered and the loop still holds; and T weights that the engine gathers to take the gradients and
-                    two buckets (flattened gradients, and their parts to send), or AdamW's 3 T / W, whichever is more
-
-    The bucket is what the engine sets aside for communication: T numbers, but no more than `LARGEST_BUCKET`. AdamW's
-    temporaries are those of a CPU. Both were followed by a dispatch mode through DeepSpeed 0.19 and torch 2.13.
-    """
+class Sizes:
+    """Numbers in a network."""
 
     parameters: int
     trained: int
-    workers: int
-    stage: int
+    """Those that the outer loop changes."""
+    adapted: int
+    """Those that a task has fast weights of, the head left out."""
+    largest: int
+    """Those that one module owns itself, at most."""
 
-    @property
-    def bucket(self) -> int:
-        """Bytes of the communication bucket."""
-        return FLOAT * min(self.trained, LARGEST_BUCKET)
-
-    @property
-    def resident(self) -> float:
-        """Bytes held between two steps."""
-        parameters, trained, workers = self.parameters, self.trained, self.workers
-        if self.stage == 0:
-            return FLOAT * (parameters + 2 * trained)
-        if self.stage < 3:
-            return FLOAT * (parameters + 3 * trained / workers)
-        return FLOAT * (parameters + 4 * trained) / workers + self.bucket
-
-    @property
-    def peak(self) -> float:
-        """Bytes held at most, which is while a step is taken."""
-        trained = FLOAT * self.trained
-        share = trained / self.workers
-        held = self.resident + trained
-        if self.stage == 0:
-            return held + trained + FLOAT * min(self.trained, ALLREDUCE_BUFFER)
-        if self.stage < 3:
-            return held + max(4 * share, 2 * self.bucket + share)
-        if self.workers == 1:
-            return held + 3 * share
-        return held + FLOAT * self.parameters + max(trained + 2 * self.bucket, 3 * share)
+    @classmethod
+    def of(cls, network: Any, config: Config) -> "Sizes":
+        """Those of a network that is there."""
+        numbers = {name: parameter.numel() for name, parameter in network.named_parameters()}
+        adapted = network.adapted_names(config.meta.adapt, config.meta.last_k)
+        return cls(
+            parameters=sum(numbers.values()),
+            trained=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
+            adapted=sum(numbers[name] for name in adapted),
+            largest=max(sum(p.numel() for p in module.parameters(recurse=False)) for module in network.modules()),
+        )
 
 
-LARGEST_BUCKET = 50_000_000
-"""Numbers in the engine's largest bucket; a test holds it against `distmeta.engine.deepspeed_engine`."""
-
-ALLREDUCE_BUFFER = 500_000_000
-"""Numbers in DeepSpeed's largest buffer at stage 0; a test holds it against its MEMORY_OPT_ALLREDUCE_SIZE."""
-
-
-def parameter_count(config: Config, vocab_size: int) -> int:
-    """Parameters of the network, adapters included, without making it: on torch's meta device, which allocates nothing.
+def network_sizes(config: Config, vocab_size: int) -> Sizes:
+    """Sizes of the network, adapters included, without making it: on torch's meta device, which allocates nothing.
 
     `vocab_size` is that of a new model, whose tokenizer need not be there yet; a loaded one has its own.
     """
@@ -93,6 +52,7 @@ def parameter_count(config: Config, vocab_size: int) -> int:
     from torch import nn
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
+    from distmeta.meta import algorithm_class
     from distmeta.models import Network
     from distmeta.models.load import load_model_config, model_kind
     from distmeta.setup import wants_language_model
@@ -107,20 +67,65 @@ def parameter_count(config: Config, vocab_size: int) -> int:
         model = auto.from_config(hf_config, trust_remote_code=config.model.trust_remote_code)
         if auto is AutoModel and isinstance(getattr(model, "pooler", None), nn.Module):
             model.pooler = None  # as `load_network` does
-        network = Network(model, "mean", lora_rank=config.model.lora_rank if config.meta.adapt == "lora" else 0)
-    return sum(parameter.numel() for parameter in network.parameters())
+        lora_rank = config.model.lora_rank if config.meta.adapt == "lora" else 0
+        network = Network(model, "mean", lora_rank=lora_rank, lora_targets=config.model.lora_targets)
+        network.learn(algorithm_class(config.meta.algorithm).learned(network, config.meta))
+        if config.meta.freeze_lowest is not None:
+            network.freeze(config.meta.freeze_lowest)
+    return Sizes.of(network, config)
 
 
-def memory_by_stage(parameters: int, trained: int, workers: int, other: float) -> dict[str, float]:
-    """Bytes a worker at each ZeRO stage: its model states at their peak, and `other` memory, which no stage changes."""
-    return {str(stage): ModelStates(parameters, trained, workers, stage).peak + other for stage in STAGES}
+def states_of(
+    config: Config, sizes: Sizes, *, workers: int | None = None, stage: int | None = None, weights: str | None = None
+) -> States:
+    """What a worker's engine holds as the run is configured, but for what is given; `auto` weights count as whole."""
+    count = config.train.num_workers if workers is None else workers
+    stage = config.engine.zero_stage if stage is None else stage
+    adapted = 0 if config.meta.algorithm in NOTHING_BUT_A_HEAD else sizes.adapted
+    offload = config.engine.offload_optimizer and stage > 0
+    if (weights or config.engine.weights) == "partitioned":
+        second_order = config.meta.algorithm == "maml" and config.meta.second_order is not False
+        copies = config.meta.inner_steps + 6 if second_order else 3
+        return PartitionedStates(
+            sizes.parameters, sizes.trained, count, adapted, sizes.largest, copies, offload=offload
+        )
+    return ModelStates(sizes.parameters, sizes.trained, count, stage, adapted, offload)
+
+
+def worker_bytes(config: Config, states: States) -> float:
+    """The peak of these states in the memory that a worker computes in: on a CPU the host's is the same."""
+    return states.peak if on_gpu(config) else states.peak + states.host
+
+
+def memory_by_stage(config: Config, sizes: Sizes, workers: int, other: float) -> dict[str, float]:
+    """Bytes a worker at each ZeRO stage, and with partitioned weights where the run could have them: its model states
+    at their peak, and `other` memory, which none of this changes."""
+    settings = {str(stage): (stage, "whole") for stage in STAGES}
+    if can_be_partitioned(config):
+        settings["3 partitioned"] = (3, "partitioned")
+    return {
+        name: worker_bytes(config, states_of(config, sizes, workers=workers, stage=stage, weights=weights)) + other
+        for name, (stage, weights) in settings.items()
+    }
+
+
+def can_be_partitioned(config: Config) -> bool:
+    """Whether the run could be one with `engine.weights: partitioned`, at stage 3."""
+    return not any(key != "engine.zero_stage" for key, *_ in partitioned_needs(config))
+
+
+def on_gpu(config: Config) -> bool:
+    """Whether workers compute on a GPU, as far as this machine can tell."""
+    import torch
+
+    return config.engine.device != "cpu" and torch.cuda.is_available()
 
 
 def memory_of_a_worker(config: Config) -> tuple[float, str]:
     """Bytes that a worker may use on this machine, and where the number comes from."""
-    import torch
+    if on_gpu(config):
+        import torch
 
-    if config.engine.device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory, "the GPU has"
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
@@ -131,31 +136,80 @@ def memory_of_a_worker(config: Config) -> tuple[float, str]:
     return total / here, f"this machine has for each of {here} workers"
 
 
+def choose_weights(config: Config, say: Callable[[str], None], memory_bytes: float | None = None) -> None:
+    """Sets `engine.weights` where it is auto, and says by which arithmetic: whole where a worker can hold them, else
+    partitioned where it can hold those and the run may have them, else whole, for `check_memory` to refuse.
+
+    Of a new model the vocabulary is taken to be as large as asked for. Once, before workers start: all of them must do
+    the same.
+    """
+    if config.engine.weights != "auto":
+        return
+    config.engine.weights = "whole"
+    if "RAY_ADDRESS" in os.environ and memory_bytes is None:
+        say("engine.weights: auto takes whole, since the memory of the cluster's workers is not known here")
+        return
+    sizes = network_sizes(config, config.tokenizer.vocab_size)
+    available, has = _available(config, memory_bytes)
+    whole = worker_bytes(config, states_of(config, sizes, weights="whole"))
+    found = f"a worker with whole weights needs {gib(whole)} for them and what they are trained with"
+    if whole > available and config.engine.zero_stage == 3 and can_be_partitioned(config):
+        partitioned = worker_bytes(config, states_of(config, sizes, weights="partitioned"))
+        found += f", with partitioned ones {gib(partitioned)}"
+        if partitioned <= available:
+            config.engine.weights = "partitioned"
+    say(f"engine.weights: auto takes {config.engine.weights}: {found}, {has} {gib(available)}")
+
+
 def check_memory(plan: Mapping[str, Any], memory_bytes: float | None, config: Config) -> None:
     """Refuses a run that does not fit.
 
     Raises:
         UserError: with what a worker needs, what it has, and the nearest setting that works, if any does.
     """
-    available, has = (memory_bytes, "--memory gives it") if memory_bytes is not None else memory_of_a_worker(config)
+    sizes = Sizes(*(plan[key] for key in SIZES))
+    available, has = _available(config, memory_bytes)
     needed = plan["peak_memory_bytes"]
     if needed <= available:
         return
-    stage, workers = config.engine.zero_stage, config.train.num_workers
+    other = max(0.0, needed - worker_bytes(config, states_of(config, sizes)))
     remedy = "no ZeRO stage and no number of workers makes it fit: take a smaller model, or meta.adapt lora or head"
-    other = needed - ModelStates(plan["parameters"], plan["trained_parameters"], workers, stage).peak
-    for count in (workers, *(workers * 2**power for power in range(1, 11))):
-        by_stage = memory_by_stage(plan["parameters"], plan["trained_parameters"], count, other)
-        fitting = [each for each in STAGES if each >= stage and by_stage[str(each)] <= available]
-        if fitting:
-            setting = f"engine.zero_stage {fitting[0]}"
-            if count != workers:
-                setting += f" on train.num_workers {count}"
-            remedy = f"{setting} needs {gib(by_stage[str(fitting[0])])}"
+    for words, states in _alternatives(config, sizes):
+        if worker_bytes(config, states) + other <= available:
+            remedy = f"{words} needs {gib(worker_bytes(config, states) + other)}"
             break
+    where = "with partitioned weights" if config.engine.weights == "partitioned" else "with whole weights"
     raise UserError(
-        f"engine.zero_stage: at stage {stage} a worker needs {gib(needed)}, {has} {gib(available)}: {remedy}"
+        f"engine.zero_stage: at stage {config.engine.zero_stage} {where} a worker needs {gib(needed)}, {has} "
+        f"{gib(available)}: {remedy}"
     )
+
+
+SIZES = ("parameters", "trained_parameters", "adapted_parameters", "largest_module_parameters")
+"""Keys of a plan, in the order of `Sizes`."""
+
+
+def _alternatives(config: Config, sizes: Sizes) -> Iterator[tuple[str, States]]:
+    """Settings that take less, in words and in what a worker's engine holds, the nearest first."""
+    offloaded = config.model_copy(deep=True)
+    offloaded.engine.offload_optimizer = True
+    head_only = Sizes(sizes.parameters, sizes.trained, 0, sizes.largest)
+    for doubling in range(MOST_DOUBLINGS + 1):
+        workers = config.train.num_workers * 2**doubling
+        on = f" on train.num_workers {workers}" if doubling else ""
+        stages = range(config.engine.zero_stage, 4)
+        if config.engine.weights != "partitioned":
+            for stage in stages:
+                yield f"engine.zero_stage {stage}{on}", states_of(config, sizes, workers=workers, stage=stage)
+        if on_gpu(config):
+            for stage in (stage for stage in stages if stage):
+                states = states_of(offloaded, sizes, workers=workers, stage=stage)
+                yield f"engine.zero_stage {stage} with engine.offload_optimizer true{on}", states
+        if can_be_partitioned(config):
+            setting = "engine.zero_stage 3 with engine.weights partitioned"
+            yield setting + on, states_of(config, sizes, workers=workers, stage=3, weights="partitioned")
+            smaller = states_of(config, head_only, workers=workers, stage=3, weights="partitioned")
+            yield f"{setting} and meta.adapt head (or lora){on}", smaller
 
 
 def check_model_states_fit(config: Config, memory_bytes: float | None = None) -> None:
@@ -169,10 +223,13 @@ def check_model_states_fit(config: Config, memory_bytes: float | None = None) ->
     """
     if "RAY_ADDRESS" in os.environ and memory_bytes is None:
         return
-    parameters = parameter_count(config, vocab_size=1)
-    states = ModelStates(parameters, parameters, config.train.num_workers, config.engine.zero_stage)
-    plan = {"parameters": parameters, "trained_parameters": parameters, "peak_memory_bytes": states.peak}
-    check_memory(plan, memory_bytes, config)
+    sizes = network_sizes(config, vocab_size=1)
+    plan = dict(zip(SIZES, astuple(sizes), strict=True))
+    check_memory(plan | {"peak_memory_bytes": worker_bytes(config, states_of(config, sizes))}, memory_bytes, config)
+
+
+def _available(config: Config, memory_bytes: float | None) -> tuple[float, str]:
+    return (memory_bytes, "--memory gives it") if memory_bytes is not None else memory_of_a_worker(config)
 
 
 def gib(size: float) -> str:

@@ -8,16 +8,20 @@ from distmeta.plan.memory import gib
 
 def plan_table(plan: Mapping[str, Any]) -> str:
     """The forecast as plain text of at most 100 columns."""
+    by_stage = dict(plan["memory_by_stage"])
+    partitioned = by_stage.pop("3 partitioned", None)
+    weights = plan["weights"] + (" weights, offloaded optimizer states" if plan["offload_optimizer"] else " weights")
     lines = [
         f"parameters          {plan['parameters']:,}, {plan['trained_parameters']:,} trained, "
         f"{plan['adapted_parameters']:,} adapted",
         f"operations          {plan['flops_per_step']:.2e} a step with tasks"
         + (f", {plan['flops_per_warmup_step']:.2e} a warm-up step" if plan["warmup_steps"] else "")
         + f", {_run(plan)['flops']:.2e} a run",
-        "memory of a worker  "
-        + ", ".join(f"ZeRO {stage}: {gib(size)}" for stage, size in plan["memory_by_stage"].items()),
-        f"                    at ZeRO {plan['zero_stage']} on {plan['num_workers']} workers, as configured: "
-        f"{gib(plan['peak_memory_bytes'])}" + (" (model states alone)" if "rate" in plan else ""),
+        "memory of a worker  " + ", ".join(f"ZeRO {stage}: {gib(size)}" for stage, size in by_stage.items()),
+        *([f"                    ZeRO 3, partitioned weights: {gib(partitioned)}"] if partitioned is not None else []),
+        f"                    ZeRO {plan['zero_stage']}, {weights}, {plan['num_workers']} workers, as configured: "
+        f"{gib(plan['peak_memory_bytes'])}",
+        *(["                    (model states alone)"] if "rate" in plan else []),
     ]
     run = _run(plan)
     if "memory" in run:

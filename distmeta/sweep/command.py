@@ -64,6 +64,7 @@ def plan(
         asha_share,
         check_memory,
         check_model_states_fit,
+        choose_weights,
         make_plan,
         plan_table,
         sweep_totals,
@@ -75,6 +76,7 @@ def plan(
     run = RunDirectory(sweep.path)
     made = resolve(config)
     memory_bytes = None if memory is None else memory * 2**30
+    choose_weights(made, say, memory_bytes)
     check_model_states_fit(made, memory_bytes)
     forecast = make_plan(made, run, rate=rate, say=say)
     if config.sweep != SweepConfig():

@@ -8,6 +8,7 @@ from distmeta.config import Config
 from distmeta.corpus.executor import LocalExecutor, RayExecutor
 from distmeta.errors import UserError
 from distmeta.pipeline import check_tasks, claim, is_large, prepare_with
+from distmeta.plan.memory import choose_weights
 from distmeta.rundir import RunDirectory
 from distmeta.setup import resolve
 from distmeta.sweep.directory import SweepDirectory, write_trial
@@ -41,6 +42,7 @@ class TrialMaker:
     def resolved(self, values: Values) -> Config:
         """The whole configuration of a trial with these values."""
         made = resolve(trial_config(self._config, values))
+        choose_weights(made, lambda _: None)  # said once, of the largest
         identity = _corpus_identity(made)
         made.corpus.directory = self._own_corpus if identity == self._first else f"{self._sweep.path}/corpus-{identity}"
         made.tracking.group = made.tracking.group or self._sweep.path.name

@@ -16,7 +16,7 @@ from ray.tune.search import ConcurrencyLimiter
 from distmeta.cluster import check_workers_fit, ray_cluster, runs_at_a_time
 from distmeta.config import Config, load_config, to_yaml
 from distmeta.errors import Interrupted, UserError
-from distmeta.plan.memory import check_model_states_fit
+from distmeta.plan.memory import check_model_states_fit, choose_weights
 from distmeta.sweep.directory import OVER, Stopwatch, SweepDirectory, read_trial, set_status, trial_row, write_table
 from distmeta.sweep.prepare import TrialMaker
 from distmeta.sweep.schedule import make_scheduler
@@ -46,6 +46,7 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
     _claim(config, sweep, resume)
     largest = space.largest()
     check_workers_fit(largest)
+    choose_weights(largest, say)
     check_model_states_fit(largest)
     maker = TrialMaker(config, sweep, say)
     maker.check(first_values(space, config.sweep))
