@@ -89,6 +89,7 @@ def partitioned_needs(config: "Config") -> Iterable[tuple[str, Any, tuple[Any, .
         "meta.multi_step_loss": (meta.multi_step_loss, (0.0,)),
         "train.select_by": (train.select_by, ("inner-loop",)),
         "train.average_with_start": (train.average_with_start, ([],)),
+        "engine.activation_checkpointing": (config.engine.activation_checkpointing, (False,)),
     }
     if meta.algorithm == "maml":  # whose differences of gradients bf16 rounds away
         needed["engine.precision"] = (config.engine.precision, ("fp32",))

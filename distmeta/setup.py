@@ -116,6 +116,7 @@ class Setup:
             language_model=self.wants_language_model,
             seed=self.config.train.seed,
             computation=self.config.engine.computation,
+            checkpoints_activations=self.config.engine.activation_checkpointing,
             max_length=self.config.tokenizer.max_length,
         )
         network.learn(algorithm_class(meta.algorithm).learned(network, meta))

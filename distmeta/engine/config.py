@@ -22,6 +22,8 @@ class EngineConfig(Section):
     """whole: each worker holds all for a step; partitioned (stage 3, fomaml, maml): by layer; auto: as fits."""
     offload_optimizer: bool = False
     """Keep the optimizer's states in the host's memory and update there (ZeRO 1 to 3): room on a GPU, at some speed."""
+    activation_checkpointing: bool = False
+    """Compute the activations within a layer again on the way back instead of keeping them: less memory, more work."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest norm of the meta-gradient; 0: none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

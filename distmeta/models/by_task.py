@@ -8,6 +8,7 @@ A weight may be told where its gradient goes (`send_gradient`): it is then added
 never is a tensor of its own.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,19 @@ def send_gradient(weight: Tensor, target: Tensor, factor: float) -> None:
     weight._destination = Destination(target, factor)  # type: ignore[attr-defined]
 
 
+_counting = threading.local()
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """While it is entered, uses of weights are those of a pass that is computed again, which count once."""
+    _counting.is_off = True
+    try:
+        yield
+    finally:
+        _counting.is_off = False
+
+
 def _destinations(*weights: Tensor | None) -> list[Destination] | None:
     """Those of the weights, which are used now; None unless all of them have one."""
     if not torch.is_grad_enabled():
@@ -80,7 +94,7 @@ def _destinations(*weights: Tensor | None) -> list[Destination] | None:
     given = [weight for weight in weights if weight is not None]
     found: list[Destination] = [weight._destination for weight in given if hasattr(weight, "_destination")]
     for destination in found:
-        destination.uses += 1
+        destination.uses += not getattr(_counting, "is_off", False)
     return found if len(found) == len(given) else None
 
 

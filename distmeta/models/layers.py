@@ -5,9 +5,15 @@ from collections.abc import Iterable
 from torch import nn
 
 
+def layer_list(base: nn.Module) -> list[nn.Module]:
+    """The layers: the longest list of modules."""
+    lists = [list(module) for module in base.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
 def layers_of(base: nn.Module) -> int:
-    """Number of layers: the length of the longest list of modules."""
-    return max((len(module) for module in base.modules() if isinstance(module, nn.ModuleList)), default=0)
+    """Number of layers."""
+    return len(layer_list(base))
 
 
 def layer_number(name: str) -> int | None:

@@ -118,6 +118,7 @@ def load_network(
     seed: int,
     computation: Literal["auto", "packed", "bucketed", "plain"] = "auto",
     max_length: int | None = None,
+    checkpoints_activations: bool = False,
 ) -> Network:
     """The network with its starting weights, in fp32 on the CPU.
 
@@ -131,6 +132,7 @@ def load_network(
         seed: fixes whatever weights are new.
         computation: how texts of different lengths go together; auto: packed where the model can, else bucketed.
         max_length: longest text (tokens).
+        checkpoints_activations: whether activations are computed again on the way back instead of kept.
 
     Raises:
         UserError: the model cannot be loaded, or cannot pack.
@@ -172,6 +174,7 @@ def load_network(
         lora_targets=config.lora_targets,
         unused=unused,
     )
+    network.checkpoints_activations = checkpoints_activations
     network.separates_tasks = packs and can_separate_tasks(network)
     return network
 

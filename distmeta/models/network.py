@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from distmeta.errors import UserError
 from distmeta.models.batch import TokenBatch
 from distmeta.models.by_task import weights_by_task
+from distmeta.models.checkpointing import layers_computed_again
 from distmeta.models.layers import above_layer, layers_of
 from distmeta.models.lora import Target, adapted, find_targets, make_adapters, merge
-from distmeta.models.packing import run
+from distmeta.models.packing import packed_attention, run
 
 Parameters = dict[str, torch.Tensor]
 Pooling = Literal["mean", "mask", "first", "last"]
@@ -79,6 +80,8 @@ class Network(nn.Module):
         """What an algorithm learns beside the network (rates, a temperature, a head's generator)."""
         parameter_names = {id(parameter): name for name, parameter in self.named_parameters()}
         self.embedding = parameter_names.get(id(model.get_input_embeddings().weight))
+        self.checkpoints_activations = False
+        """Whether a layer's activations are computed again on the way back instead of kept."""
         self.separates_tasks = True
         """Whether its modules compute the same where each task has weights of its own."""
         self._places = {
@@ -209,14 +212,29 @@ class Network(nn.Module):
         return self._features(parameters, batch)
 
     def _features(self, parameters: Parameters, batch: TokenBatch) -> torch.Tensor:
-        with (
-            weights_by_task(self._of_tasks(parameters), batch.tokens_of_tasks)
-            if batch.texts_per_task
-            else nullcontext()
-        ):
-            hidden = functional_call(self, parameters, ("hidden", batch))
+        hidden = self._call(parameters, "hidden", batch)
         pool = _pool_packed if self.computation == "packed" else _pool
         return _at_least_fp32(pool(hidden, batch, self.pooling))
+
+    def _call(self, parameters: Parameters, what: str, batch: TokenBatch, *arguments: Any) -> Any:
+        """`forward` with the given parameters in the place of its own."""
+
+        def again(layer: nn.Module, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            with self._tasks_of(parameters, batch):
+                return functional_call(self, parameters, ("layer", batch, (layer, given, options)))
+
+        is_kept = not (self.checkpoints_activations and torch.is_grad_enabled())
+        with (
+            self._tasks_of(parameters, batch),
+            nullcontext() if is_kept else layers_computed_again(self.base, again),
+        ):
+            return functional_call(self, parameters, (what, batch, *arguments))
+
+    def _tasks_of(self, parameters: Parameters, batch: TokenBatch) -> AbstractContextManager[None]:
+        """A context in which each task has its own of those weights that have a dimension of tasks."""
+        if not batch.texts_per_task:
+            return nullcontext()
+        return weights_by_task(self._of_tasks(parameters), batch.tokens_of_tasks)
 
     def _of_tasks(self, parameters: Parameters) -> dict[nn.Module, list[str]]:
         """The modules of which a weight has a dimension of tasks in front, and the names of those weights."""
@@ -234,17 +252,23 @@ class Network(nn.Module):
         The projection to the vocabulary costs more than a small network's layers, so it is not done where no
         prediction is scored.
         """
-        return _at_least_fp32(functional_call(self, parameters, ("logits", batch, positions)))
+        return _at_least_fp32(self._call(parameters, "logits", batch, positions))
 
-    def forward(self, what: Literal["hidden", "logits"], batch: TokenBatch, positions: Any = None) -> torch.Tensor:
-        """Hidden states (sequences, length, hidden_size), or logits at `positions`: for the methods above."""
+    def forward(self, what: Literal["hidden", "logits", "layer"], batch: TokenBatch, argument: Any = None) -> Any:
+        """Hidden states (sequences, length, hidden_size), logits at positions, or what a layer makes of its arguments:
+        for the methods above."""
         with adapted(self, self.lora_targets, self.lora_scale, batch):
-            return self._run(what, batch, positions)
+            return self._run(what, batch, argument)
 
-    def _run(self, what: str, batch: TokenBatch, positions: Any) -> torch.Tensor:
+    def _run(self, what: str, batch: TokenBatch, argument: Any) -> Any:
         packed = self.computation == "packed"
         if what == "hidden":
             return run(self.base, batch, packed=packed).last_hidden_state
+        if what == "layer":
+            layer, given, options = argument
+            with packed_attention(self.base, batch.layout) if packed else nullcontext():
+                return type(layer).forward(layer, *given, **options)
+        positions = argument
         if packed:
             rows, columns = positions
             positions = (torch.zeros_like(rows), batch.layout.starts[rows] + columns)

@@ -1,0 +1,49 @@
+"""Activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174) where weights come from outside.
+
+A layer's activations are not kept for the backward pass but computed again in it. By then the parameters that the
+network was called with are no longer in its modules, so they, and whatever else stood around the first pass, are put
+back for the second one.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from distmeta.models.by_task import uncounted
+from distmeta.models.layers import layer_list
+
+
+@contextmanager
+def layers_computed_again(base: nn.Module, again: Callable[..., Any]) -> Iterator[None]:
+    """While it is entered, a forward pass through the network keeps no activations within its layers.
+
+    Args:
+        base: the network.
+        again: computes a layer as the forward pass does, given the layer and its arguments.
+    """
+    layers = layer_list(base)
+    for layer in layers:
+        layer.forward = partial(_checkpointed, layer, again)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _checkpointed(layer: nn.Module, again: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    passes = 0
+
+    def compute(*given: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes == 1:
+            return type(layer).forward(layer, *given, **options)
+        with uncounted():
+            return again(layer, given, options)
+
+    return checkpoint(compute, *arguments, use_reentrant=False)
