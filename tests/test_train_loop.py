@@ -1,5 +1,6 @@
 """The training loop on one, two and three workers, without Ray: what is computed does not depend on who computes it."""
 
+import ctypes
 import json
 import math
 import shutil
@@ -306,6 +307,26 @@ def test_bf16_follows_fp32(model_type, worlds, corpus, tmp_path):
 
 
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+
+
+def _train_verbosely(tree: dict[str, Any], run: Path) -> None:
+    """oneDNN says on standard output what it is asked to compile, or to take from what it kept."""
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON_CREATION):
+        _train(tree, run)
+    ctypes.CDLL(None).fflush(None)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is without oneDNN")
+def test_nothing_is_compiled_and_kept_for_each_length_of_a_row(worlds, corpus, tmp_path):
+    """It would stand between the tensors, and the memory of a worker would grow with every step."""
+    asked = {}
+    for precision in ("bf16", "fp32"):
+        config = configure(corpus, engine={"precision": precision}, train={"outer_steps": 1, "validate_every": 0})
+        (tmp_path / precision).mkdir()
+        before = worlds[1].output().count("create:cache_")
+        worlds[1].run(_train_verbosely, config.model_dump(), tmp_path / precision)
+        asked[precision] = worlds[1].output().count("create:cache_") - before
+    assert asked["fp32"] == 0 < asked["bf16"]  # in bf16 oneDNN computes all products
 
 
 @pytest.mark.parametrize("helps", [True, False])

@@ -68,11 +68,14 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     checkpoint = worker.newest_checkpoint()
     state, reached, extra = read_checkpoint(checkpoint) if checkpoint else (None, {}, {})
     progress = _beginning() | reached
+    config.engine.precision = agreed_precision(config.engine.precision, worker.device)
+    # In fp32 oneDNN would compute little but GELU, no faster, and keep what it compiles for each length of a packed
+    # row: small pieces between the tensors, which leave freed memory in parts that few tensors fit in again.
+    torch.backends.mkldnn.enabled = config.engine.precision == "bf16"  # type: ignore[assignment]  # typed as its property
     setup = Setup(config, run)
     network = setup.network()
     flop_counter = FlopCounter.of(network, config.meta)  # while it has its weights
     skeleton = network.skeleton().to(worker.device).train()
-    config.engine.precision = agreed_precision(config.engine.precision, worker.device)
     learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed, config.engine.tasks_at_a_time)
     make_stepper = Partitioned if config.engine.weights == "partitioned" else Whole
     stepper: Whole | Partitioned = make_stepper(setup, network, learner, worker.device, state)
