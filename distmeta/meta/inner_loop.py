@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from distmeta.meta.algorithm import Criterion, Features, Parameters
 from distmeta.meta.config import MetaConfig
+from distmeta.meta.descent import Descent
 from distmeta.meta.inner_optimizer import State, direction
-from distmeta.models.by_task import send_gradient
 
 Rate = Callable[[str, int], Any]
 """The learning rate of a fast weight (`head.weight` and `head.bias` for the head's) at an inner step, from 0."""
@@ -65,6 +65,10 @@ class Fast:
     def all(self) -> Parameters:
         """Both, by name."""
         return self.body | self.head
+
+    def with_values(self, values: Parameters) -> "Fast":
+        """The same with other values, by name."""
+        return Fast({name: values[name] for name in self.body}, {name: values[name] for name in self.head})
 
 
 @dataclass
@@ -132,31 +136,33 @@ def _economical(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
     config = problem.config
     first_order = not problem.second_order
     is_plain_descent = config.inner_optimizer == "sgd" and not config.inner_clipping
-    # A rate that is a number is the same at each step.
-    in_place = first_order and is_plain_descent and isinstance(problem.rate("head.bias", 0), float)
-    if in_place:
-        fast = Fast(_copies(fast.body), _copies(fast.head))
-        _descend_at_gradient(problem, fast.all)
+    descent = None
+    if first_order and is_plain_descent and isinstance(problem.rate("head.bias", 0), float):
+        # A rate that is a number is the same at each step.
+        by_task = bool(problem.texts_per_task)
+        descent = Descent(fast.all, lambda name: problem.rate(name, 0), problem.record, by_task=by_task)
+        fast = fast.with_values(descent.leaves)
     draws_anew = problem.network.is_random
     features: Tensor | None = None
     for step in range(steps):
         head_alone = not fast.body or (step == 0 and problem.head_is_zero)
-        if not in_place:
+        if descent is None:
             # While the features are those of before, so are the tensors that they were computed from.
             kept = features is not None and fast.body
             fast = Fast(fast.body if kept else _leaves(fast.body, first_order), _leaves(fast.head, first_order))
         if features is None:
-            if in_place and problem.record is None and problem.texts_per_task:
-                for name, leaf in fast.body.items():
-                    send_gradient(leaf, leaf.detach(), -problem.rate(name, step))
+            if descent is not None:
+                descent.expect()
             with torch.set_grad_enabled(not (first_order and head_alone and (draws_anew or not fast.body))):
                 features = problem.features(fast.body)
         # Its own tensor: the head may depend on the same features, which are no way from the body to this loss.
         here = features.detach() if head_alone and first_order else features.view_as(features)
         loss = problem.loss(here, fast.head)
         moving = fast.head if head_alone else fast.all
-        if in_place:
-            loss.backward(inputs=list(moving.values()))
+        if descent is not None:
+            del here  # with the graph, the leaves of which are about to go
+            descent.step(loss, moving)
+            fast = fast.with_values(descent.leaves)
         else:
             if head_alone or first_order:
                 gradients = _gradients(loss, moving, problem.second_order)
@@ -178,10 +184,6 @@ def _leaves(values: Parameters, cut: bool) -> Parameters:
     if cut:
         return {name: value.detach().requires_grad_() for name, value in values.items()}
     return {name: value if value.requires_grad else value.requires_grad_() for name, value in values.items()}
-
-
-def _copies(values: Parameters) -> Parameters:
-    return {name: value.detach().clone().requires_grad_() for name, value in values.items()}
 
 
 def _gradients(output: Tensor, fast: Parameters, second_order: bool, cotangent: Tensor | None = None) -> Parameters:
@@ -210,22 +212,3 @@ def _step(problem: Problem, fast: Fast, gradients: Parameters, state: State, ste
         return after
 
     return Fast(moved(fast.body), moved(fast.head)), state
-
-
-def _descend_at_gradient(problem: Problem, fast: Parameters) -> None:
-    """Has each leaf updated in place as soon as the whole of its gradient is there, and the gradient dropped."""
-
-    def updater(name: str, alpha: float) -> Callable[[Tensor], None]:
-        @torch.no_grad()
-        def update(leaf: Tensor) -> None:
-            if leaf.grad is None:  # it has gone where it was sent
-                return
-            if problem.record is not None:
-                problem.record({name: leaf.grad})
-            leaf.add_(leaf.grad, alpha=-alpha)
-            leaf.grad = None
-
-        return update
-
-    for name, leaf in fast.items():
-        leaf.register_post_accumulate_grad_hook(updater(name, problem.rate(name, 0)))

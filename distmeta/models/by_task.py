@@ -63,15 +63,20 @@ class Destination:
     target: Tensor
     """(tasks, ...), or (...) for the sum over the tasks."""
     factor: float
+    source: Tensor | None = None
+    """What `factor` times the gradient is added to, to be written to the target; None: the target itself."""
     uses: int = 0
+    is_written: bool = False
 
 
-def send_gradient(weight: Tensor, target: Tensor, factor: float) -> None:
-    """Has `factor` times the gradient of a weight (tasks, ...) added to `target` in the next backward pass.
+def send_gradient(weight: Tensor, target: Tensor, factor: float, source: Tensor | None = None) -> Destination:
+    """Has `factor` times the gradient of a weight (tasks, ...) added to a target in the next backward pass.
 
     So it is where the weight is used once, by a linear layer or a layer norm; otherwise it gets a gradient as ever.
     """
-    weight._destination = Destination(target, factor)  # type: ignore[attr-defined]
+    destination = Destination(target, factor, source)
+    weight._destination = destination  # type: ignore[attr-defined]
+    return destination
 
 
 _counting = threading.local()
@@ -206,23 +211,23 @@ class _Sum:
     def __init__(self, destination: Destination, dimensions: int) -> None:
         self._factor = destination.factor
         self._kept: list[Tensor] = []
-        target = destination.target
-        self._places = None
-        if destination.uses == 1:
-            self._places = target.unbind() if target.ndim > dimensions else [target]
+        self._is_sent = destination.uses == 1
+        if self._is_sent:
+            source, target = destination.source, destination.target
+            destination.is_written = True
+            self._places = target.unbind() if target.ndim > dimensions else (target,)
+            self._sources = self._places if source is None else source.unbind()
 
     def add(self, task: int, term: Tensor, right: Tensor | None = None) -> None:
         """Adds a term, or the product of two."""
-        if self._places is None:
+        if not self._is_sent:
             self._kept.append(term if right is None else term @ right)
             return
-        place = self._places[task % len(self._places)]
-        if right is None:
-            place.add_(term, alpha=self._factor)
-        elif term.dtype == place.dtype:
-            place.addmm_(term, right, alpha=self._factor)
+        place, source = (each[task % len(each)] for each in (self._places, self._sources))
+        if right is not None and term.dtype == place.dtype:
+            torch.addmm(source, term, right, alpha=self._factor, out=place)
         else:
-            place.add_(term @ right, alpha=self._factor)
+            torch.add(source, term if right is None else term @ right, alpha=self._factor, out=place)
 
     def gradient(self) -> Tensor | None:
         """What was kept, (tasks, ...)."""

@@ -120,13 +120,12 @@ class Layout:
 
 
 class _ToGrids(torch.autograd.Function):
-    """Rows (tokens, ...) to the places of all grids (places, ...), with zeros where there is no token."""
+    """Rows (tokens, ...) to the places of all grids (places, ...); where there is no token, to whatever is masked."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, layout: Layout) -> Tensor:
         ctx.layout = layout
-        places = rows.index_select(0, layout.to_grids)
-        return places.mul_(layout.is_token.view(-1, *[1] * (rows.ndim - 1)))
+        return rows.index_select(0, layout.to_grids)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -143,7 +142,9 @@ class _ToRow(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _ToGrids.apply(gradient, ctx.layout), None
+        # Nothing comes back from where there is no token.
+        is_token = ctx.layout.is_token.view(-1, *[1] * (gradient.ndim - 1))
+        return _ToGrids.apply(gradient, ctx.layout) * is_token, None
 
 
 def _attention(
