@@ -13,8 +13,9 @@ from distmeta.models import Network, Parameters, TaskBatch
 from distmeta.models.batch import join
 from distmeta.tasks.draw import generator
 
-MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens of the support sets, or of the text, that go side by side, unless `tasks_at_a_time` says how many tasks."""
+MOST_NUMBERS = {"cpu": 2**20, "cuda": 2**24}
+"""Tokens that go side by side (of the support sets, the query sets, or the text) times the width of the network, unless
+`tasks_at_a_time` says how many tasks: it bounds the memory of activations."""
 MOST_BYTES = {"cpu": 2**27, "cuda": 2**31}
 """Bytes of fast weights."""
 
@@ -156,9 +157,10 @@ class Learner:
         device = next(iter(parameters.values())).device.type
         if tasks and self.algorithm.is_second_order and self.algorithm.adapted and device == "cpu":
             return False  # the graph of one task's inner loop is more than the caches hold
-        tokens = (
+        tokens = max(
             sum(task.support.num_tokens for task in tasks),
+            sum(task.query.num_tokens for task in tasks),
             sum(each.text.tokens.num_tokens for each in together if each.text is not None),
         )
         own = sum(parameters[name].nbytes for name in self.algorithm.adapted)
-        return max(tokens) <= MOST_TOKENS[device] and len(tasks) * own <= MOST_BYTES[device]
+        return tokens * self.network.hidden_size <= MOST_NUMBERS[device] and len(tasks) * own <= MOST_BYTES[device]
