@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
-from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, total_loss, zero_head
+from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, stepped, total_loss, zero_head
 from distmeta.meta.inner_optimizer import direction
 from distmeta.models.batch import TaskBatch, concatenate
 from distmeta.models.by_task import send_gradient
@@ -314,7 +314,7 @@ class GradientBased(Algorithm):
         )
         moves, after_state = direction(dict(zip(fast.all, found, strict=True)), dict(state), self.config)
         rate = self.rate(theta)
-        moved = {name: value - rate(name, step) * moves[name] for name, value in fast.all.items()}
+        moved = {name: stepped(value, moves[name], rate(name, step)) for name, value in fast.all.items()}
         if not graph:
             moved = {name: value.detach() for name, value in moved.items()}
         return Fast({n: moved[n] for n in fast.body}, {n: moved[n] for n in fast.head}), after_state

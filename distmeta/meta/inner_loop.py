@@ -198,6 +198,11 @@ def _gradients(output: Tensor, fast: Parameters, second_order: bool, cotangent: 
     return dict(zip(fast, gradients, strict=True))
 
 
+def stepped(value: Tensor, move: Tensor, rate: Any) -> Tensor:
+    """value - rate * move, in one operation where the rate is a number."""
+    return torch.add(value, move, alpha=-rate) if isinstance(rate, float) else value - rate * move
+
+
 def _step(problem: Problem, fast: Fast, gradients: Parameters, state: State, step: int) -> tuple[Fast, State]:
     moves, state = direction(gradients, state, problem.config)
     if problem.record is not None:
@@ -206,7 +211,7 @@ def _step(problem: Problem, fast: Fast, gradients: Parameters, state: State, ste
     def moved(values: Parameters) -> Parameters:
         after = dict(values)
         for name in values.keys() & moves.keys():
-            after[name] = values[name] - problem.rate(name, step) * moves[name]
+            after[name] = stepped(values[name], moves[name], problem.rate(name, step))
             if not problem.second_order:
                 after[name] = after[name].detach()
         return after
