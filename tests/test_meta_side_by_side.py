@@ -12,7 +12,7 @@ from distmeta.meta import learner as learner_module
 from distmeta.meta.algorithm import Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch
-from distmeta.models import Network
+from distmeta.models import Network, by_task
 from distmeta.models.batch import join
 from distmeta.models.load import can_separate_tasks
 from tests.helpers import random_task, task_batch, tiny_network
@@ -71,6 +71,27 @@ def test_tasks_side_by_side_give_the_sum_of_what_each_gives(case: Case, model_ty
     assert together.support_losses == pytest.approx([sum(each) for each in losses], rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize(
+    "case", [case("fomaml"), case("fomaml", "lora"), case("maml"), case("fomaml", "bias")], ids=str
+)
+def test_batched_products_as_on_a_gpu_give_the_same(
+    case: Case, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One product of a padded grid in the place of one a task; tried here on the CPU."""
+    attention = "eager" if case.algorithm == "maml" else "sdpa"
+    network = make_network(case, model_type, attention=attention)
+    network.computation = "packed"
+    learner = algorithm_class(case.algorithm)(network, case.config)
+    parameters = dict(network.named_parameters())
+    tasks = join([make_task(case, 4), make_task(case, 5), make_task(case, 6)])
+    found = []
+    for is_gridded in (False, True):
+        monkeypatch.setattr(by_task, "_is_gridded", lambda rows, is_gridded=is_gridded: is_gridded)
+        found.append(whole(learner.task_gradient(parameters, tasks), parameters))
+    assert relative_error(found[1], found[0])[0] < TOLERANCE
+
+
 def mixed_work(count: int) -> list[Work]:
     """Tasks with text beside them."""
     work = []
@@ -111,6 +132,23 @@ def test_tasks_at_a_time_change_nothing(model_type: str, adapt: str, monkeypatch
             torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)  # summed up in fp32
         metrics.pop("seconds/inner", None), other_metrics.pop("seconds/inner")
         assert other_metrics == pytest.approx(metrics, rel=1e-6)
+
+
+@pytest.mark.parametrize("adapt", ["all", "lora", "head"])
+def test_bf16_side_by_side_is_as_near_to_fp32_as_one_by_one(adapt: str) -> None:
+    network = tiny_network("bert", lora_rank=2 if adapt == "lora" else 0, attention="sdpa").eval()
+    network.computation = "packed"
+    config = MetaConfig(adapt=adapt, inner_lr=0.1, lm_weight=0.0)
+    parameters = dict(network.named_parameters())
+    work = [Work(index, task_batch(random_task(index)), None) for index in range(3)]
+    exact, single, together = (
+        torch.cat([gradient.flatten() for _, gradient in sorted(gradients.items())])
+        for gradients, _ in (
+            Learner(network, config, precision, 0, at_a_time).gradient(parameters, work, 3)
+            for precision, at_a_time in (("fp32", 1), ("bf16", 1), ("bf16", 3))
+        )
+    )
+    assert (together - exact).norm() < 1.5 * (single - exact).norm() < 0.05 * exact.norm()
 
 
 def test_what_does_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
