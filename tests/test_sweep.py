@@ -156,6 +156,7 @@ def test_a_sweep_is_not_overwritten_and_not_changed_by_a_resume(whole: Path, fol
     assert (whole / "trials.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_workers_and_a_killed_driver_change_nothing_in_the_table(whole: Path, folder: Path):
     """Case B1 for a sweep: finished trials stay, running ones go on, in W&B too."""
     sweep = Running(folder, "sweep.yaml", "killed", verb="sweep")
