@@ -143,6 +143,7 @@ class Learner:
             yield group
 
     def _fits(self, item: Work, group: list[Work], parameters: Parameters) -> bool:
+        """Whether a piece of work goes side by side with a group."""
         # What dropout draws for a task must not depend on its neighbours.
         if self.network.is_random or not self.network.takes_tasks:
             return False
@@ -156,7 +157,7 @@ class Learner:
             return True
         device = next(iter(parameters.values())).device.type
         if tasks and self.algorithm.is_second_order and self.algorithm.adapted and device == "cpu":
-            return False  # the graph of one task's inner loop is more than the caches hold
+            return False  # several graphs of whole inner loops are slower than one at a time
         tokens = max(
             sum(task.support.num_tokens for task in tasks),
             sum(task.query.num_tokens for task in tasks),
