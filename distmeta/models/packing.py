@@ -27,7 +27,7 @@ _current = threading.local()
 
 
 TEXTS_A_GRID = 6
-"""Fewer texts are not worth a grid of their own."""
+"""Texts for each grid, at least."""
 MOST_GRIDS = 3
 
 
@@ -35,8 +35,6 @@ MOST_GRIDS = 3
 class Grid:
     """Some texts of a packed row, of like length, with padding: (texts, longest)."""
 
-    to_grid: Tensor
-    """(texts * longest,): the token of each place; 0 where there is none."""
     is_token: Tensor
     """(texts * longest,), bool: whether there is a token."""
     texts: int
@@ -97,15 +95,16 @@ class Layout:
 
         by_length = lengths.argsort(stable=True)
         grids: list[Grid] = []
+        to_grids: list[Tensor] = []
         from_grids = torch.empty_like(tokens)
         places = 0
         for part in by_length.chunk(max(1, min(MOST_GRIDS, texts // TEXTS_A_GRID))):
             width = int(lengths[part[-1]])
             at = torch.arange(width, device=device)
             is_token = (at < lengths[part, None]).reshape(-1)
-            to_grid = ((starts[part, None] + at).reshape(-1)) * is_token
-            from_grids[to_grid[is_token]] = places + is_token.nonzero()[:, 0]
-            grids.append(Grid(to_grid, is_token, len(part), width))
+            to_grids.append((starts[part, None] + at).reshape(-1) * is_token)
+            from_grids[to_grids[-1][is_token]] = places + is_token.nonzero()[:, 0]
+            grids.append(Grid(is_token, len(part), width))
             places += len(is_token)
         return cls(
             positions[None],
@@ -114,7 +113,7 @@ class Layout:
             to_row,
             grids,
             from_grids,
-            torch.cat([grid.to_grid for grid in grids]),
+            torch.cat(to_grids),
             torch.cat([grid.is_token for grid in grids]),
         )
 

@@ -36,7 +36,8 @@ class ModelStates:
                     two buckets (flattened gradients, and their parts to send), or AdamW's 3 T / W, whichever is more
 
     While the learner works, T gradients that it adds up, P gathered weights at stage 3 with others, and one set of A
-    fast weights. Activations, and what a second-order inner loop keeps of its steps, come on top.
+    fast weights (of small networks several tasks' go side by side, within `MOST_BYTES` of the learner, which are left
+    out). Activations, and what a second-order inner loop keeps of its steps, come on top.
 
     The bucket is what the engine sets aside for communication: T numbers, but no more than `LARGEST_BUCKET`. AdamW's
     temporaries are those of a CPU. Both were followed by a dispatch mode through DeepSpeed 0.19 and torch 2.13.
