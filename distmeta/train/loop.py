@@ -69,8 +69,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     state, reached, extra = read_checkpoint(checkpoint) if checkpoint else (None, {}, {})
     progress = _beginning() | reached
     config.engine.precision = agreed_precision(config.engine.precision, worker.device)
-    # In fp32 oneDNN would compute little but GELU, at most a fifth faster once it is compiled, and keep what it compiles
-    # for each length of a packed row: small pieces between the tensors, so that freed memory is in parts that few fit.
+    # In fp32 oneDNN would compute little but GELU, at most a fifth faster once compiled, and keep what it compiles for
+    # each length of a packed row: small pieces between the tensors, which leave freed memory in parts that few fit in.
     torch.backends.mkldnn.enabled = config.engine.precision == "bf16"  # type: ignore[assignment]  # typed as its property
     setup = Setup(config, run)
     network = setup.network()
