@@ -28,6 +28,8 @@ from tests.test_meta_algorithms import (
     whole,
 )
 
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
 
 @pytest.mark.parametrize(
     ("case", "model_type"),
@@ -90,6 +92,22 @@ def test_batched_products_as_on_a_gpu_give_the_same(
         monkeypatch.setattr(by_task, "_is_gridded", lambda rows, is_gridded=is_gridded: is_gridded)
         found.append(whole(learner.task_gradient(parameters, tasks), parameters))
     assert relative_error(found[1], found[0])[0] < TOLERANCE
+
+
+def test_weights_that_several_layers_share_get_all_of_their_gradient() -> None:
+    """ALBERT's layers are one layer: its weights may move only when the last of their uses has been gone through."""
+    options = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = AutoConfig.for_model("albert", vocab_size=600, embedding_size=16, **options, **NO_DROPOUT)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
+    network = Network(model, "mean", computation="packed").double().eval()
+    assert can_separate_tasks(network)
+    learner = algorithm_class("fomaml")(network, MetaConfig(inner_lr=0.3, inner_steps=3))
+    parameters = dict(network.named_parameters())
+    tasks = [task_batch(random_task(index)) for index in range(2)]
+    single = [whole(learner.task_gradient(parameters, task), parameters) for task in tasks]
+    found = whole(learner.task_gradient(parameters, join(tasks)), parameters)
+    assert relative_error(found, {name: single[0][name] + single[1][name] for name in found})[0] < TOLERANCE
 
 
 def mixed_work(count: int) -> list[Work]:
