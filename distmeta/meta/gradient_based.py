@@ -25,9 +25,10 @@ from torch import Tensor
 from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
 from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, stepped, total_loss, zero_head
 from distmeta.meta.inner_optimizer import direction
-from distmeta.models.batch import TaskBatch, concatenate
-from distmeta.models.by_task import send_gradient
+from distmeta.models.batch import TaskBatch, concatenate, join
+from distmeta.models.by_task import is_gridded, send_gradient
 from distmeta.models.network import Localized
+from distmeta.models.twice import Adjoint, begin
 
 
 class GradientBased(Algorithm):
@@ -94,6 +95,8 @@ class GradientBased(Algorithm):
             for name, value in local.parameters.items()
         }
         task = replace(task, support=local.batches[0], query=local.batches[1])
+        if self._keeps_aside(self._problem(theta, task.support, task.support_labels)) and not _tasks(task.support):
+            task = join([task])
         weights = self.step_weights(progress)
         if not self.is_second_order:
             result = self._first_order(theta, task, weights, local.embedding)
@@ -147,6 +150,17 @@ class GradientBased(Algorithm):
         tasks = _tasks(support)
         body = {name: parameters[name] for name in self.adapted}
         return Fast({n: v if n == own_rows or not tasks else v.expand(*tasks, *v.shape) for n, v in body.items()}, head)
+
+    def _keeps_aside(self, problem: Problem) -> bool:
+        """Whether what linear layers find of the derivatives by fast weights is added up aside: see `models.twice`."""
+        able = self.is_second_order and bool(self.adapted) and self.takes_tasks and problem.is_plain_descent
+        return able and not is_gridded(problem.labels)
+
+    def _begun(self, problem: Problem, body: Parameters, own_rows: str | None, like: Parameters) -> dict[str, Adjoint]:
+        """Begins to add them up, in the shapes of `like`."""
+        if not self._keeps_aside(problem):
+            return {}
+        return {n: begin(v, like[n].shape) for n, v in body.items() if v.ndim == 3 and n != own_rows}
 
     def _query(self, theta: Parameters, fast: Fast, task: TaskBatch) -> tuple[Tensor, Tensor]:
         features = self.network.features({**theta, **fast.body}, task.query)
@@ -238,6 +252,7 @@ class GradientBased(Algorithm):
             problem.given, query_features = both.split([len(task.support_labels), len(task.query_labels)])
         # Tensors of their own: a head made from theta is no way from the body to the loss of a step.
         start = self._start({n: v.view_as(v) for n, v in theta.items()}, head, task.support, own_rows)
+        adjoints = self._begun(problem, start.body, own_rows, theta)
         for step, fast in enumerate(inner_loop(problem, start, self.config.inner_steps)):
             spent += time.perf_counter() - started
             if weights[step]:
@@ -248,6 +263,7 @@ class GradientBased(Algorithm):
                 total = total + weights[step] * loss
             started = time.perf_counter()
         gradients = _gradients(total, {name: value for name, value in theta.items() if name in self.trained})
+        _accumulate(gradients, _settled({n: each for n, each in adjoints.items() if n in self.trained}))
         return self._result(gradients, loss, scores, task, problem, spent)
 
     def _recomputed(self, theta: Parameters, task: TaskBatch, weights: list[float], own_rows: str | None) -> TaskResult:
@@ -269,14 +285,17 @@ class GradientBased(Algorithm):
         for step in reversed(range(self.config.inner_steps)):
             if weights[step]:
                 fast = Fast(_requiring(kept[step + 1][0].body), _requiring(kept[step + 1][0].head))
+                adjoints = self._begun(problem, fast.body, own_rows, fast.body)
                 query_loss, query_scores = self._query(theta, fast, task)
                 if step == self.config.inner_steps - 1:
                     loss, scores = query_loss.detach(), query_scores.detach()
                 found = _gradients(query_loss, {**theta, **fast.all})
+                _accumulate(found, _settled(adjoints))
                 _accumulate(back, {n: g for n, g in found.items() if n in fast.all}, weights[step])
                 _accumulate(gradients, {n: g for n, g in found.items() if n not in fast.all}, weights[step])
             before, state = kept[step]
             leaves = Fast(_requiring(before.body), _requiring(before.head))
+            adjoints = self._begun(problem, leaves.body, own_rows, leaves.body)
             state_leaves = {
                 f"{key}/{n}": v.requires_grad_() for key, values in _tensors(state) for n, v in values.items()
             }
@@ -286,6 +305,7 @@ class GradientBased(Algorithm):
             wanted = {name: value for name, value in outputs.items() if name in cotangents and value.requires_grad}
             inputs = {f"theta:{n}": v for n, v in theta.items() if v.requires_grad} | leaves.all | state_leaves
             found = _gradients(list(wanted.values()), inputs, [cotangents[name] for name in wanted])
+            _accumulate(found, _settled(adjoints))
             _accumulate(gradients, {n.removeprefix("theta:"): g for n, g in found.items() if n.startswith("theta:")})
             back = {name: gradient for name, gradient in found.items() if name in leaves.all}
             back_state = {name: gradient for name, gradient in found.items() if name in state_leaves}
@@ -304,6 +324,7 @@ class GradientBased(Algorithm):
         """phi_{k+1} from phi_k; with its graph back to the fast weights, the state and theta, or without any."""
         if not graph:
             fast = Fast(_requiring(fast.body), _requiring(fast.head))
+        problem.expect(fast.body, step)
         features = self.network.features({**theta, **fast.body}, problem.support)
         scores = scores_of(features, fast.head, problem.texts_per_task)
         loss = total_loss(self.criterion, scores, problem.labels, problem.texts_per_task)
@@ -365,6 +386,11 @@ def _gradients(outputs: Any, sources: Parameters, cotangents: list[Tensor] | Non
     wanted = {name: value for name, value in sources.items() if value.requires_grad}
     found = torch.autograd.grad(outputs, list(wanted.values()), cotangents, allow_unused=True)
     return {name: gradient for name, gradient in zip(wanted, found, strict=True) if gradient is not None}
+
+
+def _settled(adjoints: Mapping[str, Adjoint]) -> Parameters:
+    found = {name: adjoint.result() for name, adjoint in adjoints.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _accumulate(total: Parameters, more: Parameters, weight: float = 1.0) -> None:

@@ -25,6 +25,7 @@ from distmeta.meta.algorithm import Criterion, Features, Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.descent import Descent
 from distmeta.meta.inner_optimizer import State, direction
+from distmeta.models.twice import expect, moved
 
 Rate = Callable[[str, int], Any]
 """The learning rate of a fast weight (`head.weight` and `head.bias` for the head's) at an inner step, from 0."""
@@ -97,6 +98,19 @@ class Problem:
         """Where there are several tasks, how many texts each has."""
         return getattr(self.support, "texts_per_task", ())
 
+    @property
+    def is_plain_descent(self) -> bool:
+        """Whether a step is a number times the gradient."""
+        config = self.config
+        is_plain = config.inner_optimizer == "sgd" and not config.inner_clipping
+        return is_plain and isinstance(self.rate("head.bias", 0), float)
+
+    def expect(self, body: Parameters, step: int) -> None:
+        """To be called before a pass whose gradient moves the body: see `distmeta.models.twice`."""
+        if self.is_plain_descent:
+            for name, value in body.items():
+                expect(value, -self.rate(name, step))
+
     def features(self, body: Parameters) -> Tensor:
         """Features of the support set."""
         if self.given is not None:
@@ -133,11 +147,9 @@ def _plain(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
 
 def _economical(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
     state: State = {}
-    config = problem.config
     first_order = not problem.second_order
-    is_plain_descent = config.inner_optimizer == "sgd" and not config.inner_clipping
     descent = None
-    if first_order and is_plain_descent and isinstance(problem.rate("head.bias", 0), float):
+    if first_order and problem.is_plain_descent:
         # A rate that is a number is the same at each step.
         by_task = bool(problem.texts_per_task)
         descent = Descent(fast.all, lambda name: problem.rate(name, 0), problem.record, by_task=by_task)
@@ -153,6 +165,7 @@ def _economical(problem: Problem, fast: Fast, steps: int) -> Iterator[Fast]:
         if features is None:
             if descent is not None:
                 descent.expect()
+            problem.expect(fast.body, step)
             with torch.set_grad_enabled(not (first_order and head_alone and (draws_anew or not fast.body))):
                 features = problem.features(fast.body)
         # Its own tensor: the head may depend on the same features, which are no way from the body to this loss.
@@ -200,7 +213,7 @@ def _gradients(output: Tensor, fast: Parameters, second_order: bool, cotangent: 
 
 def stepped(value: Tensor, move: Tensor, rate: Any) -> Tensor:
     """value - rate * move, in one operation where the rate is a number."""
-    return torch.add(value, move, alpha=-rate) if isinstance(rate, float) else value - rate * move
+    return moved(value, move, -rate) if isinstance(rate, float) else value - rate * move
 
 
 def _step(problem: Problem, fast: Fast, gradients: Parameters, state: State, step: int) -> tuple[Fast, State]:
@@ -208,12 +221,12 @@ def _step(problem: Problem, fast: Fast, gradients: Parameters, state: State, ste
     if problem.record is not None:
         problem.record({name: move.detach() for name, move in moves.items()})
 
-    def moved(values: Parameters) -> Parameters:
-        after = dict(values)
+    def after(values: Parameters) -> Parameters:
+        found = dict(values)
         for name in values.keys() & moves.keys():
-            after[name] = stepped(values[name], moves[name], problem.rate(name, step))
+            found[name] = stepped(values[name], moves[name], problem.rate(name, step))
             if not problem.second_order:
-                after[name] = after[name].detach()
-        return after
+                found[name] = found[name].detach()
+        return found
 
-    return Fast(moved(fast.body), moved(fast.head)), state
+    return Fast(after(fast.body), after(fast.head)), state

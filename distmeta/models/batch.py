@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from distmeta.models.by_task import Parts
 from distmeta.models.packing import Layout
+from distmeta.models.parts import Parts
 from distmeta.tasks.episode import Example, Task
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,40 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-
-@dataclass(frozen=True)
-class Parts:
-    """How many rows of a tensor belong to each task, in the tasks' order."""
-
-    sizes: tuple[int, ...]
-
-    def split(self, rows: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
-        """The rows of each task."""
-        return rows.split(self.sizes, dim)
-
-    @cached_property
-    def tasks(self) -> Tensor:
-        """The task of each row, (rows,)."""
-        return torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
-
-    @cached_property
-    def _grid(self) -> tuple[Tensor, Tensor, Tensor]:
-        largest = max(self.sizes)
-        places = self.tasks * largest + torch.cat([torch.arange(size) for size in self.sizes])
-        rows = torch.zeros(len(self.sizes) * largest, dtype=torch.long)
-        rows[places] = torch.arange(len(places))
-        is_row = torch.zeros(len(rows), 1, dtype=torch.bool)
-        is_row[places] = True
-        return rows, is_row, places
-
-    def to_grid(self, rows: Tensor) -> Tensor:
-        """(rows, width) to (tasks, most rows of a task, width), with zeros where there is none."""
-        index, is_row, _ = (each.to(rows.device) for each in self._grid)
-        return (rows.index_select(0, index) * is_row).view(len(self.sizes), -1, rows.shape[1])
-
-    def to_rows(self, grid: Tensor) -> Tensor:
-        """The reverse."""
-        return grid.flatten(0, 1).index_select(0, self._grid[2].to(grid.device))
+from distmeta.models import twice
+from distmeta.models.parts import Parts
 
 
 @dataclass
@@ -115,13 +83,15 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, t
     """
     if bias is not None and bias.ndim == 1:
         return linear(rows, weight, None, parts, turned=turned) + bias
+    kind = rows.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
+    if torch.is_grad_enabled() and hasattr(weight, "_adjoint"):
+        return twice.linear(rows, weight, bias, parts, turned=turned, dtype=dtype)
     destinations = _destinations(weight, bias)
     if destinations is not None:
-        kind = rows.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
         return _Linear.apply(rows, weight, bias, parts, destinations, turned, dtype)
     matrices = weight if turned else weight.transpose(1, 2)
-    if _is_gridded(rows):
+    if is_gridded(rows):
         return parts.to_rows(_batched(parts.to_grid(rows), matrices, bias))
     return torch.cat(
         [
@@ -131,7 +101,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, t
     )
 
 
-def _is_gridded(rows: Tensor) -> bool:
+def is_gridded(rows: Tensor) -> bool:
     """Whether one batched product on a padded grid is faster than a product a task: where each call is a launch."""
     return rows.is_cuda
 
@@ -159,7 +129,7 @@ class _Linear(torch.autograd.Function):
         bias = bias if bias is None else bias.to(dtype)
         # (tasks, in, out). Not saved for the backward pass, which would refuse a weight that this very pass changes.
         ctx.matrices = matrices = weight if turned else weight.transpose(1, 2)
-        if _is_gridded(rows):
+        if is_gridded(rows):
             rows = parts.to_grid(rows)
             out = parts.to_rows(_batched(rows, matrices, bias))
         else:
@@ -182,7 +152,7 @@ class _Linear(torch.autograd.Function):
         to_weight, *to_bias = ctx.destinations
         before: Tensor | None = None
         through: list[Any] = [None] * len(matrices)
-        if _is_gridded(gradient):
+        if is_gridded(gradient):
             gradient = parts.to_grid(gradient)
             if ctx.needs_input_grad[0]:
                 before = parts.to_rows(torch.bmm(gradient, matrices.transpose(1, 2)))
@@ -320,6 +290,8 @@ def _layer_norm(module: Any, names: Sequence[str], parts: Parts, row: Tensor) ->
             return _LayerNorm.apply(
                 row.squeeze(0), module.weight, module.bias, module.eps, parts, destinations
             ).unsqueeze(0)
+        weight, bias = parts.spread(module.weight), parts.spread(module.bias)
+        return torch.addcmul(bias, functional.layer_norm(row, module.normalized_shape, eps=module.eps), weight)
     return _forward(module, names, parts, row)
 
 
