@@ -1,6 +1,10 @@
 """Several tasks side by side in one packed row, each with fast weights of its own, against one after the other."""
 
+import threading
+import time
 from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from distmeta.meta import learner as learner_module
 from distmeta.meta.algorithm import Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch
+from distmeta.meta.maml import FirstOrderMAML
 from distmeta.models import Network, by_task
 from distmeta.models.batch import join
 from distmeta.models.load import can_separate_tasks
@@ -89,20 +94,22 @@ def test_batched_products_as_on_a_gpu_give_the_same(
     tasks = join([make_task(case, 4), make_task(case, 5), make_task(case, 6)])
     found = []
     for is_gridded in (False, True):
-        monkeypatch.setattr(by_task, "_is_gridded", lambda rows, is_gridded=is_gridded: is_gridded)
+        monkeypatch.setattr(by_task, "is_gridded", lambda rows, is_gridded=is_gridded: is_gridded)
         found.append(whole(learner.task_gradient(parameters, tasks), parameters))
     assert relative_error(found[1], found[0])[0] < TOLERANCE
 
 
-def test_weights_that_several_layers_share_get_all_of_their_gradient() -> None:
+@pytest.mark.parametrize("algorithm", ["fomaml", "maml"])
+def test_weights_that_several_layers_share_get_all_of_their_gradient(algorithm: str) -> None:
     """ALBERT's layers are one layer: its weights may move only when the last of their uses has been gone through."""
     options = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
     config = AutoConfig.for_model("albert", vocab_size=600, embedding_size=16, **options, **NO_DROPOUT)
     torch.manual_seed(0)
-    model = AutoModel.from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
+    attention = "eager" if algorithm == "maml" else "sdpa"
+    model = AutoModel.from_config(config, attn_implementation=attention, add_pooling_layer=False)
     network = Network(model, "mean", computation="packed").double().eval()
     assert can_separate_tasks(network)
-    learner = algorithm_class("fomaml")(network, MetaConfig(inner_lr=0.3, inner_steps=3))
+    learner = algorithm_class(algorithm)(network, MetaConfig(algorithm=algorithm, inner_lr=0.3, inner_steps=3))
     parameters = dict(network.named_parameters())
     tasks = [task_batch(random_task(index)) for index in range(2)]
     single = [whole(learner.task_gradient(parameters, task), parameters) for task in tasks]
@@ -121,28 +128,45 @@ def mixed_work(count: int) -> list[Work]:
     return work
 
 
+@pytest.fixture
+def threads_of_torch() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_of_torch")
 @pytest.mark.parametrize("model_type", ["bert", "gpt2"])
 @pytest.mark.parametrize("adapt", ["all", "lora"])
 def test_tasks_at_a_time_change_nothing(model_type: str, adapt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever goes side by side, gradients and metrics are those of one task after the other."""
+    """Whatever goes side by side or at the same time, gradients and metrics are those of one task after the other."""
     network = tiny_network(model_type, lora_rank=2 if adapt == "lora" else 0, attention="sdpa").double()
     network.computation = "packed"
     config = MetaConfig(adapt=adapt, inner_lr=0.1, lm_weight=0.5)
     parameters = dict(network.named_parameters())
     work = mixed_work(5)
+    compute = FirstOrderMAML.task_gradient
+    seen: list[tuple[int, int, int]] = []
+
+    def spy(self: Any, parameters: Any, task: Any, progress: float) -> Any:
+        seen.append((threading.get_ident(), id(self.network), len(task.query_sizes) or 1))
+        return compute(self, parameters, task, progress)
+
+    monkeypatch.setattr(FirstOrderMAML, "task_gradient", spy)
     answers, sizes = [], []
-    for at_a_time in (1, 2, None):
-        learner = Learner(network.eval(), config, "fp32", 0, at_a_time)
-        compute, seen = learner.algorithm.task_gradient, []
-
-        def spy(parameters: Any, task: Any, progress: float, compute: Any = compute, seen: Any = seen) -> Any:
-            seen.append(len(task.query_sizes) or 1)
-            return compute(parameters, task, progress)
-
-        monkeypatch.setattr(learner.algorithm, "task_gradient", spy)
-        answers.append(learner.gradient(parameters, work, 5))
-        sizes.append(seen)
-    assert sizes == [[1] * 5, [2, 2, 1], [5]]
+    for threads, at_a_time in ((1, 1), (1, 2), (1, None), (2, 1), (2, 2), (2, None)):
+        torch.set_num_threads(threads)
+        seen.clear()
+        started = time.perf_counter()
+        answers.append(Learner(network.eval(), config, "fp32", 0, at_a_time).gradient(parameters, work, 5))
+        assert 0 < answers[-1][1]["seconds/inner"] < time.perf_counter() - started
+        sizes.append([tasks for *_, tasks in sorted(seen, key=lambda each: -each[2])])
+        is_alone = threads == 1 or at_a_time == 1
+        assert len({network for _, network, _ in seen}) == (1 if is_alone else 2)
+        assert (threading.get_ident() in {thread for thread, *_ in seen}) == is_alone
+        with ThreadPoolExecutor(1) as later:  # new threads begin with as many as before
+            assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == threads
+    assert sizes == [[1] * 5, [2, 2, 1], [5], [1] * 5, [1] * 5, [3, 2]]
     (gradients, metrics), *others = answers
     for found, other_metrics in others:
         assert found.keys() == gradients.keys()
@@ -174,7 +198,7 @@ def test_what_does_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def groups(network: Network, work: list[Work], **settings: Any) -> list[int]:
         learner = Learner(network, MetaConfig(lm_weight=0.0, **settings), "fp32", 0)
-        return [len(group) for group in learner._groups(work, dict(network.named_parameters()))]
+        return [len(group) for group in learner._groups(work, dict(network.named_parameters()), 1)]
 
     plain = tiny_network("bert", attention="sdpa").eval()
     packed = tiny_network("bert", attention="sdpa").eval()

@@ -17,7 +17,7 @@ class EngineConfig(Section):
     computation: Literal["auto", "packed", "bucketed", "plain"] = "auto"
     """Texts of different lengths: packed without padding (auto, where the model can), in buckets, or all padded."""
     tasks_at_a_time: int | None = Field(default=None, ge=1)
-    """Tasks computed side by side in one packed row, where they can be; unset: as many as suit the device; 1: none."""
+    """Tasks computed at a time, side by side in a row and in threads of a CPU; unset: as many as suit the device."""
     weights: Literal["auto", "whole", "partitioned"] = "auto"
     """whole: each worker holds all for a step; partitioned (stage 3, fomaml, maml): by layer; auto: as fits."""
     offload_optimizer: bool = False

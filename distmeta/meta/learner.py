@@ -1,14 +1,19 @@
 """The step that all algorithms share: the meta-gradient of a share of the tasks. Knows no workers and no engine."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from distmeta.meta.algorithm import Algorithm
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch, language_model_gradient
 from distmeta.meta.registry import algorithm_class
+from distmeta.meta.threads import in_threads
 from distmeta.models import Network, Parameters, TaskBatch
 from distmeta.models.batch import join
 from distmeta.tasks.draw import generator
@@ -16,8 +21,8 @@ from distmeta.tasks.draw import generator
 MOST_NUMBERS = {"cpu": 2**20, "cuda": 2**24}
 """Tokens that go side by side (of the support sets, the query sets, or the text) times the width of the network, unless
 `tasks_at_a_time` says how many tasks: it bounds the memory of activations."""
-MOST_BYTES = {"cpu": 2**27, "cuda": 2**31}
-"""Bytes of fast weights."""
+MOST_BYTES = {"cpu": 2**28, "cuda": 2**32}
+"""Bytes of the fast weights that there are at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ def counts(item: Work) -> dict[str, int]:
     return found
 
 
+Term = tuple[str, torch.Tensor, float, torch.Tensor | None]
+"""A parameter's name, a gradient of it, its weight in the sum, and the rows it belongs to where not to all."""
+
+
 class Learner:
     """Computes the gradient of the outer objective
 
@@ -62,7 +71,7 @@ class Learner:
         config: the inner loop and the mixture; `lm_weight` must be set.
         precision: `fp32`, or `bf16` for the arithmetic of the forward and backward passes.
         seed: with a task's index it fixes the dropout, so that this does not depend on who computes the task.
-        tasks_at_a_time: how many tasks go side by side where they can; None: what suits the device.
+        tasks_at_a_time: how many tasks are computed at a time where they can; None: what suits the device.
     """
 
     def __init__(
@@ -74,6 +83,7 @@ class Learner:
         self.seed = seed
         self.tasks_at_a_time = tasks_at_a_time
         self.algorithm = algorithm_class(config.algorithm)(network, config)
+        self._algorithms = [self.algorithm]
 
     def gradient(
         self, parameters: Parameters, work: Sequence[Work], meta_batch_size: int, progress: float = 1.0
@@ -84,70 +94,111 @@ class Learner:
         are. A parameter that nothing depends on is absent. Among the metrics, `seconds/inner` is the time that this
         share's inner loops took. `progress` is the share of the outer steps that is done.
         """
-        config = self.config
         gradients: Parameters = {}
         metrics: dict[str, float] = defaultdict(float)
-
-        def add(name: str, gradient: torch.Tensor, weight: float, rows: torch.Tensor | None = None) -> None:
-            if rows is not None:
-                if name not in gradients:
-                    gradients[name] = torch.zeros_like(parameters[name], dtype=torch.float32)
-                gradients[name].index_add_(0, rows, gradient.float(), alpha=weight)
-            elif name in gradients:
-                gradients[name].add_(gradient, alpha=weight)
-            else:
-                gradients[name] = gradient.float() * weight
-
-        device = next(iter(parameters.values())).device
-        for group in self._groups(work, parameters):
-            torch.manual_seed(dropout_seed(self.seed, group[0].index))
-            # No cast is kept: a fast weight is used once and then replaced.
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
-                tasks = [item.task for item in group if item.task is not None]
-                if tasks:
-                    task = join(tasks) if len(tasks) > 1 else tasks[0]
-                    result = self.algorithm.task_gradient(parameters, task, progress)
-                    for name, gradient in result.gradients.items():
-                        rows = result.rows if name == result.embedding else None
-                        add(name, gradient, 1 / meta_batch_size, rows)
-                    metrics["seconds/inner"] += result.inner_seconds
-                    metrics["query_loss"] += result.query_loss / meta_batch_size
-                    for key in ("query_accuracy", "query_accuracy_before"):
-                        value = getattr(result, key)
-                        if value is not None:
-                            metrics[key] += value / meta_batch_size
-                    for step, loss in enumerate(result.support_losses):
-                        metrics[f"support_loss/{step}"] += loss / meta_batch_size
-                for item in group:
-                    for key, count in counts(item).items():
-                        metrics[key] += count
-                texts = [item.text for item in group if item.text is not None]
-                if texts:
-                    weight = config.lm_weight if tasks else 1.0
-                    assert weight is not None
-                    part, loss = language_model_gradient(self.network, parameters, texts, self.algorithm.trained)
-                    for name, gradient in part.items():
-                        add(name, gradient, weight / meta_batch_size)
-                    metrics["lm_loss"] += loss / meta_batch_size
+        threads = self._threads(len(work), parameters)
+        groups = self._groups(work, parameters, threads)
+        for terms, found in in_threads(partial(self._of_group, parameters, progress), groups, threads):
+            for name, gradient, weight, rows in terms:
+                weight /= meta_batch_size
+                if rows is not None:
+                    if name not in gradients:
+                        gradients[name] = torch.zeros_like(parameters[name], dtype=torch.float32)
+                    gradients[name].index_add_(0, rows, gradient.float(), alpha=weight)
+                elif name in gradients:
+                    gradients[name].add_(gradient, alpha=weight)
+                else:
+                    gradients[name] = gradient.float() * weight
+            for key, value in found.items():
+                metrics[key] += value / meta_batch_size
+        if "seconds/inner" in metrics:
+            metrics["seconds/inner"] *= meta_batch_size / threads
+        for item in work:
+            for key, count in counts(item).items():
+                metrics[key] += count
         return gradients, dict(metrics)
 
-    def _groups(self, work: Sequence[Work], parameters: Parameters) -> Iterator[list[Work]]:
+    def _of_group(
+        self, parameters: Parameters, progress: float, group: list[Work]
+    ) -> tuple[list[Term], dict[str, float]]:
+        """The gradients of tasks side by side and of the text beside them, and metrics: sums over the group."""
+        terms: list[Term] = []
+        metrics: dict[str, float] = {}
+        device = next(iter(parameters.values())).device
+        torch.manual_seed(dropout_seed(self.seed, group[0].index))
+        # No cast is kept: a fast weight is used once and then replaced.
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False),
+            self._free_algorithm() as algorithm,
+        ):
+            tasks = [item.task for item in group if item.task is not None]
+            if tasks:
+                task = join(tasks) if len(tasks) > 1 else tasks[0]
+                result = algorithm.task_gradient(parameters, task, progress)
+                for name, gradient in result.gradients.items():
+                    terms.append((name, gradient, 1.0, result.rows if name == result.embedding else None))
+                metrics["seconds/inner"] = result.inner_seconds
+                metrics["query_loss"] = result.query_loss
+                for key in ("query_accuracy", "query_accuracy_before"):
+                    value = getattr(result, key)
+                    if value is not None:
+                        metrics[key] = value
+                for step, loss in enumerate(result.support_losses):
+                    metrics[f"support_loss/{step}"] = loss
+            texts = [item.text for item in group if item.text is not None]
+            if texts:
+                weight = self.config.lm_weight if tasks else 1.0
+                assert weight is not None
+                part, loss = language_model_gradient(algorithm.network, parameters, texts, algorithm.trained)
+                terms += [(name, gradient, weight, None) for name, gradient in part.items()]
+                metrics["lm_loss"] = loss
+        return terms, metrics
+
+    @contextmanager
+    def _free_algorithm(self) -> Iterator[Algorithm]:
+        """One that no other thread uses meanwhile, with a network of its own: a pass puts the weights into modules."""
+        algorithm = self._algorithms.pop()
+        try:
+            yield algorithm
+        finally:
+            self._algorithms.append(algorithm)
+
+    def _threads(self, pieces: int, parameters: Parameters) -> int:
+        """How many groups are computed at the same time: on a CPU small products keep one thread busy, no more."""
+        on_cpu = next(iter(parameters.values())).device.type == "cpu"
+        if not on_cpu or self.network.is_random or self.network.computation == "plain":
+            return 1
+        threads = min(torch.get_num_threads(), pieces, self.tasks_at_a_time or pieces)
+        gradient = sum(parameters[name].nbytes for name in self.algorithm.trained)
+        threads = max(1, min(threads, MOST_BYTES["cpu"] // (gradient + self._bytes_of_a_task(parameters))))
+        while len(self._algorithms) < threads:
+            network = self.network.skeleton()
+            self._algorithms.append(algorithm_class(self.config.algorithm)(network, self.config))
+        return threads
+
+    def _bytes_of_a_task(self, parameters: Parameters) -> int:
+        """What its fast weights take."""
+        # Of the word embedding a task has the rows that it uses.
+        own = sum(parameters[name].nbytes for name in self.algorithm.adapted if name != self.network.embedding)
+        # Second order keeps what each step made.
+        return own * (self.config.inner_steps if self.algorithm.is_second_order else 1)
+
+    def _groups(self, work: Sequence[Work], parameters: Parameters, threads: int) -> Iterator[list[Work]]:
         """The work in pieces, each of as many tasks as go side by side, with the text beside them."""
+        most = math.ceil(min(len(work), self.tasks_at_a_time or len(work)) / threads)
         group: list[Work] = []
         for item in work:
-            if group and not self._fits(item, group, parameters):
+            if group and (len(group) == most or not self._fits(item, group, parameters, threads)):
                 yield group
                 group = []
             group.append(item)
         if group:
             yield group
 
-    def _fits(self, item: Work, group: list[Work], parameters: Parameters) -> bool:
+    def _fits(self, item: Work, group: list[Work], parameters: Parameters, threads: int) -> bool:
         """Whether a piece of work goes side by side with a group."""
         # What dropout draws for a task must not depend on its neighbours.
         if self.network.is_random or not self.network.takes_tasks:
-            return False
-        if self.tasks_at_a_time is not None and len(group) >= self.tasks_at_a_time:
             return False
         together = [*group, item]
         tasks = [each.task for each in together if each.task is not None]
@@ -156,12 +207,10 @@ class Learner:
         if self.tasks_at_a_time is not None:
             return True
         device = next(iter(parameters.values())).device.type
-        if tasks and self.algorithm.is_second_order and self.algorithm.adapted and device == "cpu":
-            return False  # several graphs of whole inner loops are slower than one at a time
         tokens = max(
             sum(task.support.num_tokens for task in tasks),
             sum(task.query.num_tokens for task in tasks),
             sum(each.text.tokens.num_tokens for each in together if each.text is not None),
         )
-        own = sum(parameters[name].nbytes for name in self.algorithm.adapted)
-        return tokens * self.network.hidden_size <= MOST_NUMBERS[device] and len(tasks) * own <= MOST_BYTES[device]
+        own = len(tasks) * threads * self._bytes_of_a_task(parameters)
+        return tokens * self.network.hidden_size <= MOST_NUMBERS[device] and own <= MOST_BYTES[device]
