@@ -9,8 +9,8 @@ from distmeta.meta import Learner, Work
 from distmeta.meta.config import MetaConfig
 from distmeta.models import Network
 from tests.helpers import random_task, task_batch, tiny_network
+from tests.meta_cases import relative_error
 from tests.test_meta import peak_bytes
-from tests.test_meta_algorithms import relative_error
 from tests.test_meta_side_by_side import mixed_work
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

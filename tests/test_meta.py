@@ -17,7 +17,8 @@ from distmeta.models import TaskBatch
 from distmeta.models.batch import join
 from tests import references
 from tests.helpers import random_task, task_batch, tiny_network
-from tests.test_meta_algorithms import COMPUTATIONS, fast_names, relative_error
+from tests.meta_cases import fast_names, relative_error
+from tests.test_meta_algorithms import COMPUTATIONS
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2"])

@@ -21,17 +21,8 @@ from distmeta.models import Network, by_task
 from distmeta.models.batch import join
 from distmeta.models.load import can_separate_tasks
 from tests.helpers import random_task, task_batch, tiny_network
-from tests.test_meta_algorithms import (
-    ADAPTED,
-    CASES,
-    TOLERANCE,
-    Case,
-    case,
-    make_network,
-    make_task,
-    relative_error,
-    whole,
-)
+from tests.meta_cases import ADAPTED, Case, case, make_network, make_task, relative_error, whole
+from tests.test_meta_algorithms import CASES, TOLERANCE
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 

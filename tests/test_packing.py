@@ -14,8 +14,8 @@ from distmeta.meta.config import MetaConfig
 from distmeta.models import Network, TaskBatch, TokenBatch, collate_tokens
 from distmeta.models.packing import can_pack
 from tests.helpers import VOCABULARY, tiny_network
+from tests.meta_cases import relative_error, whole
 from tests.references import hidden_states
-from tests.test_meta_algorithms import relative_error, whole
 
 CPU = torch.device("cpu")
 NETWORKS = {name: tiny_network(name, attention="sdpa").double().eval() for name in ("bert", "gpt2")}
