@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from distmeta.config import Config, load_config
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.engine.checkpoint import newest_good
+from distmeta.evaluate.run import Candidate, evaluate_candidates
 from distmeta.meta import Learner
 from distmeta.models import load_weights
 from distmeta.pipeline import prepare_with
@@ -301,24 +302,34 @@ def test_bf16_follows_fp32(model_type, worlds, corpus, tmp_path):
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 
 
-def _train_verbosely(tree: dict[str, Any], run: Path) -> None:
+def _verbosely(function: Callable[..., Any], *arguments: Any) -> None:
     """oneDNN says on standard output what it is asked to compile, or to take from what it kept."""
     with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON_CREATION):
-        _train(tree, run)
+        function(*arguments)
     ctypes.CDLL(None).fflush(None)
+
+
+def _evaluate(tree: dict[str, Any], run: Path) -> None:
+    """Runs in a worker: scores the best network of the run."""
+    setup, directory = Setup(Config.model_validate(tree), RunDirectory(run)), RunDirectory(run)
+    evaluate_candidates([Candidate("kept", setup, directory.best_weights)], lambda text: None)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is without oneDNN")
 def test_nothing_is_compiled_and_kept_for_each_length_of_a_row(worlds, corpus, tmp_path):
     """It would stand between the tensors, and the memory of a worker would grow with every step."""
     asked = {}
-    for precision in ("bf16", "fp32"):
+    # Each of the two has to leave oneDNN out by itself: before it comes bf16, in which oneDNN computes all products.
+    for what, precision in ((_train, "bf16"), (_evaluate, "fp32"), (_evaluate, "bf16"), (_train, "fp32")):
         config = configure(corpus, engine={"precision": precision}, train={"outer_steps": 1, "validate_every": 0})
-        (tmp_path / precision).mkdir()
+        run = tmp_path / (precision if what is _train else "bf16")
+        run.mkdir(exist_ok=True)
         before = worlds[1].output().count("create:cache_")
-        worlds[1].run(_train_verbosely, config.model_dump(), tmp_path / precision)
-        asked[precision] = worlds[1].output().count("create:cache_") - before
-    assert asked["fp32"] == 0 < asked["bf16"]  # in bf16 oneDNN computes all products
+        worlds[1].run(_verbosely, what, config.model_dump(), run)
+        asked[what, precision] = worlds[1].output().count("create:cache_") - before
+    assert asked[_train, "fp32"] == asked[_evaluate, "fp32"] == 0
+    assert asked[_train, "bf16"] > 0
+    assert asked[_evaluate, "bf16"] > 0
 
 
 @pytest.mark.parametrize("helps", [True, False])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from distmeta.engine.precision import choose_precision
+from distmeta.engine.precision import set_up_arithmetic
 from distmeta.evaluate.baselines import tf_idf_logistic_regression
 from distmeta.evaluate.score import EpisodeScore, Scorer
 from distmeta.evaluate.statistics import classification_scores
@@ -39,7 +39,7 @@ def evaluate_candidates(
     """Scores every candidate in every use, and TF-IDF, on the episodes that the first one's `evaluate` describes.
 
     The first one is also the one that the verdicts are about, `against` those of the others that are named. All need
-    the same tokenizer. Returns the content of `evaluation.json`: see
+    the same tokenizer, and are computed in the first one's precision. Returns the content of `evaluation.json`: see
     `distmeta.evaluate.table.evaluation_report`, and `overlap`.
 
     Raises:
@@ -48,7 +48,9 @@ def evaluate_candidates(
     setup = candidates[0].setup
     options = setup.config.evaluate
     source = setup.evaluation_tasks()
-    scorers = {candidate.name: _scorer(candidate) for candidate in candidates}
+    device = torch.device("cuda" if torch.cuda.is_available() and setup.config.engine.device != "cpu" else "cpu")
+    precision = set_up_arithmetic(setup.config.engine.precision, device)
+    scorers = {candidate.name: _scorer(candidate, device, precision) for candidate in candidates}
     scores: dict[tuple[str, Use], list[EpisodeScore]] = {}
     say(f"evaluating {len(scorers)} networks on {options.episodes} episodes of meta-{options.split} classes")
     for index in tqdm(range(options.episodes), desc="evaluation", unit="episode", disable=None):
@@ -74,9 +76,8 @@ def evaluate_candidates(
     return report | {"overlap": shared}
 
 
-def _scorer(candidate: Candidate) -> Scorer:
+def _scorer(candidate: Candidate, device: torch.device, precision: str) -> Scorer:
     config = candidate.setup.config
-    device = torch.device("cuda" if torch.cuda.is_available() and config.engine.device != "cpu" else "cpu")
     network = candidate.setup.network().to(device)
     parameters, _ = load_weights(candidate.weights, device)
     assert config.evaluate.inner_steps is not None  # resolved
@@ -86,7 +87,7 @@ def _scorer(candidate: Candidate) -> Scorer:
         parameters,
         algorithm_class(config.meta.algorithm)(skeleton, config.meta),
         config.evaluate.inner_steps,
-        choose_precision(config.engine.precision, device),
+        precision,
         candidate.setup.tokenizer.pad_token_id,
     )
 

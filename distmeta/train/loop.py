@@ -16,7 +16,7 @@ import torch.distributed
 
 from distmeta.config import Config
 from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
-from distmeta.engine.precision import agreed_precision
+from distmeta.engine.precision import set_up_arithmetic
 from distmeta.meta import Learner
 from distmeta.meta.config import MetaConfig
 from distmeta.models import Parameters, load_weights
@@ -68,10 +68,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     checkpoint = worker.newest_checkpoint()
     state, reached, extra = read_checkpoint(checkpoint) if checkpoint else (None, {}, {})
     progress = _beginning() | reached
-    config.engine.precision = agreed_precision(config.engine.precision, worker.device)
-    # In fp32 oneDNN would compute little but GELU, at most a fifth faster once compiled, and keep what it compiles for
-    # each length of a packed row: small pieces between the tensors, which leave freed memory in parts that few fit in.
-    torch.backends.mkldnn.enabled = config.engine.precision == "bf16"  # type: ignore[assignment]  # typed as its property
+    config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
     setup = Setup(config, run)
     network = setup.network()
     flop_counter = FlopCounter.of(network, config.meta)  # while it has its weights
