@@ -25,7 +25,7 @@ from torch import Tensor
 from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
 from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, stepped, total_loss, zero_head
 from distmeta.meta.inner_optimizer import direction
-from distmeta.models.batch import TaskBatch, concatenate, join
+from distmeta.models.batch import TaskBatch, concatenate, join, texts_of_tasks
 from distmeta.models.by_task import is_gridded, send_gradient
 from distmeta.models.network import Localized
 from distmeta.models.twice import Adjoint, begin
@@ -365,7 +365,7 @@ class GradientBased(Algorithm):
 
 def _tasks(support: Any) -> tuple[int, ...]:
     """The dimension of tasks, where there is one."""
-    sizes = getattr(support, "texts_per_task", ())
+    sizes = texts_of_tasks(support)
     return (len(sizes),) if sizes else ()
 
 

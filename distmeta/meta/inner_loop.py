@@ -25,6 +25,7 @@ from distmeta.meta.algorithm import Criterion, Features, Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.descent import Descent
 from distmeta.meta.inner_optimizer import State, direction
+from distmeta.models.batch import texts_of_tasks
 from distmeta.models.twice import expect, moved
 
 Rate = Callable[[str, int], Any]
@@ -96,7 +97,7 @@ class Problem:
     @property
     def texts_per_task(self) -> tuple[int, ...]:
         """Where there are several tasks, how many texts each has."""
-        return getattr(self.support, "texts_per_task", ())
+        return texts_of_tasks(self.support)
 
     @property
     def is_plain_descent(self) -> bool:

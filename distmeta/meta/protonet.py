@@ -16,13 +16,13 @@ from torch.nn import functional
 
 from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
 from distmeta.meta.inner_loop import total_loss
-from distmeta.models.batch import TaskBatch, concatenate
+from distmeta.models.batch import TaskBatch, concatenate, texts_of_tasks
 
 
 def class_means(rows: Tensor, labels: Tensor, n_way: int, support: Any) -> Tensor:
     """Mean over the rows, one for each example of a support set, by class: (n_way, width), behind a dimension of tasks
     where the support set is that of several."""
-    tasks = getattr(support, "texts_per_task", ())
+    tasks = texts_of_tasks(support)
     if tasks:
         labels = labels + n_way * support.task_numbers
     members = functional.one_hot(labels, n_way * max(1, len(tasks))).to(rows.dtype)

@@ -64,6 +64,12 @@ class TokenBatch:
         )
 
 
+def texts_of_tasks(batch: Any) -> tuple[int, ...]:
+    """How many texts each task has, in order, where a batch is that of several; () where it is that of one task, as
+    whatever a network of one's own takes always is."""
+    return batch.texts_per_task if isinstance(batch, TokenBatch) else ()
+
+
 def concatenate(*batches: Any) -> Any:
     """The examples of all: sequences, or the rows of tensors."""
     if isinstance(batches[0], torch.Tensor):
@@ -102,7 +108,7 @@ class TaskBatch:
     @property
     def query_sizes(self) -> tuple[int, ...]:
         """Where there are several tasks, how many examples each has in the query set."""
-        return getattr(self.query, "texts_per_task", ())
+        return texts_of_tasks(self.query)
 
 
 def join(tasks: Sequence[TaskBatch]) -> TaskBatch:
