@@ -1,9 +1,10 @@
-"""Made-up run and sweep directories, as the trainer leaves them, for the tests of the page."""
+"""Made-up run and sweep directories, as the trainer leaves them, for the tests of the page; and its elements."""
 
 import json
 import math
 import random
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,15 @@ def _end_sweep(path: Path, rows: list[Json]) -> None:
         for row in chosen
     ]
     write_json(path / "evaluation.json", evaluation(networks, gains) | {"selection": selection})
+
+
+class Elements(HTMLParser):
+    """The elements of a page, each with its attributes, in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))

@@ -1,0 +1,191 @@
+"""What a plan counts and measures: parameters, operations, time and money; and the whole against a run."""
+
+import json
+import multiprocessing
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from distmeta.config import Config, load_config
+from distmeta.corpus.executor import LocalExecutor
+from distmeta.errors import UserError
+from distmeta.meta import Learner
+from distmeta.pipeline import open_run, prepare_with
+from distmeta.plan import asha_share, calibrate, make_plan, plan_table, sweep_totals
+from distmeta.plan.memory import Sizes, network_sizes
+from distmeta.plan.states import FLOAT
+from distmeta.rundir import RunDirectory
+from distmeta.setup import Setup
+from distmeta.train.work import WorkSource
+from tests.commands import distmeta
+from tests.corpora import TINY_MODEL, tiny_config, write_labelled_csv
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, RunDirectory]:
+    folder = tmp_path_factory.mktemp("plan")
+    tree = tiny_config(
+        write_labelled_csv(folder / "texts.csv"),
+        # As torch counts: no text is padded, as all are cut off at the same length, and attention is made of products.
+        tokenizer={"vocab_size": 600, "max_length": 8},
+        model={"config": TINY_MODEL, "attention": "eager"},
+        engine={"computation": "plain"},  # the others leave out what the algorithm asks for and need not be done
+        meta={"lm_warmup_steps": 4, "lm_weight": 1.0, "inner_lr": 0.05, "inner_steps": 2, "meta_batch_size": 4},
+        train={"outer_steps": 50, "validate_every": 10, "checkpoint_every": 25, "num_workers": 2},
+        tracking={"price_per_worker_hour": 3.6},
+    )
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    config, run = open_run(folder / "run.yaml", [], folder / "run")
+    prepare_with(LocalExecutor(), config, run, lambda _: None)
+    return config, run
+
+
+@pytest.mark.parametrize("adapt", ["all", "lora"])
+@pytest.mark.parametrize("lm_weight", [0.0, 1.0])
+def test_parameters_are_counted_as_the_network_has_them(
+    opened: tuple[Config, RunDirectory], adapt: str, lm_weight: float
+):
+    config, run = opened[0].model_copy(deep=True), opened[1]
+    config.meta.adapt, config.meta.lm_weight, config.meta.lm_warmup_steps = adapt, lm_weight, 0
+    config.meta.freeze_lowest, config.meta.algorithm = 1, "leopard"
+    setup = Setup(config, run)
+    expected = Sizes.of(setup.network(), config)
+    assert expected.trained < expected.parameters
+    assert network_sizes(config, len(setup.tokenizer)) == expected
+    # What is checked first of all never counts more.
+    assert network_sizes(config, 1).parameters < expected.parameters
+
+
+@pytest.mark.parametrize("algorithm", ["fomaml", "maml"])
+def test_the_operations_of_a_step_are_those_that_torch_counts(opened: tuple[Config, RunDirectory], algorithm: str):
+    config, run = opened[0].model_copy(deep=True), opened[1]
+    config.meta.algorithm = algorithm
+    plan = make_plan(config, run, rate=1e9, say=lambda _: None)
+    setup = Setup(config, run)
+    network = setup.network()
+    learner = Learner(network, config.meta, "fp32", 0)
+    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    source = WorkSource(setup, torch.device("cpu"), 0, 1)
+    steps = range(4, 6)
+    counted = 0
+    for step in steps:
+        with FlopCounterMode(display=False) as counter:
+            learner.gradient(parameters, source.take(step), config.meta.meta_batch_size)
+        counted += counter.get_total_flops()
+    source.close()
+    print(algorithm, plan["flops_per_step"] / (counted / len(steps)))
+    assert plan["flops_per_step"] == pytest.approx(counted / len(steps), rel=0.05)
+    assert plan["flops"] == pytest.approx(46 * plan["flops_per_step"] + 4 * plan["flops_per_warmup_step"])
+    assert plan["wall_seconds"] == pytest.approx(plan["flops"] / 2e9)
+    assert plan["cost"] == pytest.approx(2 * plan["wall_seconds"] * 3.6 / 3600)
+    assert all(len(line) <= 100 for line in plan_table(plan).splitlines())
+
+
+def test_a_rate_needs_no_deepspeed_and_no_ray(opened: tuple[Config, RunDirectory]):
+    """Case C4."""
+    _, run = opened
+    code = (
+        "import sys; from pathlib import Path; from distmeta.sweep.command import plan; run = Path(sys.argv[1])\n"
+        "plan(run.parent / 'run.yaml', [], run, rate=1e9, memory=None, say=print)\n"
+        "print(sorted({'deepspeed', 'ray'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_a_sweep_takes_what_its_scheduler_leaves():
+    plan: dict[str, Any] = {"wall_seconds": 100.0, "worker_seconds": 200.0, "flops": 5.0, "currency": "USD"}
+    total = sweep_totals(plan, num_trials=9, concurrent=2, expected_share=0.5, price=36.0)
+    assert (total["wall_seconds"], total["worker_seconds"], total["flops"]) == (250.0, 900.0, 22.5)
+    assert total["cost"] == pytest.approx(9.0)
+    assert total["run"] == plan
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "grace", "factor", "share"),
+    [(100, 100, 3, 1.0), (100, 200, 3, 1.0), (90, 10, 3, (10 + 20 / 3 + 60 / 9) / 90), (40, 20, 2, 0.75)],
+)
+def test_the_share_of_successive_halving(max_steps: int, grace: int, factor: int, share: float):
+    assert asha_share(max_steps, grace, factor) == pytest.approx(share)
+
+
+# The plan against what happens
+
+
+def test_steps_are_run_and_what_the_command_takes_is_added_up(opened: tuple[Config, RunDirectory]):
+    config, run = opened[0].model_copy(deep=True), opened[1]
+    config.train.num_workers = 1
+    largest = torch.ones(10**9 // FLOAT)  # a calibration is not to count what the process that asks for it once held
+    del largest
+    plan = make_plan(config, run, rate=None, say=lambda _: None)
+    assert plan["peak_memory_bytes"] < 1e9 < resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert plan["peak_memory_bytes"] == pytest.approx(sum(plan["memory"].values()))
+    assert min(plan["memory"].values()) > 0 < plan["memory"]["without_model"] > 0.5 * plan["peak_memory_bytes"]
+    parts = [plan[f"{part}_seconds"] for part in ("wall", "startup", "export", "evaluation")]
+    assert min(parts) > 0
+    assert plan["command_seconds"] == pytest.approx(sum(parts))
+    assert plan["wall_seconds"] == pytest.approx(sum(plan["seconds_of"].values()))
+    table = plan_table(plan)
+    print(table)
+    assert "without a model" in table
+    assert "the whole command" in table
+    assert all(len(line) <= 100 for line in table.splitlines())
+
+
+def processes_of_a_calibration() -> list[multiprocessing.process.BaseProcess]:
+    return [each for each in multiprocessing.active_children() if each.name.startswith("SpawnProcess")]
+
+
+def test_a_calibration_that_takes_too_long_is_ended(
+    opened: tuple[Config, RunDirectory], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(calibrate, "PATIENCE", 0.5)
+    with pytest.raises(UserError, match=r"not done in .* give --rate"):
+        calibrate.calibrate(*opened)
+    assert not processes_of_a_calibration()
+
+
+def test_a_process_of_the_calibration_that_the_system_kills_is_told(opened: tuple[Config, RunDirectory]):
+    def kill() -> None:
+        while not (processes := processes_of_a_calibration()):
+            time.sleep(0.05)
+        processes[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(UserError, match="was killed"):
+        calibrate.calibrate(*opened)
+    killer.join()
+    assert not processes_of_a_calibration()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_time_within_a_fifth_and_memory_within_a_tenth(workers: int, tmp_path: Path):
+    demo = load_config(Path(__file__).parent.parent / "jobs" / "configs" / "demo.yaml")
+    assert demo.train.outer_steps == 760
+    config = Path(__file__).parent.parent / "jobs" / "configs" / "demo.yaml"
+    options = ["meta.lm_warmup_steps=120", "train.outer_steps=160", "evaluate.episodes=5", "corpus.executor=local"]
+    options += [f"train.num_workers={workers}", "train.validate_every=40", "tracking.wandb=offline"]
+    arguments = ["--config", config, *(part for option in options for part in ("--set", option)), "--run-dir", "run"]
+    distmeta("plan", *arguments, cwd=tmp_path)
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    started = time.perf_counter()
+    distmeta("pretrain", *arguments, cwd=tmp_path, timeout=600)
+    taken = time.perf_counter() - started
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    print({key: (plan[key], summary[key]) for key in ("wall_seconds", "peak_memory_bytes", "flops")})
+    print({key: plan[key] for key in ("command_seconds", "memory", "evaluation_seconds")}, f"command {taken:.0f} s")
+    assert plan["wall_seconds"] == pytest.approx(summary["wall_seconds"], rel=0.2)
+    assert plan["peak_memory_bytes"] == pytest.approx(summary["peak_memory_bytes"], rel=0.1)
+    assert plan["flops"] == pytest.approx(summary["flops"], rel=0.1)
