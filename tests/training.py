@@ -1,0 +1,117 @@
+"""Training runs of seconds on worker processes, without Ray, and what they leave."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import yaml
+from pyarrow.fs import LocalFileSystem
+from safetensors.torch import load_file
+
+from distmeta.config import Config, load_config
+from distmeta.corpus.executor import LocalExecutor
+from distmeta.engine.checkpoint import newest_good
+from distmeta.pipeline import prepare_with
+from distmeta.rundir import RunDirectory
+from distmeta.setup import resolve
+from distmeta.train.loop import Worker, train
+from distmeta.train.phases import STEP_PHASES
+from tests.corpora import tiny_config, write_labelled_csv
+from tests.workers import World
+
+CPU = torch.device("cpu")
+TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction", "wall_seconds", "worker_seconds"}
+TIMES |= {f"seconds/{phase}" for phase in STEP_PHASES}
+GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+
+
+def started_worlds(tmp_path_factory: pytest.TempPathFactory, sizes: Sequence[int]) -> Iterator[dict[int, World]]:
+    """Workers by their number; ended where the iterator is."""
+    made = {size: World(size, tmp_path_factory.mktemp(f"world-{size}")) for size in sizes}
+    yield made
+    for world in made.values():
+        world.close()
+
+
+def prepared_corpus(folder: Path) -> Path:
+    """A folder with a prepared corpus of labelled texts."""
+    config = make_config(write_labelled_csv(folder / "texts.csv"), folder)
+    prepare_with(LocalExecutor(), config, RunDirectory(folder), lambda text: None)
+    return folder
+
+
+def make_config(source: Path, folder: Path, **sections: dict[str, Any]) -> Config:
+    tree = tiny_config(source, **sections)
+    tree["corpus"]["directory"] = str(folder / "corpus")
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return resolve(load_config(path))
+
+
+def configure(corpus: Path, **sections: dict[str, Any]) -> Config:
+    return make_config(corpus / "texts.csv", corpus, **sections)
+
+
+def _store(run: Path, outer_step: int, folder: Path | None) -> None:
+    if folder:
+        shutil.copytree(folder, run / "checkpoints" / f"checkpoint_{outer_step:08d}")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _newest(run: Path) -> Path | None:
+    name = newest_good(LocalFileSystem(), str(run / "checkpoints"))
+    return run / "checkpoints" / name if name else None
+
+
+def run_training(tree: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Runs in each worker."""
+    is_group = torch.distributed.is_initialized()
+    worker = Worker(
+        torch.distributed.get_rank() if is_group else 0,
+        torch.distributed.get_world_size() if is_group else 1,
+        CPU,
+        partial(_newest, run),
+        partial(_store, run),
+    )
+    return train(Config.model_validate(tree), RunDirectory(run), worker)
+
+
+def run_steps(world: World, config: Config, run: Path) -> list[dict[str, Any]]:
+    """Trains (on) in `run`; returns the metrics rows."""
+    run.mkdir(exist_ok=True)
+    world.run(run_training, config.model_dump(), run)
+    return read_rows(run)
+
+
+def read_rows(run: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / file).read_text().splitlines()]
+
+
+def manifest_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"checkpoint_{step:08d}" / "checkpoint.json"
+
+
+def progress_at(run: Path, step: int) -> dict[str, Any]:
+    """The progress in the checkpoint of a step."""
+    return json.loads(manifest_of(run, step).read_text())["progress"]
+
+
+def assert_same(rows: list[dict[str, Any]], others: list[dict[str, Any]], tolerance: float) -> None:
+    """Every figure that is not a time agrees; the norm, which each stage sums in its own order, to its last digits."""
+    assert len(rows) == len(others)
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        for key in row.keys() - TIMES:
+            allowed = max(tolerance, 1e-14) if key == "grad_norm" else tolerance
+            assert row[key] == pytest.approx(other[key], rel=allowed, abs=allowed), (row["outer_step"], key)
+
+
+def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"checkpoint_{step:08d}" / "weights.safetensors")
