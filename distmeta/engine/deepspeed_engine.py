@@ -138,15 +138,7 @@ class Engine:
             ready = [gradients[name] if name in gradients else torch.zeros_like(p) for name, p in self._trained.items()]
             self._engine.backward(_ReadyGradients.apply(ready, *parameters))
         self.communication_seconds = time.perf_counter() - started
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        norm = self._clip()
-        if math.isfinite(norm):
-            self._engine.step()
-            self._step += 1
-            return norm
-        self._drop_gradients()
-        return math.inf
+        return self._apply(learning_rate)
 
     def state(self) -> EngineState | None:
         """What `Engine(state=...)` takes: on rank 0, gathered one parameter at a time; None on the other workers."""
@@ -192,6 +184,18 @@ class Engine:
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero_optimization,
         }
+
+    def _apply(self, learning_rate: float) -> float:
+        """Clip and apply the averaged gradients, unless one is not finite; returns the norm as `step` does."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._clip()
+        if math.isfinite(norm):
+            self._engine.step()
+            self._step += 1
+            return norm
+        self._drop_gradients()
+        return math.inf
 
     def _clip(self) -> float:
         """Scale the averaged gradients down to the largest norm; returns the norm that they had.

@@ -311,14 +311,3 @@ class ShardedEngine(Engine):
             for gradient in self._averaged_gradients():
                 gradient.zero_()
         self._engine.optimizer.micro_step_id = 1
-
-    def _apply(self, learning_rate: float) -> float:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        norm = self._clip()
-        if math.isfinite(norm):
-            self._engine.step()
-            self._step += 1
-            return norm
-        self._drop_gradients()
-        return math.inf
