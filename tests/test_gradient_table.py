@@ -162,12 +162,13 @@ def outer_step(row: Case, stage: Any) -> tuple[Parameters, Parameters, float, fl
     if is_group:
         torch.distributed.all_reduce(loss)
     state = stepper.engine.state()
+    got, weights = {}, {}
+    if state is not None:
+        # The running mean of the gradients is a tenth of the first one after one step.
+        got = {name: 10 * value.double() for name, value in state.exp_avg.items()}
+        weights = {name: value.detach().clone() for name, value in state.weights.items()}
     stepper.engine.close()
-    if state is None:
-        return {}, {}, gradient_norm, float(loss)
-    # The running mean of the gradients is a tenth of the first one after one step.
-    got = {name: 10 * value.double() for name, value in state.exp_avg.items()}
-    return got, dict(state.weights), gradient_norm, float(loss)
+    return got, weights, gradient_norm, float(loss)
 
 
 ERRORS: dict[tuple[str, str], dict[tuple[int, Any], float]] = {}
