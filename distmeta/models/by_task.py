@@ -60,6 +60,10 @@ def uncounted() -> Iterator[None]:
         _counting.is_off = False
 
 
+def _is_counted() -> bool:
+    return not getattr(_counting, "is_off", False)
+
+
 def _destinations(*weights: Tensor | None) -> list[Destination] | None:
     """Those of the weights, which are used now; None unless all of them have one."""
     if not torch.is_grad_enabled():
@@ -67,7 +71,7 @@ def _destinations(*weights: Tensor | None) -> list[Destination] | None:
     given = [weight for weight in weights if weight is not None]
     found: list[Destination] = [weight._destination for weight in given if hasattr(weight, "_destination")]
     for destination in found:
-        destination.uses += not getattr(_counting, "is_off", False)
+        destination.uses += _is_counted()
     return found if len(found) == len(given) else None
 
 
@@ -86,6 +90,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, t
     kind = rows.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
     if torch.is_grad_enabled() and hasattr(weight, "_adjoint"):
+        weight._adjoint.uses += _is_counted()
         return twice.linear(rows, weight, bias, parts, turned=turned, dtype=dtype)
     destinations = _destinations(weight, bias)
     if destinations is not None:

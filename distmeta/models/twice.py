@@ -139,7 +139,6 @@ def linear(
     rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, turned: bool, dtype: torch.dtype
 ) -> Tensor:
     """`distmeta.models.by_task.linear` where the weight has an adjoint."""
-    weight._adjoint.uses += 1  # type: ignore[attr-defined]
     out: Tensor = _Linear.apply(rows, weight, bias, _Layer(parts, weight._adjoint, turned, dtype))  # type: ignore[attr-defined]
     return out
 
