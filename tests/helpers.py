@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, GPT2Config
 
+from distmeta.engine.deepspeed_engine import Engine
+from distmeta.engine.state import EngineState
 from distmeta.models import Network, TaskBatch, collate_task
 from distmeta.tasks.episode import Example, Task
 
@@ -66,3 +68,15 @@ def random_task(index: int = 0, n_way: int = 3, k_shot: int = 2, query_per_class
 def task_batch(task: Task) -> TaskBatch:
     """The task as tensors on the CPU."""
     return collate_task(task, 0, torch.device("cpu"))
+
+
+def state_on_first_worker(engine: Engine) -> EngineState | None:
+    """An engine's state as it is now, all in memory: on rank 0, and None elsewhere. Every worker has to call it."""
+    state = engine.state()
+    if torch.distributed.get_rank() > 0:
+        state.take_part()
+        return None
+    copies = [
+        {name: tensor.clone() for name, tensor in t.items()} for t in (state.weights, state.exp_avg, state.exp_avg_sq)
+    ]
+    return EngineState(state.step, *copies)

@@ -15,6 +15,7 @@ from torch import nn
 from distmeta.engine.checkpoint import fetch_checkpoint, newest_good, read_checkpoint, write_checkpoint
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
+from distmeta.tensors import LazyTensors
 
 LOCAL = pyarrow.fs.LocalFileSystem()
 
@@ -48,6 +49,27 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
     assert extra.keys() == {"best", "text"}
     assert same(extra["best"], state.weights)
     assert extra["text"]["t"].tolist() == [0, 2]
+
+
+def test_who_writes_and_who_helps_gather_in_the_same_order(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def state() -> EngineState:
+        def gathered(group: str, names: str) -> LazyTensors:
+            def gather(name: str) -> torch.Tensor:
+                asked.append(f"{group} {name}")
+                return torch.zeros(2)
+
+            return LazyTensors({name: torch.empty(2, device="meta") for name in names}, gather)
+
+        return EngineState(0, gathered("weights", "cba"), gathered("exp_avg", "ca"), gathered("exp_avg_sq", "ca"))
+
+    write_checkpoint(tmp_path / "c", state(), {"outer_step": 0})
+    written = asked.copy()
+    asked.clear()
+    state().take_part()
+    assert len(written) == 7
+    assert asked == written
 
 
 def test_newest_is_the_one_with_the_highest_outer_step(tmp_path: Path) -> None:

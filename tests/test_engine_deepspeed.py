@@ -83,9 +83,10 @@ def make_engine(stage: int, clipping: float, state: EngineState | None = None, o
 
 def save(engine: Engine, directory: Path, norms: list[float]) -> None:
     state = engine.state()
-    assert (state is not None) == (torch.distributed.get_rank() == 0)
-    if state is not None:
+    if torch.distributed.get_rank() == 0:
         write_checkpoint(directory, state, {"outer_step": state.step, "norms": norms})
+    else:
+        state.take_part()
     torch.distributed.barrier()
 
 
@@ -236,11 +237,12 @@ def _resume_another_model(state: EngineState) -> None:
 
 def test_state_of_another_model_is_refused(worlds: dict[int, World], runs: Path) -> None:
     state, _, _ = read_checkpoint(runs / "1" / "stage-0-clipping-0.0-end")
-    wider = EngineState(0, {**state.weights, "linear.weight": torch.zeros(4, 5)}, state.exp_avg, state.exp_avg_sq)
+    wider = {**state.weights, "linear.weight": torch.zeros(4, 5)}
+    wider_state = EngineState(0, wider, dict(state.exp_avg), dict(state.exp_avg_sq))
     with pytest.raises(
         UserError, match=r"linear.weight is \[4, 5\] in the checkpoint's weights and \[3, 5\] in the model"
     ):
-        worlds[2].run(_resume_another_model, wider)
+        worlds[2].run(_resume_another_model, wider_state)
 
 
 # Optimizer states in the host's memory

@@ -25,7 +25,7 @@ from distmeta.errors import UserError
 from distmeta.meta.language_model import LanguageModelBatch
 from distmeta.models import Network, TaskBatch, TokenBatch
 from distmeta.plan.states import PartitionedStates
-from tests.helpers import random_task, task_batch, tiny_network
+from tests.helpers import random_task, state_on_first_worker, task_batch, tiny_network
 from tests.test_plan import HeldBytes
 from tests.workers import World
 
@@ -178,7 +178,7 @@ def outer_step(
 
 def gradient_of_first_step(engine: ShardedEngine) -> Tensors:
     """What AdamW got: its mean is a tenth of it after one step."""
-    state = engine.state()
+    state = state_on_first_worker(engine)
     return {} if state is None else {name: 10 * value.double() for name, value in state.exp_avg.items()}
 
 
@@ -275,7 +275,7 @@ def _offloaded(offload: bool) -> EngineState | None:
     engine = engine_of(*make("bert", "bias"), offload_optimizer=offload)
     outer_step(engine, tasks(2), (1, 1), second_order=False, texts=share(texts(), (2, 1)))
     outer_step(engine, tasks(2), (1, 1), second_order=False)
-    state = engine.state()
+    state = state_on_first_worker(engine)
     engine.close()
     return state
 
@@ -315,7 +315,7 @@ def _train(first: int, last: int, saved: EngineState | None) -> tuple[EngineStat
     counts = {1: (3,), 2: (1, 2)}[torch.distributed.get_world_size()] if torch.distributed.is_initialized() else (3,)
     engine = engine_of(*make("bert", "lora"), clipping=CLIPPING, state=saved)
     results = [outer_step(engine, tasks(3, 3 * step), counts, second_order=False) for step in range(first, last)]
-    state = engine.state()
+    state = state_on_first_worker(engine)
     engine.close()
     return state, results
 
@@ -359,7 +359,7 @@ def _handed_over() -> tuple[EngineState | None, EngineState | None]:
     partitioned, _ = _train(0, 1, None)
     network, _ = make("bert", "lora")
     engine = Engine(network, EngineConfig(), weight_decay=WEIGHT_DECAY, device=CPU, state=partitioned)
-    whole = engine.state()
+    whole = state_on_first_worker(engine)
     engine.close()
     return partitioned, whole
 
@@ -375,7 +375,7 @@ def test_a_run_may_go_on_with_whole_weights(worlds: dict[int, World]) -> None:
 def _bad_step() -> tuple[float, bool, float]:
     network, adapted = make("bert", "lora")
     engine = engine_of(network, adapted, clipping=CLIPPING)
-    before = engine.state()
+    before = state_on_first_worker(engine)
     bad = tasks(2)
     if torch.distributed.get_rank() == 0:
         adapter = network.lora_scale
@@ -383,7 +383,7 @@ def _bad_step() -> tuple[float, bool, float]:
     skipped, _ = outer_step(engine, bad, (1, 1), second_order=True)
     if torch.distributed.get_rank() == 0:
         network.lora[0].scale = adapter
-    after = engine.state()
+    after = state_on_first_worker(engine)
     same = after is None or all(torch.equal(after.weights[name], before.weights[name]) for name in after.weights)
     good, _ = outer_step(engine, bad, (1, 1), second_order=True)
     engine.close()

@@ -1,5 +1,7 @@
 """Checkpoints: safetensors files and a manifest with their sizes and digests, good only if all of it is right.
 
+They are written and read one tensor at a time: no process holds a checkpoint.
+
 checkpoint_000120/
   weights.safetensors      the engine's state
   exp_avg.safetensors
@@ -16,11 +18,11 @@ from typing import Any, Literal
 
 import pyarrow.fs
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
+from distmeta.tensors import LazyTensors, read_tensors, write_tensors
 
 MANIFEST = "checkpoint.json"
 PREFIX = "checkpoint_"
@@ -70,7 +72,7 @@ def write_checkpoint(
     """Write a checkpoint into `directory`, made if it is not there.
 
     `progress` is JSON and holds `outer_step`, by which the newest checkpoint is told. `extra` holds further tensors by
-    the name of their file; they must not share memory.
+    the name of their file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Mapping[str, Tensor]] = {name: getattr(state, name) for name in STATE_FILES}
@@ -78,7 +80,7 @@ def write_checkpoint(
     files = {}
     for name, group in tensors.items():
         path = directory / f"{name}.safetensors"
-        save_file({key: tensor.contiguous() for key, tensor in group.items()}, path)
+        write_tensors(path, group)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
         files[path.name] = FileRecord(bytes=path.stat().st_size, blake2b=digest)
@@ -86,8 +88,10 @@ def write_checkpoint(
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
 
-def read_checkpoint(directory: Path) -> tuple[EngineState, dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """The engine's state, the progress and the extra tensors of a checkpoint, on the CPU.
+def read_checkpoint(directory: Path) -> tuple[EngineState, dict[str, Any], dict[str, LazyTensors]]:
+    """The engine's state, the progress and the extra tensors of a checkpoint.
+
+    Tensors are read, to the CPU, when they are asked for, so the checkpoint has to stay where it is.
 
     Raises UserError where it is not whole: damaged, half-written or of another format.
     """
@@ -95,7 +99,7 @@ def read_checkpoint(directory: Path) -> tuple[EngineState, dict[str, Any], dict[
         manifest = _verify(pyarrow.fs.LocalFileSystem(), str(directory))
     except Damaged as damage:
         raise UserError(f"checkpoint {directory} cannot be used: {damage}") from damage
-    tensors = {Path(name).stem: load_file(directory / name) for name in manifest.files}
+    tensors = {Path(name).stem: read_tensors(directory / name) for name in manifest.files}
     state = EngineState(manifest.step, **{name: tensors.pop(name) for name in STATE_FILES})
     return (
         state,

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from distmeta.engine.config import EngineConfig
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
+from distmeta.tensors import LazyTensors
 
 # DeepSpeed sets a buffer of this size aside for the gradients that are on their way; its default would be 2 GB.
 LARGEST_BUCKET = 50_000_000
@@ -73,6 +75,7 @@ class Engine:
         self._offloads = config.offload_optimizer
         self._clipping = config.gradient_clipping
         self._parameters = dict(module.named_parameters())
+        self._outlines = {name: torch.empty_like(p, device="meta") for name, p in self._parameters.items()}
         self._trained = {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
         self._step = state.step if state is not None else 0
         self.communication_seconds = 0.0
@@ -140,19 +143,18 @@ class Engine:
         self.communication_seconds = time.perf_counter() - started
         return self._apply(learning_rate)
 
-    def state(self) -> EngineState | None:
-        """What `Engine(state=...)` takes: on rank 0, gathered one parameter at a time; None on the other workers."""
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
-        for name, parameter in self._parameters.items():
-            with self._gathered([parameter]):
-                if self._rank == 0:
-                    weights[name] = parameter.detach().to("cpu", copy=True)
-            for key, values in moments.items():
-                value = self._optimizer_state(parameter, key) if name in self._trained else None
-                if value is not None and self._rank == 0:
-                    values[name] = value.to("cpu", copy=True)
-        return EngineState(self._step, weights, **moments) if self._rank == 0 else None
+    def state(self) -> EngineState:
+        """What `Engine(state=...)` takes, of which every tensor is gathered when it is asked for.
+
+        That is collective, and gives each worker the tensor on its device: to be read only, and until the next `step`.
+        """
+        trained = {name: self._outlines[name] for name in self._trained}
+        return EngineState(
+            self._step,
+            LazyTensors(self._outlines, self._weight),
+            LazyTensors(trained, partial(self._optimizer_state, "exp_avg")),
+            LazyTensors(trained, partial(self._optimizer_state, "exp_avg_sq")),
+        )
 
     def close(self) -> None:
         """Let go of DeepSpeed's engine, and of the process group if it was made here."""
@@ -255,8 +257,14 @@ class Engine:
         if self._stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _optimizer_state(self, parameter: nn.Parameter, key: str) -> Tensor:
+    def _weight(self, name: str) -> Tensor:
+        """The full-size value of a parameter, on every worker."""
+        with self._gathered([self._parameters[name]]):
+            return self._parameters[name].detach()
+
+    def _optimizer_state(self, key: str, name: str) -> Tensor:
         """The full-size moment `key` of a parameter, on every worker."""
+        parameter = self._trained[name]
         if self._stage == 0:
             return self._adamw.state[parameter][key]
         return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)

@@ -63,7 +63,7 @@ class ShardedEngine(Engine):
             network.computation = "plain"
         self.network = network
         self._precision = config.precision
-        self._shapes = {name: self._parameters[name].shape for name in adapted_names if name in self._parameters}
+        self._adapted_shapes = {name: self._outlines[name].shape for name in adapted_names if name in self._outlines}
         apply_adapters_in_modules(network)
         self._begin(network, device)
         # It records the order of the modules, to gather some ahead and to keep others for their next use. That order is
@@ -255,7 +255,7 @@ class ShardedEngine(Engine):
 
     def _zero(self, n_way: int) -> Fast:
         shapes: Mapping[str, Sequence[int]] = {
-            **self._shapes,
+            **self._adapted_shapes,
             "head.weight": (n_way, self.network.hidden_size),
             "head.bias": (n_way,),
         }

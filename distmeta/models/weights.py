@@ -1,22 +1,22 @@
 """Meta-parameters in a safetensors file, by the names that they have in the network (adapters apart, not merged)."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from distmeta.errors import UserError
 from distmeta.models.network import Parameters
+from distmeta.tensors import write_tensors
 
 
-def save_weights(path: Path, parameters: Parameters, outer_step: int) -> None:
-    """Writes parameters and the outer step that they are from; atomically."""
+def save_weights(path: Path, parameters: Mapping[str, torch.Tensor], outer_step: int) -> None:
+    """Writes parameters, one at a time, and the outer step that they are from; atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".partial")
-    weights = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
-    save_file(weights, scratch, metadata={"outer_step": str(outer_step)})
+    write_tensors(scratch, parameters, {"outer_step": str(outer_step)})
     os.replace(scratch, path)
 
 

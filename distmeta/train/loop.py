@@ -19,9 +19,9 @@ from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
 from distmeta.engine.precision import set_up_arithmetic
 from distmeta.meta import Learner
 from distmeta.meta.config import MetaConfig
-from distmeta.models import Parameters, load_weights
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
+from distmeta.tensors import read_tensors
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_summary
 from distmeta.train.best import Best
 from distmeta.train.phases import PHASES, STEP_PHASES, PhaseClock, Totals
@@ -87,28 +87,27 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     )
     is_main = worker.rank == 0
     recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
-    best = Best(run, progress, extra.get("best")) if is_main else None
+    best = Best(run, progress, extra.get("best"), is_main)
 
-    def judge(outer_step: int, parameters: Parameters, average: float | None = None) -> dict[str, float] | None:
-        scores = stepper.score(validator, parameters) if validator else None
-        if recorder and best:
-            if scores and average is None:
-                recorder.validation(outer_step, scores)
-            score = scores[config.train.select_by] if scores else None
-            ci95 = scores.get(f"{config.train.select_by}_ci95") if scores else None
-            best.offer(outer_step, score, ci95, parameters, average)
+    def judge(outer_step: int, parameters: Any, average: float | None = None) -> dict[str, float]:
+        scores = stepper.score(validator, parameters) if validator else {}
+        if recorder and scores and average is None:
+            recorder.validation(outer_step, scores)
+        score = scores[config.train.select_by] if scores else None
+        ci95 = scores.get(f"{config.train.select_by}_ci95")
+        best.offer(outer_step, score, ci95, parameters, average)
         return scores
 
     def validate(outer_step: int) -> dict[str, float]:
         with stepper.weights() as parameters:
             scores = judge(outer_step, parameters)
             if validator and outer_step == config.train.outer_steps and config.train.average_with_start:
-                start, _ = load_weights(run.starting_weights, worker.device)
+                start = read_tensors(run.starting_weights)
                 for share in config.train.average_with_start:
-                    mixed = {name: torch.lerp(start[name], value, share) for name, value in parameters.items()}
+                    mixed = {n: torch.lerp(start[n].to(value), value, share) for n, value in parameters.items()}
                     judge(outer_step, mixed, share)
         totals.count("validation")
-        return {f"valid/{name}": score for name, score in (scores or {}).items()}
+        return {f"valid/{name}": score for name, score in scores.items()}
 
     progress.setdefault("startup_seconds", time.time() - worker.launched)
     totals = Totals(progress, worker.world_size)
@@ -148,12 +147,12 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             break
         if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:
             progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
-            engine_state = engine.state()
             with tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
-                folder = None
-                if best and engine_state:
-                    folder = Path(scratch)
-                    write_checkpoint(folder, engine_state, progress | best.progress, {"best": best.weights()})
+                folder = Path(scratch) if is_main else None
+                if folder:
+                    write_checkpoint(folder, engine.state(), progress | best.progress, {"best": best.weights()})
+                else:
+                    engine.state().take_part()
                 worker.store_checkpoint(outer_step, folder)
             if recorder:
                 recorder.checkpointed()
@@ -161,7 +160,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         if is_stopping:
             break
 
-    progress |= best.progress if best else {}
+    progress |= best.progress
     progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
     if recorder:
         recorder.checkpointed()

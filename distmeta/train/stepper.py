@@ -1,7 +1,7 @@
 """An outer step and a validation, by where the weights are: whole on each worker for its time, or never."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,7 +48,7 @@ class Whole:
         with self.engine.full_parameters() as parameters:
             yield parameters
 
-    def score(self, validator: Validator, parameters: Parameters) -> dict[str, float] | None:
+    def score(self, validator: Validator, parameters: Parameters) -> dict[str, float]:
         """See `Validator.score`."""
         return validator.score(parameters)
 
@@ -96,12 +96,11 @@ class Partitioned:
         return norm, dict(totals)
 
     @contextmanager
-    def weights(self) -> Iterator[Parameters]:
-        """The weights, gathered one at a time on the first worker; nothing on the others."""
-        state = self.engine.state()
-        yield dict(state.weights) if state is not None else {}
+    def weights(self) -> Iterator[Mapping[str, torch.Tensor]]:
+        """The weights, each of which is gathered, by all workers, when it is asked for."""
+        yield self.engine.state().weights
 
-    def score(self, validator: Validator, parameters: Parameters) -> dict[str, float] | None:
+    def score(self, validator: Validator, parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """See `Validator.score_by`."""
         self.engine.network.eval()
         try:

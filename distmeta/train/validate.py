@@ -33,11 +33,9 @@ class Validator:
             ("-all-way", setup.tasks("valid", n_way="all"), max(1, episodes // 10), ("prototype",)),
         ]
 
-    def score(self, parameters: Parameters) -> dict[str, float] | None:
+    def score(self, parameters: Parameters) -> dict[str, float]:
         """Mean accuracy as `inner-loop`, `prototype` and `prototype-all-way`, and half the width of its 95% interval as
-        `inner-loop_ci95` and so on (absent for a single episode), on rank 0; None elsewhere.
-
-        Every worker has to call it.
+        `inner-loop_ci95` and so on (absent for a single episode), the same on every worker, which all have to call it.
         """
         config = self._setup.config
         scorer = Scorer(
@@ -62,7 +60,7 @@ class Validator:
         config = self._setup.config
         return config.evaluate.inner_steps or config.meta.inner_steps
 
-    def score_by(self, scores: Callable[[list[TaskBatch]], list[torch.Tensor]]) -> dict[str, float] | None:
+    def score_by(self, scores: Callable[[list[TaskBatch]], list[torch.Tensor]]) -> dict[str, float]:
         """The same by a function that adapts to tasks and scores their queries, of this worker's share of the N-way
         episodes: `inner-loop` and its interval."""
         _, source, episodes, _ = self._sources[0]
@@ -76,13 +74,11 @@ class Validator:
         ]
         return self._means({"inner-loop": accuracies})
 
-    def _means(self, accuracies: dict[str, list[float]]) -> dict[str, float] | None:
+    def _means(self, accuracies: dict[str, list[float]]) -> dict[str, float]:
         gathered: list[dict[str, list[float]] | None] = [accuracies]
         if self._world_size > 1:
             gathered = [None] * self._world_size
             torch.distributed.all_gather_object(gathered, accuracies)
-        if self._rank != 0:
-            return None
         means: dict[str, float] = {}
         # As every worker has them, those without an episode included.
         for name in dict.fromkeys(name for part in gathered if part for name in part):
