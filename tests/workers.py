@@ -2,7 +2,8 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,18 @@ class World:
         for process in self._processes:
             process.join(timeout=20)
             process.kill()
+
+
+@contextmanager
+def worlds_of(folder: Path, *sizes: int) -> Iterator[dict[int, World]]:
+    """A world of each size, that ends with the context."""
+    made = {}
+    for size in sizes:
+        (folder / str(size)).mkdir()
+        made[size] = World(size, folder / str(size))
+    yield made
+    for world in made.values():
+        world.close()
 
 
 def _work(rank: int, size: int, folder: Path, tasks: Any, results: Any) -> None:
