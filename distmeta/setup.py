@@ -1,5 +1,6 @@
 """What a configuration stands for, once its corpus is prepared: network, tokenizer, tasks and text."""
 
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from distmeta.errors import UserError
 from distmeta.meta import algorithm_class
 from distmeta.models import Network, load_network, load_tokenizer
 from distmeta.models.load import check_model, load_model_config, max_sequence_length, model_kind, resolve_pooling
+from distmeta.models.on_disk import parameters_on_disk
 from distmeta.rundir import RunDirectory
 from distmeta.tasks.config import Split
 from distmeta.tasks.draw import TaskSource
@@ -100,25 +102,31 @@ class Setup:
         """Whether any step trains the language model."""
         return wants_language_model(self.config)
 
-    def network(self) -> Network:
-        """The network with its starting weights: the same on every worker.
+    def network(self, *, empty: bool = False) -> Network:
+        """The network with its starting weights: the same on every worker. For `empty` see `load_network`.
+
+        Where weights are to be partitioned, they may be larger than the memory: they are on disk.
 
         Raises:
             UserError: the settings of what is adapted or trained name nothing that it has.
         """
-        model, meta = self.config.model, self.config.meta
-        network = load_network(
-            model,
-            self.tokenizer,
-            pooling=model.pooling,  # type: ignore[arg-type]  # resolved
-            attention=model.attention,
-            lora=meta.adapt == "lora",
-            language_model=self.wants_language_model,
-            seed=self.config.train.seed,
-            computation=self.config.engine.computation,
-            checkpoints_activations=self.config.engine.activation_checkpointing,
-            max_length=self.config.tokenizer.max_length,
-        )
+        model, meta, engine = self.config.model, self.config.meta, self.config.engine
+        partitioned = engine.weights == "partitioned"
+        with parameters_on_disk() if partitioned else nullcontext():
+            network = load_network(
+                model,
+                self.tokenizer,
+                pooling=model.pooling,  # type: ignore[arg-type]  # resolved
+                attention=model.attention,
+                lora=meta.adapt == "lora",
+                language_model=self.wants_language_model,
+                seed=self.config.train.seed,
+                computation=engine.computation,
+                checkpoints_activations=engine.activation_checkpointing,
+                max_length=self.config.tokenizer.max_length,
+                tasks_side_by_side=not partitioned,
+                empty=empty,
+            )
         network.learn(algorithm_class(meta.algorithm).learned(network, meta))
         if meta.freeze_lowest is not None:
             network.freeze(meta.freeze_lowest)

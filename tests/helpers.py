@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, GPT2Config
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, GPT2Config, PreTrainedTokenizerFast
 
 from distmeta.engine.deepspeed_engine import Engine
 from distmeta.engine.state import EngineState
@@ -49,6 +50,25 @@ def tiny_network(model_type: str, *, dropout: float = 0.0, lora_rank: int = 0, a
                 if name.endswith("/b"):
                     parameter.normal_(std=0.05)
     return network
+
+
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words: `w0`, `w1`, and so on."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(vocabulary - 5))]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=32,
+    )
 
 
 def random_task(index: int = 0, n_way: int = 3, k_shot: int = 2, query_per_class: int = 3) -> Task:

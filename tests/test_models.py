@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from distmeta.config import load_config
 from distmeta.errors import UserError
@@ -11,7 +10,7 @@ from distmeta.models import Network, collate_tokens, export, load_network
 from distmeta.models.config import ModelConfig
 from distmeta.models.load import check_model, load_model_config, max_sequence_length, model_kind, resolve_pooling
 from distmeta.setup import resolve
-from tests.helpers import random_task, task_batch, tiny_network
+from tests.helpers import random_task, task_batch, tiny_network, word_tokenizer
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -22,21 +21,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(45))]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=32,
-    )
+    return word_tokenizer(50)
 
 
 def load(model_type, tokenizer, *, lora=False, language_model=True, pooling="mean", **options) -> Network:

@@ -55,6 +55,9 @@ class Engine:
         state: EngineState | None = None,
     ) -> None:
         self._hold(module, config, weight_decay, device, state)
+        module.to(device)
+        if state is not None:
+            _copy_weights(state.weights, module)
         # Not the module itself: DeepSpeed puts no hook on it then.
         self._begin(nn.ParameterList(self._parameters.values()), device)
         self._restore(state)
@@ -62,14 +65,12 @@ class Engine:
     def _hold(
         self, module: nn.Module, config: EngineConfig, weight_decay: float, device: torch.device, state: Any
     ) -> None:
-        """The parameters, as the state has them, a process group and AdamW."""
+        """The parameters, which the state has to fit, a process group and AdamW."""
         if config.offload_optimizer and config.zero_stage == 0:
             raise UserError("engine.offload_optimizer: needs engine.zero_stage 1, 2 or 3, which is 0")
         self._deepspeed = _import_deepspeed(device)
-        module.to(device)
         if state is not None:
             state.check_fits(module)
-            _copy_weights(state.weights, module)
         self._device = device
         self._stage = config.zero_stage
         self._offloads = config.offload_optimizer
@@ -99,7 +100,7 @@ class Engine:
     def _begin(self, module: nn.Module, device: torch.device) -> None:
         """DeepSpeed's engine."""
         # LOCAL_RANK has to be there, though the device is chosen by `device_rank`.
-        with _environment(LOCAL_RANK="0"):
+        with environment(LOCAL_RANK="0"):
             self._engine, *_ = self._deepspeed.initialize(
                 args=SimpleNamespace(device_rank=device.index or 0),
                 model=module,
@@ -167,7 +168,7 @@ class Engine:
             self._deepspeed.comm.destroy_process_group()
 
     def _deepspeed_config(self) -> dict[str, Any]:
-        trained_numel = sum(parameter.numel() for parameter in self._trained.values())
+        trained_numel = sum(self._outlines[name].numel() for name in self._trained)
         zero_optimization: dict[str, Any] = {
             "stage": self._stage,
             "reduce_bucket_size": min(trained_numel, LARGEST_BUCKET),
@@ -311,7 +312,7 @@ def _copy_weights(weights: Mapping[str, Tensor], module: nn.Module) -> None:
 
 def _import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, set up for a device and so that it compiles nothing."""
-    with _environment(DS_ACCELERATOR=device.type):
+    with environment(DS_ACCELERATOR=device.type):
         import deepspeed
     accelerator = deepspeed.accelerator.get_accelerator()
     if accelerator.device_name() != device.type:
@@ -329,7 +330,7 @@ def _import_deepspeed(device: torch.device) -> Any:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
     """Set the variables that are not set, and take them back afterwards."""
     added = variables.keys() - os.environ.keys()
     os.environ.update({name: variables[name] for name in added})

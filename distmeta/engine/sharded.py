@@ -3,6 +3,7 @@
 Forward and backward passes run through DeepSpeed's own hooks, which gather the weights of one module at a time. A fast
 weight is the weight that it adapts plus a delta, a zero-initialised tensor of the task's own, added where the module
 that owns the weight reads it. So a worker holds its partition, the deltas, the activations, and one module's weights.
+That is so from the start: the first worker makes the network, on disk, and the others get their parts from there.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distmeta.engine.config import EngineConfig
-from distmeta.engine.deepspeed_engine import LARGEST_BUCKET, Engine
+from distmeta.engine.deepspeed_engine import LARGEST_BUCKET, Engine, environment
 from distmeta.engine.deltas import Deltas, apply_adapters_in_modules
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
@@ -39,8 +40,10 @@ T = TypeVar("T")
 class ShardedEngine(Engine):
     """An engine at ZeRO stage 3 that runs the network itself, and never holds all of it.
 
-    Beside what `Engine` says of its arguments: `network` is taken over, and serves for nothing else afterwards;
-    `adapted_names` are the parameters that get a delta in the inner loop, beside the head, which always is adapted.
+    Beside what `Engine` says of its arguments: `network` is taken over, and serves for nothing else afterwards. On all
+    workers but the first it may be empty (see `load_network`): they get their parts of the parameters, the buffers and
+    the computation from there. `adapted_names` are the parameters that get a delta in the inner loop, beside the head,
+    which always is adapted.
 
     Raises UserError where the ZeRO stage is not 3, or a name is no parameter of the network.
     """
@@ -58,12 +61,14 @@ class ShardedEngine(Engine):
         if config.zero_stage != 3:
             raise UserError(f"weights that stay partitioned need engine.zero_stage 3, not {config.zero_stage}")
         self._hold(network, config, weight_decay, device, state)
-        if network.computation == "bucketed":
-            # How many passes that takes depends on the texts, and every worker must run as many.
-            network.computation = "plain"
+        # How many passes groups of like length take depends on the texts, and every worker must run as many.
+        told = ["plain" if network.computation == "bucketed" else network.computation]
+        torch.distributed.broadcast_object_list(told)
+        network.computation = told[0]
         self.network = network
         self._precision = config.precision
         self._adapted_shapes = {name: self._outlines[name].shape for name in adapted_names if name in self._outlines}
+        self._share_out(network, state)
         apply_adapters_in_modules(network)
         self._begin(network, device)
         # It records the order of the modules, to gather some ahead and to keep others for their next use. That order is
@@ -72,9 +77,43 @@ class ShardedEngine(Engine):
         self._deltas = Deltas(network, self._parameters, adapted_names)
         self._restore(state)
 
+    def _share_out(self, network: Network, state: EngineState | None) -> None:
+        """Give each worker its part of the parameters and all of the buffers, one tensor at a time.
+
+        What the first worker has, or the state, is sent to all, which is what DeepSpeed does for a whole network too.
+        """
+        partitioned: Any = None
+        for name, parameter in self._parameters.items():
+            value = parameter if state is None or self._rank > 0 else state.weights[name]
+            here = self._on_device(value)
+            # The parameter stays the same object, which others know already.
+            torch.utils.swap_tensors(parameter, torch.nn.Parameter(here, parameter.requires_grad))
+            del value, here
+            if partitioned is None:
+                with environment(LOCAL_RANK="0"):
+                    self._deepspeed.zero.Init(
+                        torch.nn.ParameterList([parameter]),
+                        config_dict_or_path=self._deepspeed_config(),
+                        dtype=torch.float32,
+                    )
+                partitioned = parameter
+            else:
+                partitioned.convert_to_zero_parameters([parameter])
+        for module in network.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                here = self._on_device(buffer).contiguous()
+                torch.distributed.broadcast(here.reshape(-1).view(torch.uint8), 0)
+                setattr(module, name, here)
+
+    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on the engine's device; of one that is on the meta device only the memory that it takes."""
+        if tensor.is_meta:
+            return torch.empty_like(tensor, device=self._device, requires_grad=False)
+        return tensor.detach().to(self._device)
+
     def _deepspeed_config(self) -> dict[str, Any]:
         config = super()._deepspeed_config()
-        largest = max(parameter.numel() for parameter in self._parameters.values())
+        largest = max(outline.numel() for outline in self._outlines.values())
         # Gradients wait here, full-size, until there are enough of them to be averaged.
         config["zero_optimization"]["reduce_bucket_size"] = min(largest, LARGEST_BUCKET)
         return config

@@ -1,6 +1,7 @@
 """Making a network: from a folder, a hub name, or a Hugging Face configuration."""
 
 import difflib
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -119,6 +120,8 @@ def load_network(
     computation: Literal["auto", "packed", "bucketed", "plain"] = "auto",
     max_length: int | None = None,
     checkpoints_activations: bool = False,
+    tasks_side_by_side: bool = True,
+    empty: bool = False,
 ) -> Network:
     """The network with its starting weights, in fp32 on the CPU.
 
@@ -133,49 +136,41 @@ def load_network(
         computation: how texts of different lengths go together; auto: packed where the model can, else bucketed.
         max_length: longest text (tokens).
         checkpoints_activations: whether activations are computed again on the way back instead of kept.
+        tasks_side_by_side: whether they may go side by side, where they can, which copies of the weights are made for.
+        empty: leave out what parameters and buffers hold, which are on torch's meta device then, for a worker that is
+            given it by another one. The other one knows the computation, which is tried out on weights; here it is
+            `plain`.
 
     Raises:
         UserError: the model cannot be loaded, or cannot pack.
     """
     torch.manual_seed(seed)
     hf_config = load_model_config(config)
-    kind = model_kind(hf_config)
     if config.name_or_path is None:
         _fill_in(hf_config, tokenizer)
-    bare = _build(AutoModel, config, hf_config, attention)
-    model = bare
-    unused: Parameters = {}
-    if language_model:
-        model = _build(
-            AutoModelForMaskedLM if kind == "encoder" else AutoModelForCausalLM, config, hf_config, attention
+    with torch.device("meta") if empty else nullcontext():
+        model, unused = _build_model(config, hf_config, attention, language_model, len(tokenizer), empty)
+        packs = not empty and computation in ("auto", "packed") and can_pack(model.base_model, max_length)  # type: ignore[arg-type]
+        if computation == "packed" and not packs and not empty:
+            raise UserError(
+                f"engine.computation: {hf_config.model_type} computes otherwise on packed texts than on padded ones; "
+                "use auto"
+            )
+        if empty:
+            computation = "plain"
+        elif computation == "auto":
+            computation = "packed" if packs else "bucketed"
+        network = Network(
+            model,
+            pooling,
+            computation=computation,
+            lora_rank=config.lora_rank if lora else 0,
+            lora_alpha=config.lora_alpha,
+            lora_targets=config.lora_targets,
+            unused=unused,
         )
-        held = model.base_model.state_dict()
-        unused = {name: value for name, value in bare.state_dict().items() if name not in held}
-    elif isinstance(pooler := getattr(bare, "pooler", None), nn.Module):
-        # No loss reaches it, so it is no meta-parameter; the export puts it back.
-        unused = {f"pooler.{name}": value for name, value in pooler.state_dict().items()}
-        bare.register_module("pooler", None)
-    if len(tokenizer) > len(model.get_input_embeddings().weight):  # type: ignore[arg-type]
-        model.resize_token_embeddings(len(tokenizer))
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    packs = computation in ("auto", "packed") and can_pack(model.base_model, max_length)  # type: ignore[arg-type]
-    if computation == "packed" and not packs:
-        raise UserError(
-            f"engine.computation: {hf_config.model_type} computes otherwise on packed texts than on padded ones; "
-            "use auto"
-        )
-    network = Network(
-        model,
-        pooling,
-        computation=("packed" if packs else "bucketed") if computation == "auto" else computation,
-        lora_rank=config.lora_rank if lora else 0,
-        lora_alpha=config.lora_alpha,
-        lora_targets=config.lora_targets,
-        unused=unused,
-    )
     network.checkpoints_activations = checkpoints_activations
-    network.separates_tasks = packs and can_separate_tasks(network)
+    network.separates_tasks = packs and tasks_side_by_side and can_separate_tasks(network)
     return network
 
 
@@ -191,10 +186,10 @@ def can_separate_tasks(network: Network) -> bool:
             for lengths in ((7, 2), (5, 3, 4))
         ]
         first: Parameters = dict(network.named_parameters())
-        versions = [first, {name: value if name == network.embedding else 0.9 * value for name, value in first.items()}]
+        names = [name for name in network.adapted_names("all") if name != network.embedding]
+        own = {name: torch.stack([first[name], 0.9 * first[name]]) for name in names}
+        versions = [{**first, **{name: each[task] for name, each in own.items()}} for task in range(2)]
         alone = [network.features(weights, batch) for weights, batch in zip(versions, batches, strict=True)]
-        own = {name: torch.stack([each[name] for each in versions]) for name in network.adapted_names("all")}
-        own[network.embedding or ""] = first[network.embedding or ""]
         together = network.features({**first, **own}, side_by_side(batches))
         return bool(torch.allclose(together, torch.cat(alone), atol=1e-4, rtol=1e-3))
     except Exception:  # whatever a model's own code makes of it
@@ -203,11 +198,41 @@ def can_separate_tasks(network: Network) -> bool:
         network.train(mode)
 
 
-def _build(auto: type, config: ModelConfig, hf_config: PretrainedConfig, attention: str) -> PreTrainedModel:
+def _build_model(
+    config: ModelConfig, hf_config: PretrainedConfig, attention: str, language_model: bool, rows: int, empty: bool
+) -> tuple[PreTrainedModel, Parameters]:
+    """The model, with an embedding of at least `rows` rows, and those tensors of the bare network that it lacks."""
+    model = _build(AutoModel, config, hf_config, attention, empty)
+    unused: Parameters = {}
+    if language_model:
+        is_encoder = model_kind(hf_config) == "encoder"
+        auto: type = AutoModelForMaskedLM if is_encoder else AutoModelForCausalLM
+        with torch.device("meta"):
+            held = _build(auto, config, hf_config, attention, empty=True).base_model.state_dict()
+        unused = {name: value for name, value in model.state_dict().items() if name not in held}
+        del model  # before there is another one
+        model = _build(auto, config, hf_config, attention, empty)
+    elif isinstance(pooler := getattr(model, "pooler", None), nn.Module):
+        # No loss reaches it, so it is no meta-parameter; the export puts it back.
+        unused = {f"pooler.{name}": value for name, value in pooler.state_dict().items()}
+        model.register_module("pooler", None)
+    if rows > len(model.get_input_embeddings().weight):  # type: ignore[arg-type]
+        # Without weights there is no mean of them that could be given to the rows that are added.
+        model.resize_token_embeddings(rows, mean_resizing=not empty)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model, unused
+
+
+def _build(
+    auto: type, config: ModelConfig, hf_config: PretrainedConfig, attention: str, empty: bool
+) -> PreTrainedModel:
     arguments = {"attn_implementation": attention, "dtype": torch.float32}
     try:
-        if config.name_or_path is None:
-            return auto.from_config(hf_config, **arguments)  # type: ignore[attr-defined]
+        if config.name_or_path is None or empty:
+            return auto.from_config(  # type: ignore[attr-defined]
+                hf_config, trust_remote_code=config.trust_remote_code, **arguments
+            )
         return auto.from_pretrained(  # type: ignore[attr-defined]
             config.name_or_path, trust_remote_code=config.trust_remote_code, use_safetensors=True, **arguments
         )

@@ -194,10 +194,9 @@ class Network(nn.Module):
 
     def skeleton(self) -> "Network":
         """A copy without weights of its own, to be called with parameters from outside whatever becomes of this one."""
-        twin = copy.deepcopy(self)
-        for parameter in twin.parameters():
-            parameter.data = torch.empty([0] * parameter.ndim)  # by the number of dimensions biases are told
-        return twin
+        # By the number of dimensions biases are told.
+        empty = {id(p): nn.Parameter(torch.empty([0] * p.ndim), p.requires_grad) for p in self.parameters()}
+        return copy.deepcopy(self, empty)
 
     def merged(self, parameters: Parameters) -> Parameters:
         """The parameters with the adapters, if any, written into the weights."""

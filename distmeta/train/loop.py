@@ -70,11 +70,16 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     progress = _beginning() | reached
     config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
     setup = Setup(config, run)
-    network = setup.network()
+    partitioned = config.engine.weights == "partitioned"
+    # The first worker makes weights that no worker can hold, and gives each its part of them.
+    is_empty = partitioned and worker.rank > 0
+    network = setup.network(empty=is_empty)
     flop_counter = FlopCounter.of(network, config.meta)  # while it has its weights
-    skeleton = network.skeleton().to(worker.device).train()
+    skeleton = network.skeleton().train()
+    if not is_empty:  # else it has no numbers, and is never run
+        skeleton.to(worker.device)
     learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed, config.engine.tasks_at_a_time)
-    make_stepper = Partitioned if config.engine.weights == "partitioned" else Whole
+    make_stepper = Partitioned if partitioned else Whole
     stepper: Whole | Partitioned = make_stepper(setup, network, learner, worker.device, state)
     del state  # the engine has its shard of it
     engine = stepper.engine
