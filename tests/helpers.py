@@ -90,13 +90,16 @@ def task_batch(task: Task) -> TaskBatch:
     return collate_task(task, 0, torch.device("cpu"))
 
 
+def in_memory(state: EngineState) -> EngineState:
+    """A copy of a state, all of it in memory."""
+    groups = (state.weights, state.exp_avg, state.exp_avg_sq)
+    return EngineState(state.step, *({name: tensor.clone() for name, tensor in group.items()} for group in groups))
+
+
 def state_on_first_worker(engine: Engine) -> EngineState | None:
     """An engine's state as it is now, all in memory: on rank 0, and None elsewhere. Every worker has to call it."""
     state = engine.state()
-    if torch.distributed.get_rank() > 0:
-        state.take_part()
-        return None
-    copies = [
-        {name: tensor.clone() for name, tensor in t.items()} for t in (state.weights, state.exp_avg, state.exp_avg_sq)
-    ]
-    return EngineState(state.step, *copies)
+    if torch.distributed.get_rank() == 0:
+        return in_memory(state)
+    state.take_part()
+    return None

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
 from distmeta.engine.config import EngineConfig
 from distmeta.engine.deepspeed_engine import Engine
 from distmeta.engine.state import EngineState
-from tests.helpers import state_on_first_worker
+from tests.helpers import in_memory, state_on_first_worker
 from tests.sharded import (
     CLIPPING,
     CPU,
@@ -81,6 +83,37 @@ def test_training_equals_plain_adamw_and_resumes_on_another_number_of_workers(wo
     for found in (results, before + after):
         assert [n for n, _ in found] == pytest.approx([n for n, _ in expected], rel=1e-4)
         assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], abs=1e-5)
+
+
+def _written_and_read(folder: Path) -> tuple[EngineState | None, EngineState | None, EngineState | None]:
+    """A state after a step, as it is in the files of a checkpoint, and in an engine that goes on from them."""
+    engine = engine_of(*make("bert", "lora"))
+    outer_step(engine, tasks(2), {1: (2,), 2: (1, 1)}[torch.distributed.get_world_size()], second_order=False)
+    before = state_on_first_worker(engine)
+    if before is not None:
+        write_checkpoint(folder, engine.state(), {"outer_step": 1})
+    else:
+        engine.state().take_part()
+    engine.close()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    read, _, _ = read_checkpoint(folder)
+    engine = engine_of(*make("bert", "lora"), state=read)
+    after = state_on_first_worker(engine)
+    engine.close()
+    return before, in_memory(read), after
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_is_written_is_what_is_read(worlds: dict[int, World], size: int, tmp_path: Path) -> None:
+    before, read, after = worlds[size].run(_written_and_read, tmp_path)
+    for key in ("weights", "exp_avg", "exp_avg_sq"):
+        expected = getattr(before, key)
+        assert any(tensor.any() for tensor in expected.values())
+        for found in (getattr(read, key), getattr(after, key)):
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert before.step == read.step == after.step == 1
 
 
 def _handed_over() -> tuple[EngineState | None, EngineState | None]:
