@@ -9,115 +9,29 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
-from distmeta.engine.config import EngineConfig
-from distmeta.engine.deepspeed_engine import Engine
+from distmeta.engine.checkpoint import read_checkpoint
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
+from tests.engine_runs import (
+    CLIPPING,
+    HALFWAY,
+    STAGES,
+    STEPS,
+    WORLDS,
+    Tensors,
+    largest_difference,
+    make_engine,
+    plain_adamw,
+    save,
+    train,
+)
 from tests.workers import World
-
-CPU = torch.device("cpu")
-STAGES = (0, 1, 2, 3)
-WORLDS = (1, 2, 3)
-TASKS = 6  # of an outer step, over all workers
-STEPS = 6
-HALFWAY = 3
-LEARNING_RATE = 1e-2
-WEIGHT_DECAY = 0.1
-CLIPPING = 1.0  # lies between the norms that occur
-
-Tensors = dict[str, torch.Tensor]
-
-
-class TinyModel(nn.Module):
-    """Sizes that 2 and 3 workers cannot share evenly, a tied parameter and a frozen one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(7, 5)
-        self.norm = nn.LayerNorm(5)
-        self.linear = nn.Linear(5, 3)
-        self.output = nn.Linear(5, 7)
-        self.output.weight = self.embedding.weight
-        self.frozen = nn.Parameter(torch.randn(3, 3), requires_grad=False)
-
-
-def gradient(parameters: Tensors, step: int, rank: int, world_size: int) -> Tensors:
-    """A worker's mean over its share of the tasks: another for every step and task, and for other weights."""
-    total = {name: torch.zeros_like(p) for name, p in parameters.items() if name != "frozen"}
-    for task in range(rank, TASKS, world_size):
-        generator = torch.Generator().manual_seed(1000 * step + task)
-        for name, sum_of_tasks in total.items():
-            sum_of_tasks += torch.randn(sum_of_tasks.shape, generator=generator) + parameters[name]
-    scale = 1.0 if step % 2 else 0.1  # clipped in every second step
-    return {name: sum_of_tasks * scale * world_size / TASKS for name, sum_of_tasks in total.items()}
-
-
-def train(
-    engine: Engine, first: int, last: int, change: Callable[[Tensors, int, int], None] | None = None
-) -> list[float]:
-    """Outer steps `first` to `last`; returns the norms. `change` alters a worker's gradients, given step and rank."""
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    norms = []
-    for step in range(first, last):
-        with engine.full_parameters() as parameters:
-            gradients = gradient(parameters, step, rank, world_size)
-        if change is not None:
-            change(gradients, step, rank)
-        norms.append(engine.step(gradients, LEARNING_RATE))
-    return norms
-
-
-def make_engine(stage: int, clipping: float, state: EngineState | None = None, offload: bool = False) -> Engine:
-    config = EngineConfig(zero_stage=stage, gradient_clipping=clipping, offload_optimizer=offload)
-    return Engine(TinyModel(), config, weight_decay=WEIGHT_DECAY, device=CPU, state=state)
-
-
-def save(engine: Engine, directory: Path, norms: list[float]) -> None:
-    state = engine.state()
-    if torch.distributed.get_rank() == 0:
-        write_checkpoint(directory, state, {"outer_step": state.step, "norms": norms})
-    else:
-        state.take_part()
-    torch.distributed.barrier()
-
-
-def plain_adamw(clipping: float, drop: str | None = None) -> tuple[EngineState, list[float]]:
-    """What the engine has to come to, by torch alone: one process with the mean gradient of all tasks."""
-    model = TinyModel()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    decayed = [p for p in trained.values() if p.ndim > 1]
-    others = [p for p in trained.values() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8)
-    norms = []
-    for step in range(STEPS):
-        mean = gradient({name: p.detach() for name, p in model.named_parameters()}, step, rank=0, world_size=1)
-        for name, parameter in trained.items():
-            parameter.grad = torch.zeros_like(parameter) if name == drop else mean[name]
-        norms.append(float(nn.utils.clip_grad_norm_(trained.values(), clipping or math.inf)))
-        optimizer.step()
-    moments = {key: {n: optimizer.state[p][key] for n, p in trained.items()} for key in ("exp_avg", "exp_avg_sq")}
-    return EngineState(STEPS, {n: p.detach() for n, p in model.named_parameters()}, **moments), norms
-
-
-def largest_difference(one: EngineState, other: EngineState) -> float:
-    assert one.step == other.step
-    differences = []
-    for key in ("weights", "exp_avg", "exp_avg_sq"):
-        mine, theirs = getattr(one, key), getattr(other, key)
-        assert mine.keys() == theirs.keys()
-        differences += [float((mine[name] - theirs[name]).abs().max()) for name in mine]
-    return max(differences)
-
 
 # The workers
 
@@ -286,123 +200,6 @@ def test_offloading_trains_the_same(worlds: dict[int, World], runs: Path, tmp_pa
 def test_offloading_what_is_not_shared_out_is_refused() -> None:
     with pytest.raises(UserError, match=r"engine\.offload_optimizer: needs engine\.zero_stage 1, 2 or 3"):
         make_engine(0, CLIPPING, offload=True)
-
-
-# Gradients
-
-
-def _train_dropping(folder: Path, stage: int, name: str) -> None:
-    def drop(gradients: Tensors, step: int, rank: int) -> None:
-        del gradients[name]
-
-    engine = make_engine(stage, CLIPPING)
-    train(engine, 0, STEPS, drop)
-    save(engine, folder / "end", [])
-    engine.close()
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_gradient_that_is_not_there_is_zero(worlds: dict[int, World], tmp_path: Path, stage: int) -> None:
-    worlds[2].run(_train_dropping, tmp_path, stage, "linear.weight")
-    end, _, _ = read_checkpoint(tmp_path / "end")
-    assert largest_difference(end, plain_adamw(CLIPPING, drop="linear.weight")[0]) <= 1e-6
-
-
-def _train_dropping_by_rank(folder: Path, stage: int) -> None:
-    """Each rank has no gradient for a parameter of its own: once as zeros, once not there at all."""
-    names = ("linear.weight", "norm.bias")
-
-    def change(as_zero: bool) -> Callable[[Tensors, int, int], None]:
-        def apply(gradients: Tensors, step: int, rank: int) -> None:
-            if as_zero:
-                gradients[names[rank]].zero_()
-            else:
-                del gradients[names[rank]]
-
-        return apply
-
-    for as_zero in (True, False):
-        engine = make_engine(stage, CLIPPING)
-        train(engine, 0, STEPS, change(as_zero))
-        save(engine, folder / f"as-zero-{as_zero}", [])
-        engine.close()
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_workers_may_lack_different_gradients(worlds: dict[int, World], tmp_path: Path, stage: int) -> None:
-    worlds[2].run(_train_dropping_by_rank, tmp_path, stage)
-    zero, _, _ = read_checkpoint(tmp_path / "as-zero-True")
-    missing, _, _ = read_checkpoint(tmp_path / "as-zero-False")
-    assert largest_difference(zero, missing) == 0.0
-
-
-def _train_through_a_bad_step(folder: Path, stage: int, clipping: float) -> list[float]:
-    def spoil(gradients: Tensors, step: int, rank: int) -> None:
-        if step == HALFWAY and rank == 0:
-            gradients["linear.weight"][0, 0] = math.nan
-            gradients["norm.bias"][0] = math.inf
-
-    engine = make_engine(stage, clipping)
-    norms = train(engine, 0, HALFWAY)
-    save(engine, folder / "before", norms)
-    norms += train(engine, HALFWAY, HALFWAY + 1, spoil)
-    save(engine, folder / "after", norms)
-    norms += train(engine, HALFWAY, STEPS)
-    save(engine, folder / "end", norms)
-    engine.close()
-    return norms
-
-
-@pytest.mark.parametrize("clipping", [0.0, CLIPPING])
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_gradient_that_is_not_finite_changes_nothing(
-    worlds: dict[int, World], tmp_path: Path, stage: int, clipping: float
-) -> None:
-    norms = worlds[2].run(_train_through_a_bad_step, tmp_path, stage, clipping)
-    assert norms[HALFWAY] == math.inf
-    before, _, _ = read_checkpoint(tmp_path / "before")
-    after, _, _ = read_checkpoint(tmp_path / "after")
-    assert largest_difference(before, after) == 0.0
-    end, _, _ = read_checkpoint(tmp_path / "end")
-    assert largest_difference(end, plain_adamw(clipping)[0]) <= 1e-6
-
-
-def _one_small_step(stage: int) -> list[float]:
-    engine = make_engine(stage, CLIPPING)
-    with engine.full_parameters() as parameters:
-        ones = {name: torch.ones_like(p) for name, p in parameters.items() if name != "frozen"}
-    engine.step(ones, learning_rate=1e-5)
-    with engine.full_parameters() as parameters:
-        weights = parameters["norm.weight"].tolist()
-    engine.close()
-    return weights
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_updates_far_below_the_precision_of_bf16_are_kept(worlds: dict[int, World], stage: int) -> None:
-    assert worlds[2].run(_one_small_step, stage) == pytest.approx([1 - 1e-5] * 5, abs=1e-7)
-
-
-def _full_parameters_outlive_their_context(stage: int) -> tuple[bool, bool, bool]:
-    engine = make_engine(stage, CLIPPING)
-    expected = {name: p.detach().clone() for name, p in TinyModel().named_parameters()}
-    with engine.full_parameters() as parameters:
-        inside = all(torch.equal(parameters[name], value) for name, value in expected.items())
-    with engine.full_parameters():
-        pass
-    after = parameters.keys() == expected.keys() and all(torch.equal(parameters[n], v) for n, v in expected.items())
-    gradients = gradient(parameters, 1, torch.distributed.get_rank(), torch.distributed.get_world_size())
-    copies = {name: value.clone() for name, value in gradients.items()}
-    engine.step(gradients, LEARNING_RATE)
-    untouched = all(torch.equal(gradients[name], value) for name, value in copies.items())
-    engine.close()
-    return inside, after, untouched
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("size", [1, 2])
-def test_parameters_are_whole_and_gradients_left_as_they_are(worlds: dict[int, World], size: int, stage: int) -> None:
-    assert worlds[size].run(_full_parameters_outlive_their_context, stage) == (True, True, True)
 
 
 # What it needs and what it leaves
