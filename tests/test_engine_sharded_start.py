@@ -1,5 +1,6 @@
 """The start with partitioned weights: one worker makes the network, the others have nothing of it but their parts."""
 
+import resource
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,11 +10,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from distmeta.config import Config
 from distmeta.engine.config import EngineConfig
 from distmeta.engine.sharded import ShardedEngine
+from distmeta.errors import UserError
 from distmeta.models import Network, load_network
 from distmeta.models.config import ModelConfig
 from distmeta.models.on_disk import parameters_on_disk
+from distmeta.plan.memory import Sizes
+from distmeta.tracking.cost import FlopCounter
 from tests.helpers import VOCABULARY, random_task, state_on_first_worker, task_batch, word_tokenizer
 from tests.workers import World
 
@@ -59,6 +64,9 @@ def test_an_empty_network_lacks_nothing_but_numbers(model_type: str, language_mo
     assert all(tensor.is_meta for tensor in [*empty.parameters(), *empty.buffers()])
     assert empty.embedding == full.embedding
     assert empty.adapted_names("lora") == full.adapted_names("lora")
+    config = Config.model_validate({"meta": {"algorithm": "fomaml", "adapt": "lora"}})
+    assert Sizes.of(empty, config) == Sizes.of(full, config)
+    assert FlopCounter.of(empty, config.meta) == FlopCounter.of(full, config.meta)
 
 
 def test_an_empty_network_of_a_pretrained_model_grows_with_the_tokenizer(tmp_path: Path) -> None:
@@ -88,6 +96,16 @@ def test_a_seed_gives_the_same_weights_in_memory_and_on_disk(model_type: str, la
     assert all(torch.equal(network.unused[name], value) for name, value in pooler.items())
     plain = load(model_type, language_model)
     assert all(torch.equal(p, network.get_parameter(name)) for name, p in plain.named_parameters())
+
+
+def test_a_disk_without_room_is_told_in_a_line() -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"76800 bytes more cannot be had there .*: name another folder in TMPDIR$"):
+            load("bert", True, on_disk=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # The workers

@@ -236,6 +236,8 @@ def _build(
         return auto.from_pretrained(  # type: ignore[attr-defined]
             config.name_or_path, trust_remote_code=config.trust_remote_code, use_safetensors=True, **arguments
         )
+    except UserError:
+        raise
     except Exception as error:  # whatever a hub, a file system or a model's own code may raise
         key = "name_or_path" if config.name_or_path is not None else "config"
         raise UserError(f"model.{key}: {_first_line(error)}") from None
