@@ -2,8 +2,10 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from distmeta.models.network import Network, Parameters
@@ -20,8 +22,12 @@ def export(network: Network, parameters: Parameters, tokenizer: PreTrainedTokeni
     network.
     """
     merged = {name: value.detach().cpu() for name, value in network.merged(parameters).items()}
-    whole = copy.deepcopy(network.model).cpu()
-    whole.load_state_dict({name.removeprefix("model."): value for name, value in merged.items()}, strict=False)
+    # The model with these values in place of its own, of which no copy is made.
+    values: dict[int, Any] = {
+        id(own): nn.Parameter(merged[f"model.{name}"], requires_grad=False)
+        for name, own in network.model.named_parameters()
+    }
+    whole = copy.deepcopy(network.model, values).cpu()
     whole.config.pad_token_id = tokenizer.pad_token_id
     with torch.device("meta"):
         bare = AutoModel.from_config(whole.config)

@@ -61,7 +61,7 @@ def make_plan(
     prepare_with(LocalExecutor(), config, run, say)
     check_tasks(config, run)
     setup = Setup(config, run)
-    network = setup.network()
+    network = setup.network(empty=config.engine.weights == "partitioned")
     sizes = Sizes.of(network, config)
     counter = FlopCounter.of(network, config.meta)
     tasks, warmups = _tokens(setup, with_tasks=True), _tokens(setup, with_tasks=False)

@@ -116,7 +116,9 @@ class PartitionedStates:
     the bucket of M numbers, but no more than `LARGEST_BUCKET`. While a step is taken also AdamW's 3 T / W (a flat copy
     and two temporaries), or before that the largest module, its gradient, and that on its way, 3 M, and of the fast
     weights as many sets as `fast_copies`: a set, its gradient and the set after it; for differences of gradients the
-    set of each inner step and 6 more. Whichever is more; activations come on top. (Of small modules more than one is
+    set of each inner step and 6 more. Whichever is more; activations come on top. At the start, and for a checkpoint,
+    no more than two copies of one tensor are held beside a worker's own part; the first worker makes the network in
+    files, which take no memory where there is none. (Of small modules more than one is
     held: a test has 3 M and the fast weights within 30% of what is held then.)
     """
 
