@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel
 from distmeta.meta import algorithm_class
 from distmeta.meta.config import MetaConfig
 from distmeta.models import Network, TaskBatch, TokenBatch, collate_tokens
-from distmeta.models.packing import can_pack
+from distmeta.models.packing import can_pack, ignores_padding, what_hinders_packing
 from tests.helpers import VOCABULARY, tiny_network
 from tests.meta_cases import relative_error, whole
 from tests.references import hidden_states
@@ -163,8 +163,49 @@ def test_what_cannot_be_packed_is_found_out():
     assert not can_pack(takes_no_positions, 16)
 
 
+def test_what_changes_the_scores_of_attention_is_not_packed():
+    """Gemma 2 bounds its scores, which nobody would see on weights that make small ones."""
+    options = SMALL | {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+    gemma = AutoModel.from_config(AutoConfig.for_model("gemma2", **options))
+    assert what_hinders_packing(gemma, 16) == "its attention takes softcap"
+    own_mask = AutoModel.from_config(AutoConfig.for_model("bert", **FAMILIES["bert"]))
+    inner = own_mask.encoder.layer[0].attention.self
+    inner.register_forward_pre_hook(
+        lambda _, hidden, options: (hidden[:1], options | {"attention_mask": torch.zeros(1, 1, 1, hidden[0].shape[1])}),
+        with_kwargs=True,
+    )
+    assert what_hinders_packing(own_mask, 16) == "its attention takes a mask of its own"
+
+
+def test_whether_padding_is_ignored_is_tried_out():
+    """ConvBERT's convolutions see it."""
+    conv = AutoConfig.for_model("convbert", **SMALL, intermediate_size=64, embedding_size=16)
+    assert not ignores_padding(AutoModel.from_config(conv))
+    for network in NETWORKS.values():
+        assert ignores_padding(network.base)
+
+
+@pytest.mark.parametrize(("model_type", "padding"), [("llama", 119), ("roberta", 1), ("roberta", 20)])
+def test_the_number_of_the_padding_may_be_any(model_type, padding):
+    """A row that a task leaves out (as real vocabularies have it), and one from which RoBERTa counts positions."""
+    torch.manual_seed(0)
+    options = FAMILIES[model_type] | {"pad_token_id": padding}
+    network = Network(AutoModel.from_config(AutoConfig.for_model(model_type, **options)).double().eval(), "mean")
+    parameters = dict(network.named_parameters())
+    texts = [[5 + (7 * place + length) % 110 for place in range(length)] for length in (9, 2, 6, 1, 4, 3)]
+    batch = collate_tokens(texts, padding, CPU)
+    labels = torch.arange(6) % 3
+    algorithm = algorithm_class("fomaml")(network, MetaConfig(inner_lr=0.3, inner_steps=3))
+    found = []
+    for network.computation in ("plain", "packed", "bucketed"):
+        result = algorithm.task_gradient(parameters, TaskBatch(batch, labels, batch, labels, 3))
+        found.append(whole(result, parameters))
+    for other in found[1:]:
+        assert relative_error(other, found[0])[0] < 1e-6
+
+
 def test_rows_of_the_embedding_that_a_task_does_not_use_stay_out():
-    """The padding's row takes no gradient (BERT), so its number must be its own; no other row is left out."""
+    """The padding's number is its own row's; no other row is left out."""
     for model_type, network in NETWORKS.items():
         network.computation = "packed"
         parameters = dict(network.named_parameters())

@@ -79,9 +79,16 @@ class Network(nn.Module):
         self.learned = nn.ParameterDict()
         """What an algorithm learns beside the network (rates, a temperature, a head's generator)."""
         parameter_names = {id(parameter): name for name, parameter in self.named_parameters()}
-        self.embedding = parameter_names.get(id(model.get_input_embeddings().weight))
+        words: Any = model.get_input_embeddings()
+        self.embedding = parameter_names.get(id(words.weight))
+        if getattr(words, "padding_idx", None) is not None:
+            # It numbers a row of the whole table, and `localized` leaves rows out. Nobody attends to the padding, so
+            # that its row takes no gradient anyway.
+            words.padding_idx = None
         self.checkpoints_activations = False
         """Whether a layer's activations are computed again on the way back instead of kept."""
+        self.fallback_reason = ""
+        """Why texts are not packed, though that was left to the software."""
         self.separates_tasks = True
         """Whether its modules compute the same where each task has weights of its own."""
         self._places = {
@@ -170,14 +177,14 @@ class Network(nn.Module):
         vocabulary cost more than a small network's layers."""
         if self.computation == "plain" or self.embedding is None:
             return Localized(parameters, list(batches), None, None)
-        padding = getattr(self.base.get_input_embeddings(), "padding_idx", None)
+        padding = getattr(self.base.config, "pad_token_id", None)
         # Each task has rows of its own, so that this table needs no dimension of tasks.
         vocabulary = len(parameters[self.embedding])
         ids = [batch.input_ids + vocabulary * batch.task_numbers[:, None] for batch in batches]
         keys, inverse = torch.cat([each.reshape(-1) for each in ids]).unique(return_inverse=True)
         rows = keys % vocabulary
         if padding is not None and padding < len(rows):
-            # The row of this number takes no gradient, so it must be the padding's own.
+            # Models that count positions by ids pass over this number, so it must be the padding's own.
             order = torch.arange(len(rows), device=rows.device)
             at = int((rows == padding).nonzero()[0, 0]) if bool((rows == padding).any()) else None
             if at is None:

@@ -26,6 +26,9 @@ NAME = "distmeta_packed"
 _current = threading.local()
 
 
+HARMLESS = {"sliding_window", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "deterministic"}
+"""What models tell their attention that changes nothing here; a window of attention is looked at by `can_pack`."""
+
 TEXTS_A_GRID = 6
 """Texts for each grid, at least."""
 MOST_GRIDS = 3
@@ -155,9 +158,16 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of each token to those of its own text: takes (1, heads, tokens, d), returns (1, tokens, heads, d)."""
+    """Attention of each token to those of its own text: takes (1, heads, tokens, d), returns (1, tokens, heads, d).
+
+    Raises:
+        NotImplementedError: the model asks for more than that, such as a bias or a bound of the scores.
+    """
+    more = [name for name, value in options.items() if name not in HARMLESS and value is not None]
+    if attention_mask is not None or more:
+        raise NotImplementedError(f"its attention takes {more[0] if more else 'a mask of its own'}")
     layout = _current.layout
     sizes = [grid.texts * grid.longest for grid in layout.grids]
 
@@ -216,28 +226,60 @@ def position_offset(model: nn.Module) -> int:
     return 0
 
 
-@torch.no_grad()
 def can_pack(base: PreTrainedModel, max_length: int | None) -> bool:
-    """Whether the network computes the same on packed texts as on padded ones: tried out on three short ones."""
-    config = base.config
-    window = min(getattr(config, key, None) or 2**31 for key in ("sliding_window", "local_attention"))
-    if max_length is None or max_length * 2 > window or config.is_encoder_decoder:
-        return False
-    from distmeta.models.batch import collate_tokens  # which imports this file
+    """Whether the network computes the same on packed texts as on padded ones."""
+    return not what_hinders_packing(base, max_length)
 
-    highest = min(config.vocab_size, 90)
-    texts = [[(7 * length + 3 * place) % highest for place in range(length)] for length in (7, 2, 5)]
-    batch = collate_tokens(texts, config.pad_token_id or 0, torch.device("cpu"))
-    training = base.training
+
+@torch.no_grad()
+def what_hinders_packing(base: PreTrainedModel, max_length: int | None) -> str:
+    """Why the network does not compute the same on packed texts as on padded ones; empty where it does. Tried out on
+    three short ones; `max_length` is the longest text (tokens)."""
+    config = base.config
+    if max_length is None:
+        return "the longest text is not known"
+    window = min(getattr(config, key, None) or 2**31 for key in ("sliding_window", "local_attention"))
+    if max_length * 2 > window:
+        return f"its window of attention, {window} tokens, may not hold a text of {max_length}"
+    batch, training = _short_texts(base), base.training
     base.eval()
     try:
         padded = run(base, batch, packed=False).last_hidden_state[batch.attention_mask.bool()]
         packed = run(base, batch, packed=True).last_hidden_state[0]
-        return padded.shape == packed.shape and bool(torch.allclose(padded, packed, atol=1e-4, rtol=1e-3))
+        is_same = padded.shape == packed.shape and bool(torch.allclose(padded, packed, atol=1e-4, rtol=1e-3))
+        return "" if is_same else "it computes otherwise on packed texts than on padded ones"
+    except NotImplementedError as error:
+        return str(error)
+    except Exception:  # whatever a model's own code makes of it
+        return "it does not take packed texts"
+    finally:
+        base.train(training)
+
+
+@torch.no_grad()
+def ignores_padding(base: PreTrainedModel) -> bool:
+    """Whether the network computes the same of a text however far it is padded: tried out on three short ones."""
+    batch, training = _short_texts(base), base.training
+    base.eval()
+    try:
+        together = run(base, batch, packed=False).last_hidden_state
+        for number, states in enumerate(together):
+            alone = run(base, batch.take(torch.tensor([number])), packed=False).last_hidden_state[0]
+            if not torch.allclose(states[: len(alone)], alone, atol=1e-4, rtol=1e-3):
+                return False
+        return True
     except Exception:  # whatever a model's own code makes of it
         return False
     finally:
         base.train(training)
+
+
+def _short_texts(base: PreTrainedModel) -> "TokenBatch":
+    from distmeta.models.batch import collate_tokens  # which imports this file
+
+    highest = min(base.config.vocab_size, 90)
+    texts = [[(7 * length + 3 * place) % highest for place in range(length)] for length in (7, 2, 5)]
+    return collate_tokens(texts, getattr(base.config, "pad_token_id", None) or 0, torch.device("cpu"))
 
 
 def run(model: PreTrainedModel, batch: "TokenBatch", *, packed: bool) -> Any:
