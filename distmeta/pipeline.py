@@ -13,7 +13,7 @@ from distmeta.corpus.prepare import total_bytes
 from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
 from distmeta.rundir import RunDirectory
-from distmeta.setup import Setup, corpus_directory, differentiates_twice, resolve
+from distmeta.setup import Setup, bare_network, corpus_directory, differentiates_twice, has_sdpa, resolve
 from distmeta.sweep.config import SweepConfig
 from distmeta.tasks.config import SPLITS, Split
 from distmeta.tasks.episode import Task
@@ -203,7 +203,11 @@ def claim(config: Config, run: RunDirectory) -> None:
 
 def _choices(config: Config) -> str:
     """What the software chose where it was left to it."""
-    reason = " (sdpa has no second derivative)" if differentiates_twice(config) else ""
+    reason = ""
+    if differentiates_twice(config):
+        reason = " (sdpa has no second derivative)"
+    elif config.model.attention == "eager" and not has_sdpa(bare_network(config)):
+        reason = " (the model has no sdpa)"
     return (
         f"{config.meta.algorithm}, adapting {config.meta.adapt}; {config.model.attention} attention{reason}; "
         f"features: {config.model.pooling} hidden state; language-model weight {config.meta.lm_weight:g}"

@@ -1,6 +1,26 @@
 """What every section of the configuration has in common."""
 
-from pydantic import BaseModel, ConfigDict
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+def check_pattern(pattern: str) -> str:
+    """The pattern itself.
+
+    Raises:
+        ValueError: it is no regular expression.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(check_pattern)]
+"""The type of a setting that is a regular expression."""
 
 
 class Section(BaseModel):

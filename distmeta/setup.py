@@ -9,7 +9,13 @@ from distmeta.corpus.manifest import Manifest
 from distmeta.errors import UserError
 from distmeta.meta import algorithm_class
 from distmeta.models import Network, load_network, load_tokenizer
-from distmeta.models.load import check_model, load_model_config, max_sequence_length, model_kind, resolve_pooling
+from distmeta.models.load import (
+    load_model_config,
+    max_sequence_length,
+    model_kind,
+    network_without_weights,
+    resolve_pooling,
+)
 from distmeta.models.on_disk import parameters_on_disk
 from distmeta.rundir import RunDirectory
 from distmeta.tasks.config import Split
@@ -26,19 +32,8 @@ def resolve(config: Config) -> Config:
     config = config.model_copy(deep=True)
     is_new = config.model.name_or_path is None
     hf_config = load_model_config(config.model)
-    limit = max_sequence_length(hf_config)
-    if limit is not None:
-        config.tokenizer.max_length = min(config.tokenizer.max_length, limit)
     smlmt = config.tasks.label_column is None
     config.model.pooling = resolve_pooling(config.model.pooling, model_kind(hf_config), smlmt)
-    twice = differentiates_twice(config)
-    if config.model.attention == "auto":
-        config.model.attention = "eager" if twice else "sdpa"
-    if config.model.attention == "sdpa" and twice:
-        raise UserError(
-            f"model.attention: sdpa cannot be differentiated twice, as meta.algorithm {config.meta.algorithm} needs; "
-            "use auto or eager"
-        )
     if algorithm_class(config.meta.algorithm).needs_language_model and model_kind(hf_config) != "decoder":
         raise UserError(f"meta.algorithm: {config.meta.algorithm} needs a decoder, and {hf_config.model_type} is none")
     if config.meta.lm_weight is None:
@@ -46,12 +41,66 @@ def resolve(config: Config) -> Config:
     for key in ("n_way", "k_shot", "query_per_class"):
         if getattr(config.evaluate, key) is None:
             setattr(config.evaluate, key, getattr(config.tasks, key))
-    check_model(config.model, lora=config.meta.adapt == "lora", language_model=wants_language_model(config))
+    network = bare_network(config)
+    limit = max_sequence_length(network.base)
+    if limit is not None:
+        config.tokenizer.max_length = min(config.tokenizer.max_length, limit)
+    _resolve_attention(config, network)
     if config.meta.algorithm == "metaicl" and limit is not None:
         _check_prompts(config, limit)
     if config.evaluate.inner_steps is None:
         config.evaluate.inner_steps = config.meta.inner_steps
     return config
+
+
+def bare_network(config: Config, vocab_size: int | None = None) -> Network:
+    """The network without weights, as `network_without_weights` makes it, with what the algorithm learns beside it.
+
+    Raises:
+        UserError: the model cannot be what the settings ask of it, or has nothing of what they adapt or train.
+    """
+    import torch
+
+    network = network_without_weights(
+        config.model,
+        lora=config.meta.adapt == "lora",
+        language_model=wants_language_model(config),
+        vocab_size=vocab_size,
+    )
+    with torch.device("meta"):
+        _complete(network, config)
+    network.adapted_names(config.meta.adapt, config.meta.last_k)
+    return network
+
+
+def _complete(network: Network, config: Config) -> None:
+    """Adds what the algorithm learns beside the network, and takes out of the outer loop what is to stay."""
+    network.learn(algorithm_class(config.meta.algorithm).learned(network, config.meta))
+    if config.meta.freeze_lowest is not None:
+        network.freeze(config.meta.freeze_lowest)
+
+
+def has_sdpa(network: Network) -> bool:
+    """Whether the model of a bare network has the fused attention of torch."""
+    return network.base.config._attn_implementation == "sdpa"
+
+
+def _resolve_attention(config: Config, network: Network) -> None:
+    """Chooses `model.attention` where it is left to the software.
+
+    Raises:
+        UserError: it cannot be what it is set to.
+    """
+    twice = differentiates_twice(config)
+    if config.model.attention == "auto":
+        config.model.attention = "eager" if twice or not has_sdpa(network) else "sdpa"
+    if config.model.attention == "sdpa" and twice:
+        raise UserError(
+            f"model.attention: sdpa cannot be differentiated twice, as meta.algorithm {config.meta.algorithm} needs; "
+            "use auto or eager"
+        )
+    if config.model.attention == "sdpa" and not has_sdpa(network):
+        raise UserError(f"model.attention: {network.base.config.model_type} has no sdpa; use auto or eager")
 
 
 def _check_prompts(config: Config, limit: int) -> None:
@@ -127,9 +176,7 @@ class Setup:
                 tasks_side_by_side=not partitioned,
                 empty=empty,
             )
-        network.learn(algorithm_class(meta.algorithm).learned(network, meta))
-        if meta.freeze_lowest is not None:
-            network.freeze(meta.freeze_lowest)
+        _complete(network, self.config)
         return network
 
     def tasks(

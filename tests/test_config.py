@@ -5,6 +5,7 @@ import yaml
 
 from distmeta.config import Config, load_config, to_yaml, valid_keys
 from distmeta.errors import UserError
+from distmeta.pipeline import _choices
 from distmeta.setup import resolve
 
 
@@ -113,6 +114,23 @@ def test_second_order_with_an_attention_that_has_no_second_derivative_is_refused
 
 
 @pytest.mark.parametrize(
+    "model",
+    [
+        "{model_type: bloom, hidden_size: 32, n_layer: 1, n_head: 2}",
+        "{model_type: mpnet, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2}",
+        "{model_type: deberta-v2, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2}",
+    ],
+)
+def test_a_model_without_sdpa_gets_eager_attention(model):
+    config = resolve(load_config(None, [f"model.config={model}"]))
+    assert config.model.attention == "eager"
+    assert "eager attention (the model has no sdpa)" in _choices(config)
+    with pytest.raises(UserError, match=r"model.attention: .* has no sdpa; use auto or eager"):
+        resolve(load_config(None, [f"model.config={model}", "model.attention=sdpa"]))
+    assert "sdpa attention;" in _choices(resolve(load_config(None)))
+
+
+@pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["meta.algorithm=mamml"], r"meta.algorithm: .*mamml is none of maml, fomaml"),
@@ -128,11 +146,24 @@ def test_second_order_with_an_attention_that_has_no_second_derivative_is_refused
             "needs engine.precision fp32, which is auto",
         ),
         (["meta.algorithm=metaicl"], "needs a decoder, and bert is none"),
+        (["meta.adapt=regex:nothing"], "meta.adapt: regex:nothing finds no parameter"),
+        (["meta.adapt=last_k", "meta.last_k=3"], "meta.last_k: the model has 2 layers, not 3"),
+        (["meta.freeze_lowest=2"], "meta.freeze_lowest: 2 layers of 2"),
+        (["meta.adapt=lora", "model.lora_targets=("], "model.lora_targets: .*no regular expression"),
+        (["meta.adapt=lora", "model.lora_targets=nothing"], "model.lora_targets: nothing finds no linear layer"),
     ],
 )
 def test_what_the_core_cannot_do_is_refused(overrides: list[str], said: str):
     with pytest.raises(UserError, match=said):
         resolve(load_config(None, overrides))
+
+
+def test_targets_of_adapters_are_looked_for_by_the_pattern_that_is_set():
+    """GPT-NeoX has no projections of the usual names."""
+    neox = "model.config={model_type: gpt_neox, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
+    with pytest.raises(UserError, match="lora finds no query and value projections"):
+        resolve(load_config(None, [neox, "meta.adapt=lora"]))
+    resolve(load_config(None, [neox, "meta.adapt=lora", "model.lora_targets=query_key_value"]))
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,22 @@
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from distmeta.config import load_config
+from distmeta.config import Config, load_config
+from distmeta.engine.config import EngineConfig
 from distmeta.errors import UserError
 from distmeta.models import Network, collate_tokens, export, load_network
 from distmeta.models.config import ModelConfig
-from distmeta.models.load import check_model, load_model_config, max_sequence_length, model_kind, resolve_pooling
+from distmeta.models.load import (
+    load_model_config,
+    max_sequence_length,
+    model_kind,
+    network_without_weights,
+    resolve_pooling,
+)
 from distmeta.setup import resolve
+from distmeta.train.loop import say_computation
 from tests.helpers import random_task, task_batch, tiny_network, word_tokenizer
 
 CPU = torch.device("cpu")
@@ -17,6 +25,7 @@ SIZES = {
     "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
 }
+SIZES |= {"mpnet": SIZES["bert"], "convbert": SIZES["bert"], "squeezebert": SIZES["bert"] | {"embedding_size": 32}}
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +33,19 @@ def tokenizer():
     return word_tokenizer(50)
 
 
-def load(model_type, tokenizer, *, lora=False, language_model=True, pooling="mean", **options) -> Network:
-    config = ModelConfig(config={"model_type": model_type, **SIZES[model_type]}, **options)
+def load(
+    model_type, tokenizer, *, lora=False, language_model=True, pooling="mean", attention="sdpa", **options
+) -> Network:
+    config = ModelConfig(config={"model_type": model_type, **SIZES[model_type]})
     return load_network(
         config,
         tokenizer,
         pooling=pooling,
-        attention="sdpa",
+        attention=attention,
         lora=lora,
         language_model=language_model,
         seed=0,
+        **options,
     ).eval()
 
 
@@ -132,12 +144,93 @@ def test_the_embedding_grows_with_the_tokenizer(tokenizer, tmp_path):
     assert len(grown.model.get_input_embeddings().weight) == len(larger) == len(tokenizer) + 1
 
 
-def test_kinds_and_limits():
-    bert = load_model_config(ModelConfig(config={"model_type": "bert", "max_position_embeddings": 77}))
-    gpt2 = load_model_config(ModelConfig(config={"model_type": "gpt2", "n_positions": 99}))
-    roberta = load_model_config(ModelConfig(config={"model_type": "roberta", "max_position_embeddings": 514}))
-    assert [model_kind(config) for config in (bert, gpt2, roberta)] == ["encoder", "decoder", "encoder"]
-    assert [max_sequence_length(config) for config in (bert, gpt2, roberta)] == [77, 99, 512]
+def test_kinds():
+    configs = [load_model_config(ModelConfig(config={"model_type": each})) for each in ("bert", "gpt2", "roberta")]
+    assert [model_kind(config) for config in configs] == ["encoder", "decoder", "encoder"]
+
+
+SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "limit"),
+    # RoBERTa's kind, of many names, counts from behind the number of the padding.
+    [("bert", 66), ("gpt2", 66), ("roberta", 64), ("camembert", 64), ("mpnet", 64), ("data2vec-text", 64), ("esm", 64)],
+)
+def test_the_longest_text_that_a_model_takes(model_type, limit):
+    config = SIZES["gpt2"] | {"n_positions": 66} if model_type == "gpt2" else SMALL | {"max_position_embeddings": 66}
+    config |= {"model_type": model_type, "pad_token_id": 1}
+    network = network_without_weights(ModelConfig(config=config), lora=False, language_model=False)
+    assert max_sequence_length(network.base) == limit
+    model = AutoModel.from_config(load_model_config(ModelConfig(config=config)))
+    for length in (limit, limit + 1):
+        ids = torch.full((1, length), 5)
+        if length == limit:
+            model(input_ids=ids)
+        else:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=ids)
+
+
+def test_what_has_no_limit_is_not_limited():
+    """XLNet says -1."""
+    config = ModelConfig(config={"model_type": "xlnet", "d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 64})
+    assert max_sequence_length(network_without_weights(config, lora=False, language_model=False).base) is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "taken", "reason"),
+    [
+        ("bert", "packed", ""),
+        ("mpnet", "bucketed", "it computes otherwise on packed texts than on padded ones"),
+        ("convbert", "plain", "it computes otherwise on packed texts than on padded ones, and it sees the padding"),
+    ],
+)
+def test_how_texts_go_together_is_chosen_and_said(model_type, taken, reason, tokenizer, caplog):
+    options = {"attention": "eager", "language_model": False, "max_length": 32}
+    network = load(model_type, tokenizer, **options)
+    assert (network.computation, network.fallback_reason) == (taken, reason)
+    say_computation(Config(), network)
+    since = f" for {model_type}: {reason}" if reason else ""
+    assert caplog.messages == [f"engine.computation: auto takes {taken}{since}"]
+    for wanted in ("packed", "bucketed"):
+        if taken == "plain" or (taken, wanted) == ("bucketed", "packed"):
+            with pytest.raises(UserError, match=r"engine.computation: .* use auto"):
+                load(model_type, tokenizer, computation=wanted, **options)
+
+
+def test_that_tasks_go_one_at_a_time_is_said(tokenizer, caplog):
+    network = load("bert", tokenizer, max_length=32)
+    network.separates_tasks = False
+    say_computation(Config(engine=EngineConfig(computation="packed")), network)
+    assert caplog.messages == [
+        "engine.computation: tasks go one at a time, since the model's layers do not keep their weights apart"
+    ]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "distilbert", "electra", "albert"])
+def test_only_dropout_that_is_there_makes_a_network_random(model_type):
+    """Heads for classification, which no network here has, have rates in the configuration too."""
+    config = AutoConfig.for_model(model_type)
+    for name, value in vars(config).items():
+        if "drop" in name and value and not any(head in name for head in ("summary", "classif", "qa_")):
+            setattr(config, name, 0.0)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    network = Network(model, "mean").train()
+    assert not network.is_random
+    rate = {"gpt2": "attn_pdrop", "distilbert": "dropout"}.get(model_type, "hidden_dropout_prob")
+    setattr(network.model.config, rate, 0.1)
+    assert network.is_random
+    assert not network.eval().is_random
+
+
+def test_a_model_that_calls_its_pooler_does_without(tokenizer):
+    network = load("squeezebert", tokenizer, attention="eager", language_model=False)
+    assert not [name for name, _ in network.named_parameters() if "pooler" in name]
+    assert "pooler.dense.weight" in network.unused
+    features = network.features(dict(network.named_parameters()), collate_tokens([[5, 6], [7]], 0, CPU))
+    assert features.shape == (2, 32)
 
 
 def test_pooling_is_chosen_by_what_there_is():
@@ -159,7 +252,7 @@ def test_pooling_is_chosen_by_what_there_is():
 )
 def test_a_model_that_cannot_be_is_refused_in_a_line(options, key):
     with pytest.raises(UserError) as refusal:
-        check_model(ModelConfig(**options), lora=False, language_model=True)
+        network_without_weights(ModelConfig(**options), lora=False, language_model=True)
     assert str(refusal.value).startswith(key)
     assert len(str(refusal.value).splitlines()) == 1
 

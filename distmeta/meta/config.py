@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from distmeta.meta.registry import algorithm_names
-from distmeta.section import Section
+from distmeta.section import Section, check_pattern
 
 
 class MetaConfig(Section):
@@ -72,13 +72,8 @@ class MetaConfig(Section):
     @field_validator("adapt")
     @classmethod
     def _adaptable(cls, name: str) -> str:
-        import re
-
         if name.startswith("regex:"):
-            try:
-                re.compile(name.removeprefix("regex:"))
-            except re.error as error:
-                raise ValueError(f"no regular expression: {error}") from None
+            check_pattern(name.removeprefix("regex:"))
         elif name not in ("all", "lora", "bias", "last_k", "head"):
             raise ValueError(f"{name} is none of all, lora, bias, last_k, head and regex:PATTERN")
         return name

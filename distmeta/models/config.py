@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from distmeta.section import Section
+from distmeta.section import Pattern, Section
 
 DEFAULT_MODEL: dict[str, Any] = {
     "model_type": "bert",
@@ -32,7 +32,7 @@ class ModelConfig(Section):
     """Attention implementation; auto: eager for second-order gradients (sdpa cannot give them), else sdpa."""
     lora_rank: int = Field(default=8, ge=1)
     """Rank of the LoRA adapters of `meta.adapt: lora`."""
-    lora_targets: str | None = None
+    lora_targets: Pattern | None = None
     """Regular expression over the names of the layers that get adapters; unset: query and value projections."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """LoRA's update is scaled by alpha / rank."""

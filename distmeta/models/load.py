@@ -23,9 +23,8 @@ from transformers.utils import logging as transformers_logging
 from distmeta.errors import UserError
 from distmeta.models.batch import collate_tokens, side_by_side
 from distmeta.models.config import ModelConfig
-from distmeta.models.lora import find_targets
-from distmeta.models.network import Network, Parameters, Pooling
-from distmeta.models.packing import can_pack
+from distmeta.models.network import Computation, Network, Parameters, Pooling
+from distmeta.models.packing import ignores_padding, position_offset, what_hinders_packing
 
 Kind = Literal["encoder", "decoder", "features"]
 
@@ -71,32 +70,51 @@ def _refuse_unknown_keys(config: dict[str, Any]) -> None:
             raise UserError(f"model.config.{key}: unknown key of a {config['model_type']} configuration{hint}")
 
 
-def check_model(config: ModelConfig, *, lora: bool, language_model: bool) -> None:
-    """Makes the model without weights, to find out early whether it can be what the settings ask of it.
+def network_without_weights(
+    config: ModelConfig, *, lora: bool, language_model: bool, vocab_size: int | None = None
+) -> Network:
+    """The network on torch's meta device, which allocates nothing.
+
+    Its attention (`base.config._attn_implementation`) is sdpa where the model has it. `vocab_size` is that of a new
+    model, whose tokenizer need not be there yet; a loaded one has its own.
 
     Raises:
-        UserError: it cannot.
+        UserError: the model cannot be what the settings ask of it.
     """
     hf_config = load_model_config(config)
     kind = model_kind(hf_config)
     if language_model and kind == "features":
         raise UserError(f"meta.lm_weight: {hf_config.model_type} has no language model; set it to 0")
+    if vocab_size is not None and config.name_or_path is None:
+        hf_config.vocab_size, hf_config.pad_token_id = vocab_size, 0
+    auto: Any = AutoModel
+    if language_model:
+        auto = AutoModelForMaskedLM if kind == "encoder" else AutoModelForCausalLM
     with torch.device("meta"):
         try:
-            model = AutoModel.from_config(hf_config, trust_remote_code=config.trust_remote_code)
+            model = auto.from_config(hf_config, trust_remote_code=config.trust_remote_code)
         except Exception as error:  # whatever a model's own code may raise
             raise UserError(f"model.config: {_first_line(error)}") from None
-    if lora:
-        find_targets(model)
+        if not language_model:
+            _take_pooler(model)
+        return Network(model, "mean", lora_rank=config.lora_rank if lora else 0, lora_targets=config.lora_targets)
 
 
-def max_sequence_length(config: PretrainedConfig) -> int | None:
+def _take_pooler(model: PreTrainedModel) -> Parameters:
+    """Takes the pooler, which no loss reaches, out of a network without language model, and returns its tensors."""
+    pooler = getattr(model, "pooler", None)
+    if not isinstance(pooler, nn.Module):
+        return {}
+    model.register_module("pooler", nn.Identity())  # some models call it whether it is there or not
+    return {f"pooler.{name}": value for name, value in pooler.state_dict().items()}
+
+
+def max_sequence_length(base: PreTrainedModel) -> int | None:
     """Most positions that the model can tell apart (tokens, special tokens included); None where there is no limit."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and "roberta" in config.model_type:
-        # RoBERTa's kind counts positions from pad_token_id + 1.
-        positions -= (config.pad_token_id or 0) + 1
-    return positions
+    positions = getattr(base.config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:
+        return None
+    return positions - position_offset(base)
 
 
 def resolve_pooling(pooling: str, kind: Kind, smlmt: bool) -> Pooling:
@@ -133,7 +151,8 @@ def load_network(
         lora: whether to add adapters.
         language_model: whether to keep, or add, a language-modelling head.
         seed: fixes whatever weights are new.
-        computation: how texts of different lengths go together; auto: packed where the model can, else bucketed.
+        computation: how texts of different lengths go together; auto: packed where the model can, else bucketed where
+            it ignores the padding, else plain.
         max_length: longest text (tokens).
         checkpoints_activations: whether activations are computed again on the way back instead of kept.
         tasks_side_by_side: whether they may go side by side, where they can, which copies of the weights are made for.
@@ -142,7 +161,7 @@ def load_network(
             `plain`.
 
     Raises:
-        UserError: the model cannot be loaded, or cannot pack.
+        UserError: the model cannot be loaded, or cannot be computed as wanted.
     """
     torch.manual_seed(seed)
     hf_config = load_model_config(config)
@@ -150,28 +169,37 @@ def load_network(
         _fill_in(hf_config, tokenizer)
     with torch.device("meta") if empty else nullcontext():
         model, unused = _build_model(config, hf_config, attention, language_model, len(tokenizer), empty)
-        packs = not empty and computation in ("auto", "packed") and can_pack(model.base_model, max_length)  # type: ignore[arg-type]
-        if computation == "packed" and not packs and not empty:
-            raise UserError(
-                f"engine.computation: {hf_config.model_type} computes otherwise on packed texts than on padded ones; "
-                "use auto"
-            )
-        if empty:
-            computation = "plain"
-        elif computation == "auto":
-            computation = "packed" if packs else "bucketed"
+        wanted = "plain" if empty else computation
+        chosen, reason = _choose_computation(model.base_model, wanted, max_length)  # type: ignore[arg-type]
         network = Network(
             model,
             pooling,
-            computation=computation,
+            computation=chosen,
             lora_rank=config.lora_rank if lora else 0,
             lora_alpha=config.lora_alpha,
             lora_targets=config.lora_targets,
             unused=unused,
         )
     network.checkpoints_activations = checkpoints_activations
-    network.separates_tasks = packs and tasks_side_by_side and can_separate_tasks(network)
+    network.fallback_reason = reason
+    network.separates_tasks = chosen == "packed" and tasks_side_by_side and can_separate_tasks(network)
     return network
+
+
+def _choose_computation(base: PreTrainedModel, wanted: str, max_length: int | None) -> tuple[Computation, str]:
+    """How texts go together, and why auto did not take the fastest way, if it did not: what works is tried out."""
+    if wanted == "plain":
+        return "plain", ""
+    reason = what_hinders_packing(base, max_length) if wanted != "bucketed" else ""
+    if wanted != "bucketed" and not reason:
+        return "packed", ""
+    if wanted == "packed":
+        raise UserError(f"engine.computation: {base.config.model_type} cannot be packed: {reason}; use auto")
+    if ignores_padding(base):
+        return "bucketed", reason
+    if wanted == "bucketed":
+        raise UserError(f"engine.computation: {base.config.model_type} sees the padding; use auto")
+    return "plain", f"{reason}, and it sees the padding"
 
 
 @torch.no_grad()
@@ -212,10 +240,8 @@ def _build_model(
         unused = {name: value for name, value in model.state_dict().items() if name not in held}
         del model  # before there is another one
         model = _build(auto, config, hf_config, attention, empty)
-    elif isinstance(pooler := getattr(model, "pooler", None), nn.Module):
-        # No loss reaches it, so it is no meta-parameter; the export puts it back.
-        unused = {f"pooler.{name}": value for name, value in pooler.state_dict().items()}
-        model.register_module("pooler", None)
+    else:
+        unused = _take_pooler(model)  # the export puts it back
     if rows > len(model.get_input_embeddings().weight):  # type: ignore[arg-type]
         # Without weights there is no mean of them that could be given to the rows that are added.
         model.resize_token_embeddings(rows, mean_resizing=not empty)

@@ -24,6 +24,9 @@ Parameters = dict[str, torch.Tensor]
 Pooling = Literal["mean", "mask", "first", "last"]
 Computation = Literal["packed", "bucketed", "plain"]
 
+_HEADS = re.compile("summary|classif|^qa_|pooler")
+"""Settings of heads that no network here has."""
+
 BUCKETS = 3
 """Groups of texts of like length, where they cannot be packed."""
 
@@ -128,7 +131,7 @@ class Network(nn.Module):
     @property
     def is_random(self) -> bool:
         """Whether it computes something else each time that it is asked, for dropout."""
-        rates = [value for key, value in vars(self.model.config).items() if "drop" in key]
+        rates = [value for key, value in vars(self.model.config).items() if "drop" in key and not _HEADS.search(key)]
         return self.training and any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
     def learn(self, values: Parameters) -> None:
@@ -150,7 +153,10 @@ class Network(nn.Module):
         if adapt == "bias":
             names = [name for name, parameter in base.items() if parameter.ndim <= 1]
         elif adapt == "last_k":
-            names = above_layer(base, layers_of(self.base) - last_k)
+            count = layers_of(self.base)
+            if last_k > count:
+                raise UserError(f"meta.last_k: the model has {count} layers, not {last_k}")
+            names = above_layer(base, count - last_k)
         elif adapt.startswith("regex:"):
             names = [name for name in base if re.search(adapt.removeprefix("regex:"), name)]
         else:

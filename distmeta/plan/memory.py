@@ -48,31 +48,9 @@ def network_sizes(config: Config, vocab_size: int) -> Sizes:
 
     `vocab_size` is that of a new model, whose tokenizer need not be there yet; a loaded one has its own.
     """
-    import torch
-    from torch import nn
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+    from distmeta.setup import bare_network
 
-    from distmeta.meta import algorithm_class
-    from distmeta.models import Network
-    from distmeta.models.load import load_model_config, model_kind
-    from distmeta.setup import wants_language_model
-
-    hf_config = load_model_config(config.model)
-    if config.model.name_or_path is None:
-        hf_config.vocab_size, hf_config.pad_token_id = vocab_size, 0
-    auto: Any = AutoModel
-    if wants_language_model(config):
-        auto = AutoModelForMaskedLM if model_kind(hf_config) == "encoder" else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(hf_config, trust_remote_code=config.model.trust_remote_code)
-        if auto is AutoModel and isinstance(getattr(model, "pooler", None), nn.Module):
-            model.pooler = None  # as `load_network` does
-        lora_rank = config.model.lora_rank if config.meta.adapt == "lora" else 0
-        network = Network(model, "mean", lora_rank=lora_rank, lora_targets=config.model.lora_targets)
-        network.learn(algorithm_class(config.meta.algorithm).learned(network, config.meta))
-        if config.meta.freeze_lowest is not None:
-            network.freeze(config.meta.freeze_lowest)
-    return Sizes.of(network, config)
+    return Sizes.of(bare_network(config, vocab_size), config)
 
 
 def states_of(
@@ -223,7 +201,7 @@ def check_model_states_fit(config: Config, memory_bytes: float | None = None) ->
     """
     if "RAY_ADDRESS" in os.environ and memory_bytes is None:
         return
-    sizes = network_sizes(config, vocab_size=1)
+    sizes = network_sizes(config, vocab_size=8)  # so that a model's own number for the padding is in it
     plan = dict(zip(SIZES, astuple(sizes), strict=True))
     check_memory(plan | {"peak_memory_bytes": worker_bytes(config, states_of(config, sizes))}, memory_bytes, config)
 

@@ -3,6 +3,7 @@
 It needs torch.distributed where there are several workers, and nothing of Ray: a launcher gives it a `Worker`.
 """
 
+import logging
 import math
 import tempfile
 import time
@@ -19,6 +20,7 @@ from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
 from distmeta.engine.precision import set_up_arithmetic
 from distmeta.meta import Learner
 from distmeta.meta.config import MetaConfig
+from distmeta.models import Network
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.tensors import read_tensors
@@ -29,6 +31,8 @@ from distmeta.train.record import Recorder
 from distmeta.train.stepper import Partitioned, Whole
 from distmeta.train.validate import Validator
 from distmeta.train.work import WorkSource
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     # The first worker makes weights that no worker can hold, and gives each its part of them.
     is_empty = partitioned and worker.rank > 0
     network = setup.network(empty=is_empty)
+    if worker.rank == 0:
+        say_computation(config, network)
     flop_counter = FlopCounter.of(network, config.meta)  # while it has its weights
     skeleton = network.skeleton().train()
     if not is_empty:  # else it has no numbers, and is never run
@@ -173,6 +179,19 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     work_source.close()
     engine.close()
     return progress
+
+
+def say_computation(config: Config, network: Network) -> None:
+    """Says how texts, and tasks, go together where that was left to the software."""
+    said = []
+    if config.engine.computation == "auto":
+        since = f" for {network.base.config.model_type}: {network.fallback_reason}" if network.fallback_reason else ""
+        said.append(f"auto takes {network.computation}{since}")
+    is_one = config.engine.tasks_at_a_time == 1 or config.engine.weights == "partitioned"
+    if network.computation == "packed" and not network.separates_tasks and not is_one:
+        said.append("tasks go one at a time, since the model's layers do not keep their weights apart")
+    if said:
+        logger.warning("engine.computation: %s", "; ".join(said))
 
 
 def _beginning() -> dict[str, Any]:
