@@ -79,10 +79,14 @@ def test_the_meta_parameters_are_left_as_they_were(computation):
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("computation", ["plain", "packed"])
 def test_second_order_works_with_and_without_dropout(model_type, dropout, computation):
-    """Case A1: fused attention has no second derivative, which shows only while dropout is off."""
+    """Case A1: fused attention has no second derivative, which shows only while dropout is off.
+
+    Steps that are computed again drop what they dropped before.
+    """
     network = tiny_network(model_type, dropout=dropout)
     skeleton = network.skeleton().train()
     skeleton.computation = computation
+    found = []
     for recompute in (False, True):
         config = MetaConfig(algorithm="maml", inner_steps=2, lm_weight=0.0, recompute=recompute)
         gradients, metrics = Learner(skeleton, config, "fp32", seed=0).gradient(
@@ -90,6 +94,9 @@ def test_second_order_works_with_and_without_dropout(model_type, dropout, comput
         )
         assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
         assert metrics["query_loss"] > 0
+        found.append(gradients)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("computation", COMPUTATIONS)

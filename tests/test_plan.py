@@ -217,7 +217,7 @@ def test_a_model_that_is_far_too_large_is_refused_before_anything_is_made(tmp_pa
     ):
         check_model_states_fit(config, 24 * 2**30)
     assert time.perf_counter() - started < 2
-    sizes = network_sizes(config, 1)
+    sizes = network_sizes(config, 8)
     needed = ModelStates(sizes.parameters, sizes.trained, 1, 0, sizes.adapted).peak
     check_model_states_fit(config, needed)
     with pytest.raises(UserError, match="--memory gives it"):

@@ -9,13 +9,14 @@ back through it a step at a time: with v the gradient of L_Q with respect to phi
 
     v <- (d phi_{k+1} / d phi_k)^T v,    d theta += (d phi_{k+1} / d theta)^T v,
 
-each step computed again from the phi_k that was kept.
+each step computed again from the phi_k that was kept, with the dropout that it drew.
 
 A task may be several side by side: phi then has a dimension of tasks, and the gradient is the sum of the tasks'.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -272,9 +273,11 @@ class GradientBased(Algorithm):
         problem = self._problem(fixed, task.support, task.support_labels)
         at_first = self._start(fixed, {n: v.detach() for n, v in head.items()}, task.support, own_rows)
         kept: list[tuple[Fast, dict[str, Any]]] = [(at_first, {})]
+        drawn: list[Any] = []
         started = time.perf_counter()
         state: dict[str, Any] = {}
         for step in range(self.config.inner_steps):
+            drawn.append(_random_state(task.support_labels.device))
             fast, state = self._one_step(problem, fixed, *kept[-1], step, graph=False)
             kept.append((fast, state))
         spent = time.perf_counter() - started
@@ -299,7 +302,10 @@ class GradientBased(Algorithm):
             state_leaves = {
                 f"{key}/{n}": v.requires_grad_() for key, values in _tensors(state) for n, v in values.items()
             }
-            after, after_state = self._one_step(problem, theta, leaves, _filled(state, state_leaves), step, graph=True)
+            with _drawing_again(task.support_labels.device, drawn.pop()):
+                after, after_state = self._one_step(
+                    problem, theta, leaves, _filled(state, state_leaves), step, graph=True
+                )
             outputs = after.all | {f"{key}/{n}": v for key, values in _tensors(after_state) for n, v in values.items()}
             cotangents = back | back_state
             wanted = {name: value for name, value in outputs.items() if name in cotangents and value.requires_grad}
@@ -361,6 +367,22 @@ class GradientBased(Algorithm):
             [float(each) for each in problem.losses],
             inner_seconds,
         )
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, ...]:
+    """What dropout draws from on a device, and on the CPU."""
+    return (torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else []))
+
+
+@contextmanager
+def _drawing_again(device: torch.device, state: tuple[Tensor, ...]) -> Iterator[None]:
+    """While it is entered, dropout draws from this state on; afterwards as if nothing had been drawn."""
+    of_cpu, *of_gpu = state
+    with torch.random.fork_rng([device] if of_gpu else []):
+        torch.set_rng_state(of_cpu)
+        for each in of_gpu:
+            torch.cuda.set_rng_state(each, device)
+        yield
 
 
 def _tasks(support: Any) -> tuple[int, ...]:
