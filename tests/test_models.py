@@ -25,6 +25,7 @@ SIZES = {
     "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
 }
+SIZES |= {"opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}}
 SIZES |= {"mpnet": SIZES["bert"], "convbert": SIZES["bert"], "squeezebert": SIZES["bert"] | {"embedding_size": 32}}
 
 
@@ -125,6 +126,20 @@ def test_fast_weights_are_those_that_features_depend_on(tokenizer):
     assert every
     assert not [name for name in every if "cls" in name]
     assert "model.bert.embeddings.word_embeddings.weight" in every
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "opt"])
+def test_what_is_above_a_layer_and_what_below(model_type):
+    """GPT-2 has a final norm behind its layers, OPT in front of them."""
+    config = ModelConfig(config={"model_type": model_type, **SIZES[model_type]})
+    network = network_without_weights(config, lora=False, language_model=False)
+    final = {"bert": set(), "gpt2": {"model.ln_f.weight", "model.ln_f.bias"}}.get(
+        model_type, {"model.decoder.final_layer_norm.weight", "model.decoder.final_layer_norm.bias"}
+    )
+    top = set(network.adapted_names("last_k", 1))
+    assert {name for name in top if ".1." not in name} == final
+    network.freeze(1)
+    assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == top
 
 
 def test_the_embedding_grows_with_the_tokenizer(tokenizer, tmp_path):

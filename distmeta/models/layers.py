@@ -24,12 +24,13 @@ def layer_number(name: str) -> int | None:
 def above_layer(names: Iterable[str], lowest: int) -> list[str]:
     """Those of the names, in the network's order, that belong to layers from number `lowest` (from 0) upwards.
 
-    What stands before the first layer (embeddings) is below it, what stands behind the last (a final norm) above.
+    What stands before the first layer (embeddings) is below it, what stands behind the last (a final norm) above, as is
+    a norm that is called final, which OPT has before its layers.
     """
     kept, seen = [], False
     for name in names:
         layer = layer_number(name)
         seen = seen or layer is not None
-        if seen if layer is None else layer >= lowest:
+        if seen or "final" in name if layer is None else layer >= lowest:
             kept.append(name)
     return kept
