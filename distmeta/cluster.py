@@ -6,17 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from distmeta.config import Config
 from distmeta.errors import UserError
 
 
 def check_workers_fit(config: Config) -> None:
-    """Refuses, before anything starts, more workers than this machine has CPUs for.
+    """Refuses, before anything starts, more workers than this machine has CPUs for, and a GPU that it does not have.
 
     Raises:
         UserError: with both numbers; never where RAY_ADDRESS names a cluster, whose size is not known yet.
     """
     if "RAY_ADDRESS" not in os.environ:
+        if config.engine.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("engine.device: cuda needs a GPU, and this machine has none; use auto or cpu")
         _check(config, [len(os.sched_getaffinity(0))], "this machine has")
 
 

@@ -10,6 +10,7 @@ from distmeta.corpus.config import HUGGING_FACE, SourceConfig, is_remote
 
 if TYPE_CHECKING:
     from distmeta.config import Config
+    from distmeta.meta.config import MetaConfig
 
 
 def impossible(config: "Config") -> Iterable[str]:
@@ -67,14 +68,45 @@ def impossible(config: "Config") -> Iterable[str]:
         for key, value, possible in partitioned_needs(config):
             wanted = " or ".join(map(str, possible))
             yield f"engine.weights: partitioned needs {key} {wanted}, which is {value}"
-    if meta.algorithm == "reptile" and meta.adapt == "head":
-        yield "meta.adapt: reptile moves what it adapts, and head leaves nothing that is kept; use another"
-    if meta.algorithm in ("fomaml", "reptile") and meta.second_order:
-        yield f"meta.second_order: {meta.algorithm} is first order; use maml"
-    if meta.algorithm == "metasgd" and meta.inner_rates != "fixed":
-        yield "meta.inner_rates: metasgd learns a rate for every weight already; use fixed"
+    yield from contradictions(meta)
+    if (config.engine.tasks_at_a_time or 1) > 1 and config.engine.computation in ("plain", "bucketed"):
+        yield (
+            f"engine.tasks_at_a_time: tasks go side by side where texts are packed, and engine.computation is "
+            f"{config.engine.computation}; leave one of them out"
+        )
     if config.model.name_or_path is None and not isinstance(config.model.config.get("model_type"), str):
         yield "model.config.model_type: must name a Hugging Face model type, such as bert or gpt2"
+
+
+WITHOUT_INNER_LOOP = ("protonet", "metaicl")
+WITHOUT_DISTANCES = ("maml", "fomaml", "reptile", "anil", "metasgd", "protomaml", "leopard", "metaicl")
+
+
+def contradictions(meta: "MetaConfig") -> Iterable[str]:
+    """A line for each setting of meta-learning that its algorithm cannot follow, or would pass over."""
+    name = meta.algorithm
+    first_order = meta.second_order is False or name in ("fomaml", "reptile", *WITHOUT_INNER_LOOP)
+    first_order |= name in ("protomaml", "leopard") and not meta.second_order
+    if name == "reptile" and meta.adapt == "head":
+        yield "meta.adapt: reptile moves what it adapts, and head leaves nothing that is kept; use another"
+    if name in ("fomaml", "reptile") and meta.second_order:
+        yield f"meta.second_order: {name} is first order; use maml"
+    if name in WITHOUT_INNER_LOOP and meta.second_order:
+        yield f"meta.second_order: {name} has no inner loop; leave it out"
+    if meta.recompute and first_order:
+        yield f"meta.recompute: {name} as it is set keeps no graph of its inner steps; leave it out"
+    if name == "metasgd" and meta.inner_rates != "fixed":
+        yield "meta.inner_rates: metasgd learns a rate for every weight already; use fixed"
+    if name in ("reptile", *WITHOUT_INNER_LOOP):
+        if meta.inner_rates != "fixed":
+            yield f"meta.inner_rates: {name} learns no rates; use fixed"
+        if meta.multi_step_loss:
+            yield f"meta.multi_step_loss: {name} takes no query loss after its inner steps; leave it out"
+    if name in WITHOUT_DISTANCES:
+        changed = {"distance": meta.distance != "euclidean", "temperature": meta.temperature is not None}
+        for key, is_set in (changed | {"learn_temperature": meta.learn_temperature}).items():
+            if is_set:
+                yield f"meta.{key}: is protonet's alone, and meta.algorithm is {name}; leave it out"
 
 
 def partitioned_needs(config: "Config") -> Iterable[tuple[str, Any, tuple[Any, ...]]]:

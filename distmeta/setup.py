@@ -46,6 +46,11 @@ def resolve(config: Config) -> Config:
     if limit is not None:
         config.tokenizer.max_length = min(config.tokenizer.max_length, limit)
     _resolve_attention(config, network)
+    if (config.engine.tasks_at_a_time or 1) > 1 and network.is_random:
+        raise UserError(
+            "engine.tasks_at_a_time: with dropout tasks go one at a time, so that none depends on what others draw; "
+            "leave it out, or set the dropout of model.config to 0"
+        )
     if config.meta.algorithm == "metaicl" and limit is not None:
         _check_prompts(config, limit)
     if config.evaluate.inner_steps is None:

@@ -1,11 +1,17 @@
 """The configuration: what is read, and what is refused in one clear line."""
 
+from pathlib import Path
+
 import pytest
+import torch
 import yaml
 
+from distmeta.cluster import check_workers_fit
 from distmeta.config import Config, load_config, to_yaml, valid_keys
 from distmeta.errors import UserError
 from distmeta.pipeline import _choices
+from distmeta.plan.calibrate import calibrate
+from distmeta.rundir import RunDirectory
 from distmeta.setup import resolve
 
 
@@ -146,6 +152,21 @@ def test_a_model_without_sdpa_gets_eager_attention(model):
             "needs engine.precision fp32, which is auto",
         ),
         (["meta.algorithm=metaicl"], "needs a decoder, and bert is none"),
+        (["meta.algorithm=protonet", "meta.second_order=true"], "meta.second_order: protonet has no inner loop"),
+        (["meta.algorithm=fomaml", "meta.recompute=true"], "meta.recompute: fomaml"),
+        (["meta.algorithm=metasgd", "meta.second_order=false", "meta.recompute=true"], "meta.recompute: metasgd"),
+        (["meta.algorithm=leopard", "meta.recompute=true"], "meta.recompute: leopard"),
+        (["meta.algorithm=reptile", "meta.inner_rates=layer_step"], "meta.inner_rates: reptile learns no rates"),
+        (["meta.algorithm=protonet", "meta.inner_rates=layer_step"], "meta.inner_rates: protonet learns no rates"),
+        (["meta.algorithm=protonet", "meta.multi_step_loss=0.5"], "meta.multi_step_loss: protonet"),
+        (["meta.temperature=2.0"], "meta.temperature: is protonet's alone, and meta.algorithm is fomaml"),
+        (["meta.learn_temperature=true"], "meta.learn_temperature: is protonet's alone"),
+        (["meta.distance=cosine"], "meta.distance: is protonet's alone"),
+        (
+            ["engine.tasks_at_a_time=4", "engine.computation=plain"],
+            "engine.tasks_at_a_time: tasks go side by side where",
+        ),
+        (["engine.tasks_at_a_time=4", "model.config.hidden_dropout_prob=0.1"], "engine.tasks_at_a_time: with dropout"),
         (["meta.adapt=regex:nothing"], "meta.adapt: regex:nothing finds no parameter"),
         (["meta.adapt=last_k", "meta.last_k=3"], "meta.last_k: the model has 2 layers, not 3"),
         (["meta.freeze_lowest=2"], "meta.freeze_lowest: 2 layers of 2"),
@@ -156,6 +177,32 @@ def test_a_model_without_sdpa_gets_eager_attention(model):
 def test_what_the_core_cannot_do_is_refused(overrides: list[str], said: str):
     with pytest.raises(UserError, match=said):
         resolve(load_config(None, overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["meta.algorithm=protonet", "meta.distance=cosine", "meta.temperature=0.5", "meta.learn_temperature=true"],
+        ["meta.algorithm=maml", "meta.recompute=true", "meta.inner_rates=layer_step", "meta.multi_step_loss=0.5"],
+        ["meta.algorithm=leopard", "meta.second_order=true", "meta.recompute=true"],
+        ["meta.algorithm=reptile", "engine.tasks_at_a_time=1", "engine.computation=plain", "meta.second_order=false"],
+        ["engine.tasks_at_a_time=4"],
+    ],
+)
+def test_what_has_an_effect_is_not_refused(overrides: list[str]):
+    resolve(load_config(None, overrides))
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch):
+    config = load_config(None, ["engine.device=cuda"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"engine.device: cuda needs a GPU"):
+        check_workers_fit(config)
+    with pytest.raises(UserError, match=r"engine.device: cuda needs a GPU.*--rate"):
+        calibrate(config, RunDirectory(Path("nowhere")))
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    check_workers_fit(config)
 
 
 def test_targets_of_adapters_are_looked_for_by_the_pattern_that_is_set():

@@ -16,6 +16,7 @@ from typing import Any
 
 from distmeta.config import Config
 from distmeta.errors import UserError
+from distmeta.plan.memory import on_gpu
 from distmeta.rundir import RunDirectory
 from distmeta.setup import corpus_directory
 from distmeta.tracking.metrics import MetricsTail
@@ -70,8 +71,14 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
     Afterwards the networks that it kept are exported, and evaluated on a few of the run's own episodes.
 
     Raises:
-        UserError: the settings cannot work, a process was killed, or all this was not done in `PATIENCE` seconds.
+        UserError: the settings cannot work, there is no GPU and one is asked for, a process was killed, or all this was
+            not done in `PATIENCE` seconds.
     """
+    if config.engine.device == "cuda" and not on_gpu(config):
+        raise UserError(
+            "engine.device: cuda needs a GPU, and this machine has none to run steps on; give --rate, the operations a "
+            "second of one worker"
+        )
     cpus = len(os.sched_getaffinity(0))
     workers = max(1, min(config.train.num_workers, int(cpus // config.train.cpus_per_worker)))
     short = config.model_copy(deep=True)
