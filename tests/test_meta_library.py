@@ -12,8 +12,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from distmeta.errors import UserError
 from distmeta.meta import MetaLearner
 from distmeta.models import TaskBatch
+from distmeta.models.batch import concatenate
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -149,9 +151,144 @@ def test_adapting_leaves_the_module_as_it_was_and_gradients_add_up():
         assert torch.equal(value, before[name]), name
 
 
-def test_a_setting_that_needs_a_transformer_is_refused():
-    with pytest.raises(ValueError, match="needs a transformer"):
-        own_learner(adapt="last_k")
+def test_reptile_puts_batches_of_any_make_together():
+    """A mapping of tensors as one tensor of the same numbers."""
+
+    class OfOneTensor(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.own = Own()
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            left, right = batch.split(5, dim=1)
+            return self.own({"left": left, "right": right})
+
+    learner = own_learner(algorithm="reptile")
+    learner.backward(own_tasks())
+    other = MetaLearner(OfOneTensor().double(), 5, inner_lr=0.3, inner_steps=3, algorithm="reptile")
+    other.backward(
+        [
+            TaskBatch(
+                torch.cat(list(task.support.values()), 1),
+                task.support_labels,
+                torch.cat(list(task.query.values()), 1),
+                task.query_labels,
+                3,
+            )
+            for task in own_tasks()
+        ]
+    )
+    for found, wanted in zip(learner.parameters(), other.parameters(), strict=True):
+        assert found.grad.any()
+        torch.testing.assert_close(found.grad, wanted.grad)
+    in_lists = concatenate([torch.ones(1), (torch.zeros(1),)], [torch.ones(2), (torch.zeros(2),)])
+    assert [in_lists[0].tolist(), in_lists[1][0].tolist()] == [[1, 1, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("algorithm", ["metasgd", "leopard"])
+def test_what_is_learned_beside_a_module_has_its_dtype(algorithm, dtype):
+    torch.manual_seed(0)
+    learner = MetaLearner(Own().to(dtype), 5, algorithm=algorithm)
+    halves = [{name: value.to(dtype) for name, value in own_tasks()[0].support.items()} for _ in range(2)]
+    labels = own_tasks()[0].support_labels
+    assert math.isfinite(learner.backward([TaskBatch(halves[0], labels, halves[1], labels, 3)]))
+    assert {parameter.dtype for parameter in learner.parameters()} == {dtype}
+    assert all(parameter.grad is not None for parameter in learner.parameters())
+
+
+class Attending(nn.Module):
+    """Attention of each of five numbers to the others, by torch's fused one or written out."""
+
+    def __init__(self, *, fused: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.make, self.fused = nn.Linear(1, 12).double(), fused
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """Features (examples, 4)."""
+        query, key, value = self.make(batch[:, None, :, None]).split(4, dim=3)
+        if self.fused:
+            return functional.scaled_dot_product_attention(query, key, value).mean((1, 2))
+        return ((query @ key.transpose(2, 3) / 2).softmax(-1) @ value).mean((1, 2))
+
+
+@pytest.mark.parametrize("settings", [{"algorithm": "maml"}, {"algorithm": "metasgd", "recompute": True}])
+def test_fused_attention_is_differentiated_twice(settings):
+    batches, labels = torch.randn(2, 6, 5, dtype=torch.float64), torch.arange(6) % 3
+    gradients = []
+    for fused in (True, False):
+        learner = MetaLearner(Attending(fused=fused), 4, inner_lr=0.3, inner_steps=2, **settings)
+        learner.backward([TaskBatch(batches[0], labels, batches[1], labels, 3)])
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in learner.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_adapting_leaves_running_statistics_alone():
+    """Also by the classifier that it returns; a backward pass moves them, as any pass in training mode does."""
+    torch.manual_seed(0)
+    learner = MetaLearner(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), 4, algorithm="fomaml").train()
+    before = copy.deepcopy(learner.state_dict())
+    batch, labels = torch.randn(6, 4), torch.arange(6) % 3
+    learner.adapt(batch, labels, 3)(batch)
+    for name, value in learner.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    learner.backward([TaskBatch(batch, labels, batch, labels, 3)])
+    assert not torch.equal(learner.network.module[1].running_mean, before["network.module.1.running_mean"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"adapt": "last_k"}, r"meta.adapt: last_k needs a transformer"),
+        ({"adapt": "regex:nothing"}, r"meta.adapt: regex:nothing finds no parameter"),
+        ({"freeze_lowest": 1}, r"meta.freeze_lowest: needs a transformer"),
+        ({"algorithm": "mamll"}, r"meta.algorithm: .*mamll is none of maml"),
+        ({"iner_lr": 1.0}, r"meta.iner_lr: "),
+        ({"algorithm": "fomaml", "second_order": True}, r"meta.second_order: fomaml is first order; use maml"),
+        ({"algorithm": "reptile", "inner_rates": "layer_step"}, r"meta.inner_rates: reptile learns no rates"),
+        ({"algorithm": "metaicl"}, r"meta.algorithm: metaicl needs a language model"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_in_a_line(settings, said):
+    with pytest.raises(UserError, match=said) as refusal:
+        own_learner(**settings)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("settings", [{"algorithm": "anil"}, {"algorithm": "protomaml"}, {"adapt": "head"}])
+def test_what_is_about_a_head_needs_the_width_of_the_features(settings):
+    with pytest.raises(UserError, match="hidden_size: "):
+        MetaLearner(Own(), **settings)
+
+
+def test_a_module_without_parameters_is_refused():
+    with pytest.raises(UserError, match="module: has no parameters"):
+        MetaLearner(nn.Flatten(), 5)
+
+
+def test_tasks_that_nothing_can_be_learned_from_are_refused():
+    task = own_tasks(1)[0]
+    two = TaskBatch(task.support, task.support_labels, task.query, task.query_labels, 2)
+    without = TaskBatch(task.support, task.support_labels, task.query, task.query_labels, 0)
+    four = TaskBatch(task.support, task.support_labels, task.query, task.query_labels, 4)
+    learner, prototypes = own_learner(), own_learner(algorithm="protonet")
+    for tasks, said in (
+        ([], "tasks: there are none"),
+        ([(1, 2)], "tasks: must be of TaskBatch, got one of tuple"),
+        ([without], "n_way: give the number of classes"),
+        ([two], r"n_way: labels of 2 classes are 0 to 1, got \[0, 1, 2\]"),
+    ):
+        with pytest.raises(UserError, match=said):
+            learner.backward(tasks)
+    learner.backward([four])  # of a class that has no examples nothing is learned
+    with pytest.raises(UserError, match=r"needs examples of every class, and of \[3\] are none"):
+        prototypes.backward([four])
+    with pytest.raises(UserError, match="n_way: give the number of classes"):
+        learner.adapt(task.support, task.support_labels)
+    with pytest.raises(UserError, match="steps: must be 0 or more, got -1"):
+        learner.adapt(task.support, task.support_labels, 3, steps=-1)
 
 
 # Sinusoid regression (Finn et al. 2017, section 5.1).

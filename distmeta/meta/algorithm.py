@@ -68,6 +68,10 @@ class Algorithm(ABC):
     second_order: ClassVar[bool] = False
     """Whether the paper differentiates through the inner loop."""
     needs_language_model: ClassVar[bool] = False
+    needs_head: ClassVar[bool] = False
+    """Whether it is about a linear head, and so about features of a known width."""
+    needs_every_class: ClassVar[bool] = False
+    """Whether it makes something of the support examples of each class."""
     starts_at_chance: ClassVar[bool] = False
     """Whether the unadapted network gives every class the same score."""
 

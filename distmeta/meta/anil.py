@@ -17,6 +17,7 @@ class ANIL(GradientBased):
     """Second order, in the head alone; `meta.adapt` is not looked at."""
 
     second_order = True
+    needs_head = True
 
     def __init__(self, network: Any, config: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(network, config.model_copy(update={"adapt": "head"}), *arguments, **options)

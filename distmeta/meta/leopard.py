@@ -26,6 +26,8 @@ class LEOPARD(GradientBased):
     """First order, unless `meta.second_order`."""
 
     starts_at_chance = False
+    needs_head = True
+    needs_every_class = True
 
     def __init__(self, network: Any, config: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(_Projected(network), config, *arguments, **options)

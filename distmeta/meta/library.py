@@ -2,13 +2,18 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from distmeta.errors import UserError
+from distmeta.impossible import contradictions
 from distmeta.meta.algorithm import Classifier, Criterion, Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.registry import algorithm_class
@@ -32,7 +37,7 @@ class ModuleFeatures(nn.Module):
 
     @property
     def is_random(self) -> bool:
-        """Whether it computes something else each time that it is asked."""
+        """Whether it computes something else each time that it is asked, by its dropout modules."""
         return self.training and any("Dropout" in type(module).__name__ for module in self.modules())
 
     def learn(self, values: Parameters) -> None:
@@ -40,14 +45,23 @@ class ModuleFeatures(nn.Module):
         self.learned.update({name: nn.Parameter(value) for name, value in values.items()})
 
     def adapted_names(self, adapt: str, last_k: int = 1) -> list[str]:
-        """See `meta.adapt`: all, head, bias, or regex:PATTERN over the module's own names."""
-        names = {f"module.{name}": parameter for name, parameter in self.module.named_parameters()}
+        """See `meta.adapt`: all, head, bias, or regex:PATTERN over the module's own names.
+
+        Raises:
+            UserError: there are none, and it is not `head`.
+        """
+        parameters = dict(self.module.named_parameters())
+        if adapt == "head":
+            return []
         if adapt.startswith("regex:"):
-            return [name for name in names if re.search(adapt.removeprefix("regex:"), name.removeprefix("module."))]
-        kept = {"all": lambda p: True, "head": lambda p: False, "bias": lambda p: p.ndim <= 1}
-        if adapt not in kept:
-            raise ValueError(f"adapt: {adapt} needs a transformer; use all, head, bias or regex:PATTERN")
-        return [name for name, parameter in names.items() if kept[adapt](parameter)]
+            names = [name for name in parameters if re.search(adapt.removeprefix("regex:"), name)]
+        elif adapt in ("all", "bias"):
+            names = [name for name, parameter in parameters.items() if adapt == "all" or parameter.ndim <= 1]
+        else:
+            raise UserError(f"meta.adapt: {adapt} needs a transformer; use all, head, bias or regex:PATTERN")
+        if not names:
+            raise UserError(f"meta.adapt: {adapt} finds no parameter of this module")
+        return [f"module.{name}" for name in names]
 
     def localized(self, parameters: Parameters, batches: Sequence[Any]) -> Localized:
         """Everything: nothing is known of the module's embeddings."""
@@ -66,11 +80,20 @@ class MetaLearner(nn.Module):
     """A module that learns to learn; its parameters, to be given to any optimizer, are the module's and what the
     algorithm learns beside it.
 
+    What does not require a gradient gets none, and yet moves in the inner loop where it is adapted, as by `adapt: all`.
+
+    In training mode, what the module draws is taken to come from dropout modules: without any, features that an inner
+    step leaves as they were are not computed again, as `torch.nn.functional.dropout` would need.
+
     Args:
-        module: maps a batch to features (examples, hidden_size), or, without a head, to the output itself.
+        module: maps a batch to features (examples, hidden_size), or, without a head, to the output itself. A batch is
+            whatever it takes; for `reptile` a tensor, or tensors in mappings, lists and tuples.
         hidden_size: width of the features; unset: there is no few-shot head, as in regression.
         loss: of scores and labels.
         **settings: those of `MetaConfig`, such as `algorithm`, `adapt`, `inner_lr`, `inner_steps`.
+
+    Raises:
+        UserError: a setting is none, or cannot be with the others or with this module.
     """
 
     def __init__(
@@ -81,21 +104,48 @@ class MetaLearner(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
-        config = MetaConfig(**settings)
+        config = _config(settings)
         algorithm = algorithm_class(config.algorithm)
+        like = next((value for value in module.parameters() if value.is_floating_point()), None)
+        if like is None:
+            raise UserError("module: has no parameters that could be learned")
+        if algorithm.needs_language_model:
+            raise UserError(
+                f"meta.algorithm: {config.algorithm} needs a language model, which no module of one's own is"
+            )
+        if algorithm.needs_head and hidden_size is None:
+            raise UserError(f"hidden_size: meta.algorithm {config.algorithm} needs the width of the module's features")
+        self._has_head = hidden_size is not None
+        if config.adapt == "head" and not self._has_head:
+            raise UserError("hidden_size: meta.adapt head needs the width of the module's features")
         self.network = ModuleFeatures(module, hidden_size or 0)
-        self.network.learn(algorithm.learned(self.network, config))
-        self._algorithm = algorithm(self.network, config, loss, zero_head=hidden_size is not None)
+        learned = algorithm.learned(self.network, config)
+        self.network.learn({name: value.to(like) for name, value in learned.items()})
+        self._algorithm = algorithm(self.network, config, loss, zero_head=self._has_head)
+        self._twice = algorithm.differentiates_twice(config)
 
     def backward(self, tasks: Sequence[TaskBatch], progress: float = 1.0) -> float:
         """Adds the mean meta-gradient of the tasks to `.grad` of the parameters; returns their mean query loss.
 
-        `progress`, the share of training that is done, matters to `multi_step_loss` alone.
+        `progress`, the share of training that is done, matters to `multi_step_loss` alone. Buffers of the module move
+        as in any forward pass: in training mode, the running statistics of batch norms.
+
+        Raises:
+            UserError: there are no tasks, or one is none that the algorithm could learn from.
         """
+        if not tasks:
+            raise UserError("tasks: there are none")
+        for task in tasks:
+            if not isinstance(task, TaskBatch):
+                raise UserError(f"tasks: must be of TaskBatch, got one of {type(task).__name__}")
+            self._check(task.support_labels, task.n_way)
+            self._check(task.query_labels, task.n_way, is_support=False)
         parameters: Parameters = dict(self.network.named_parameters())
         loss = 0.0
         for task in tasks:
-            result = self._algorithm.task_gradient(parameters, task, progress)
+            # Fused attention cannot be differentiated twice.
+            with sdpa_kernel(SDPBackend.MATH) if self._twice else nullcontext():
+                result = self._algorithm.task_gradient(parameters, task, progress)
             loss += result.query_loss / len(tasks)
             for name, gradient in result.gradients.items():
                 share = gradient / len(tasks)
@@ -104,11 +154,56 @@ class MetaLearner(nn.Module):
         return loss
 
     def adapt(self, support: Any, labels: Tensor, n_way: int = 0, steps: int | None = None) -> Classifier:
-        """What the network becomes on a support set: a function of a batch. Nothing of the module changes."""
-        parameters = {name: value.detach() for name, value in self.network.named_parameters()}
+        """What the network becomes on a support set: a function of a batch. Nothing of the module changes.
+
+        Raises:
+            UserError: the labels are not those of `n_way` classes, or `steps` is below 0.
+        """
+        self._check(labels, n_way)
         steps = self._algorithm.config.inner_steps if steps is None else steps
+        if steps < 0:
+            raise UserError(f"steps: must be 0 or more, got {steps}")
+        values: Parameters = {name: value.detach() for name, value in self.network.named_parameters()}
+        values |= {name: value.clone() for name, value in self.network.named_buffers()}
         with torch.enable_grad():
-            return self._algorithm.fit(parameters, support, labels, n_way, steps)
+            return self._algorithm.fit(values, support, labels, n_way, steps)
+
+    def _check(self, labels: Tensor, n_way: int, *, is_support: bool = True) -> None:
+        """Raises UserError where labels are not those of `n_way` classes, if the algorithm needs any."""
+        every = self._algorithm.needs_every_class
+        if not (self._has_head or every):
+            return
+        if n_way < 1:
+            raise UserError("n_way: give the number of classes, which the algorithm needs")
+        if labels.is_floating_point():
+            if every:
+                raise UserError("labels: the algorithm needs numbers of classes")
+            return
+        found = set(labels.tolist())
+        if not found <= set(range(n_way)):
+            raise UserError(f"n_way: labels of {n_way} classes are 0 to {n_way - 1}, got {sorted(found)}")
+        if is_support and every and len(found) < n_way:
+            missing = sorted(set(range(n_way)) - found)
+            raise UserError(f"support_labels: the algorithm needs examples of every class, and of {missing} are none")
+
+
+def _config(settings: dict[str, Any]) -> MetaConfig:
+    """The settings, checked.
+
+    Raises:
+        UserError: a line for each that is unknown, has no such value, or cannot be with the others.
+    """
+    try:
+        config = MetaConfig(**settings)
+    except ValidationError as error:
+        lines = [f"meta.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise UserError("\n".join(lines)) from None
+    problems = list(contradictions(config))
+    if config.freeze_lowest is not None:
+        problems.append("meta.freeze_lowest: needs a transformer; set requires_grad of the module's parameters")
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
 
 
 __all__ = ["MetaLearner", "TaskBatch"]

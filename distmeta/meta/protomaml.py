@@ -20,6 +20,8 @@ class ProtoMAML(GradientBased):
     """First order, as in the paper."""
 
     starts_at_chance = False
+    needs_head = True
+    needs_every_class = True
 
     def start_head(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int) -> Parameters:
         """The head of the prototypes, with its graph."""

@@ -33,6 +33,8 @@ def class_means(rows: Tensor, labels: Tensor, n_way: int, support: Any) -> Tenso
 class PrototypicalNetwork(Algorithm):
     """No inner loop."""
 
+    needs_every_class = True
+
     @property
     def takes_tasks(self) -> bool:
         """See `Algorithm`."""

@@ -1,6 +1,6 @@
 """Token batches as the network takes them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -71,9 +71,14 @@ def texts_of_tasks(batch: Any) -> tuple[int, ...]:
 
 
 def concatenate(*batches: Any) -> Any:
-    """The examples of all: sequences, or the rows of tensors."""
-    if isinstance(batches[0], torch.Tensor):
+    """The examples of all: sequences, or the rows of tensors, which may be in mappings, lists and tuples."""
+    first = batches[0]
+    if isinstance(first, torch.Tensor):
         return torch.cat(batches)
+    if isinstance(first, Mapping):
+        return {key: concatenate(*(batch[key] for batch in batches)) for key in first}
+    if isinstance(first, list | tuple):
+        return type(first)([concatenate(*parts) for parts in zip(*batches, strict=True)])
     longest = max(batch.input_ids.shape[1] for batch in batches)
 
     def together(values: list[torch.Tensor]) -> torch.Tensor:
