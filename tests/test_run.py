@@ -63,6 +63,7 @@ def whole(folder: Path) -> Path:
     config = f"{folder.name}/run.yaml"
     done = distmeta("pretrain", "--config", config, "--run-dir", folder / "whole", cwd=folder.parent)
     assert "meta-pretrained inner-loop" in done.stdout
+    assert "engine.computation: auto takes packed" in done.stderr
     return folder / "whole"
 
 
