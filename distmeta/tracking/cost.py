@@ -82,7 +82,8 @@ class FlopCounter:
 
     *Second order*: the outer backward goes back through the inner step, through its forward by two products for each
     product again, and through its backward by two for each that this made. So three times the first order's; with the
-    head alone the outer gradient reaches the encoder through the features: 3w + 3a, once.
+    head alone the outer gradient reaches the encoder through the features: 3w + 3a, once. Frozen layers below the
+    lowest adapted one only go forward.
 
     *Query set*, *prototypes*, *in-context prompts* and *language modelling*: 3w + 3a (less where the lowest layers are
     frozen), and 3 x 2 x output_parameters for each predicted position. Reptile steps on both sets, and only asks for
@@ -119,7 +120,9 @@ class FlopCounter:
 
     def step(self, tokens: StepTokens) -> float:
         """Operations of one outer step over all workers."""
-        total = self._forward(tokens.lm, tokens.lm_texts, 3, 3)
+        frozen = 0.0 if self.meta.freeze_lowest is None else self.meta.freeze_lowest / self.size.layers
+        outer = 3 - 2 * frozen
+        total = self._forward(tokens.lm, tokens.lm_texts, outer, outer)
         total += 3 * 2 * self.size.output_parameters * tokens.lm_predictions
         support, support_texts, query, query_texts = (
             tokens.support,
@@ -127,8 +130,6 @@ class FlopCounter:
             tokens.query,
             tokens.query_texts,
         )
-        frozen = 0.0 if self.meta.freeze_lowest is None else self.meta.freeze_lowest / self.size.layers
-        outer = 3 - 2 * frozen
         if self.meta.algorithm == "metaicl":
             if not query_texts:
                 return total
@@ -152,8 +153,11 @@ class FlopCounter:
             total += self._forward(support, support_texts, outer, outer)
         weights, attention = 1 + self.depth + self.breadth, 1 + 2 * self.depth
         steps = self.meta.inner_steps if self.depth else 1
-        order = 3 if self.second_order else 1
-        return total + order * steps * self._forward(support, support_texts, weights, attention)
+        if self.second_order:
+            # Of what is frozen and below all that is adapted nobody asks for a gradient.
+            spared = 2 * min(frozen, 1 - self.depth)
+            weights, attention = 3 * weights - spared, 3 * attention - spared
+        return total + steps * self._forward(support, support_texts, weights, attention)
 
     def _forward(self, tokens: float, texts: int, weights: float, attention: float) -> float:
         if not tokens:
