@@ -69,11 +69,8 @@ def impossible(config: "Config") -> Iterable[str]:
             wanted = " or ".join(map(str, possible))
             yield f"engine.weights: partitioned needs {key} {wanted}, which is {value}"
     yield from contradictions(meta)
-    if (config.engine.tasks_at_a_time or 1) > 1 and config.engine.computation in ("plain", "bucketed"):
-        yield (
-            f"engine.tasks_at_a_time: tasks go side by side where texts are packed, and engine.computation is "
-            f"{config.engine.computation}; leave one of them out"
-        )
+    if (config.engine.tasks_at_a_time or 1) > 1 and config.engine.computation == "plain":
+        yield "engine.tasks_at_a_time: engine.computation plain takes one after the other; leave one of them out"
     if config.model.name_or_path is None and not isinstance(config.model.config.get("model_type"), str):
         yield "model.config.model_type: must name a Hugging Face model type, such as bert or gpt2"
 

@@ -164,7 +164,7 @@ def test_a_model_without_sdpa_gets_eager_attention(model):
         (["meta.distance=cosine"], "meta.distance: is protonet's alone"),
         (
             ["engine.tasks_at_a_time=4", "engine.computation=plain"],
-            "engine.tasks_at_a_time: tasks go side by side where",
+            "engine.tasks_at_a_time: engine.computation plain takes one",
         ),
         (["engine.tasks_at_a_time=4", "model.config.hidden_dropout_prob=0.1"], "engine.tasks_at_a_time: with dropout"),
         (["meta.adapt=regex:nothing"], "meta.adapt: regex:nothing finds no parameter"),
