@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel
 from distmeta.meta import algorithm_class
 from distmeta.meta.config import MetaConfig
 from distmeta.models import Network, TaskBatch, TokenBatch, collate_tokens
-from distmeta.models.packing import can_pack, ignores_padding, what_hinders_packing
+from distmeta.models.packing import ignores_padding, what_hinders_packing
 from tests.helpers import VOCABULARY, tiny_network
 from tests.meta_cases import relative_error, whole
 from tests.references import hidden_states
@@ -129,7 +129,7 @@ def test_families_that_can_be_packed(attention):
     for model_type, options in FAMILIES.items():
         torch.manual_seed(0)
         model = AutoModel.from_config(AutoConfig.for_model(model_type, **options), attn_implementation=attention)
-        assert can_pack(model.base_model, 16), model_type
+        assert not what_hinders_packing(model.base_model, 16), model_type
         network = Network(model.double().eval(), "mean", computation="packed")
         with torch.no_grad():
             found = network.features(dict(network.named_parameters()), collate_tokens(ids, 0, CPU))
@@ -145,22 +145,22 @@ def test_what_cannot_be_packed_is_found_out():
     deberta = AutoConfig.for_model(
         "deberta-v2", **SMALL, intermediate_size=64, relative_attention=True, pos_att_type=["p2c", "c2p"]
     )
-    assert not can_pack(AutoModel.from_config(deberta), 16)
+    assert what_hinders_packing(AutoModel.from_config(deberta), 16).startswith("it computes otherwise")
     bert = NETWORKS["bert"].base
-    assert can_pack(bert, 16)
-    assert not can_pack(bert, None)
+    assert not what_hinders_packing(bert, 16)
+    assert what_hinders_packing(bert, None) == "the longest text is not known"
     window = AutoModel.from_config(
         AutoConfig.for_model("mistral", **SMALL, intermediate_size=64, num_key_value_heads=2, sliding_window=20)
     )
-    assert can_pack(window, 8)
-    assert not can_pack(window, 16)
+    assert not what_hinders_packing(window, 8)
+    assert what_hinders_packing(window, 16).startswith("its window of attention, 20 tokens")
     broken = AutoModel.from_config(AutoConfig.for_model("bert", **FAMILIES["bert"]))
     broken.encoder.layer[1].attention.self.forward = lambda hidden, *_, **__: (hidden.flip(1), None)
-    assert not can_pack(broken, 16)
+    assert what_hinders_packing(broken, 16)
     takes_no_positions = AutoModel.from_config(AutoConfig.for_model("bert", **FAMILIES["bert"]))
     forward = takes_no_positions.forward
     takes_no_positions.forward = lambda input_ids, attention_mask: forward(input_ids, attention_mask)
-    assert not can_pack(takes_no_positions, 16)
+    assert what_hinders_packing(takes_no_positions, 16) == "it does not take packed texts"
 
 
 def test_what_changes_the_scores_of_attention_is_not_packed():

@@ -15,7 +15,7 @@ class EngineConfig(Section):
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Arithmetic of the forward and backward passes; auto: the faster one here. Weights and their states are fp32."""
     computation: Literal["auto", "packed", "bucketed", "plain"] = "auto"
-    """Texts of different lengths: packed without padding (auto, where the model can), in buckets, or all padded."""
+    """Texts of different lengths: packed without padding, in buckets, or all padded; auto: the first that works."""
     tasks_at_a_time: int | None = Field(default=None, ge=1)
     """Tasks computed at a time, side by side in a row and in threads of a CPU; unset: as many as suit the device."""
     weights: Literal["auto", "whole", "partitioned"] = "auto"

@@ -29,7 +29,7 @@ class ModelConfig(Section):
     pooling: Literal["auto", "mean", "mask", "first", "last"] = "auto"
     """Which hidden states are a text's features; auto: the mask position for SMLMT on an encoder, else their mean."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """Attention implementation; auto: eager for second-order gradients (sdpa cannot give them), else sdpa."""
+    """Attention implementation; auto: sdpa, but eager for second order, or where the model has no sdpa."""
     lora_rank: int = Field(default=8, ge=1)
     """Rank of the LoRA adapters of `meta.adapt: lora`."""
     lora_targets: Pattern | None = None

@@ -50,7 +50,7 @@ class Network(nn.Module):
     Args:
         model: the language model, or the bare network where no language modelling is asked for.
         pooling: which hidden states are the features of a text.
-        computation: how texts of different lengths go together: `packed` (no padding; where `can_pack`), `bucketed` or
+        computation: how texts of different lengths go together: `packed` (no padding), `bucketed` or
             `plain` (padded to the longest).
         lora_rank: rank of the adapters on query and value projections; 0: none.
         lora_alpha: the adapters' update is scaled by alpha / rank.

@@ -3,7 +3,7 @@
 Linear layers, norms and activations see real tokens only, (1, tokens, width). Attention, whose share is small, moves
 them to padded grids (texts, longest, heads, width of a head) of texts of like length and back. It goes in through the
 interface in which `transformers` lets one register attention, so it serves every architecture that uses this;
-`can_pack` finds out.
+`what_hinders_packing` finds out.
 """
 
 import threading
@@ -27,7 +27,7 @@ _current = threading.local()
 
 
 HARMLESS = {"sliding_window", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "deterministic"}
-"""What models tell their attention that changes nothing here; a window of attention is looked at by `can_pack`."""
+"""What models tell their attention that changes nothing here; a window of attention is looked at beforehand."""
 
 TEXTS_A_GRID = 6
 """Texts for each grid, at least."""
@@ -224,11 +224,6 @@ def position_offset(model: nn.Module) -> int:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.padding_idx + 1
     return 0
-
-
-def can_pack(base: PreTrainedModel, max_length: int | None) -> bool:
-    """Whether the network computes the same on packed texts as on padded ones."""
-    return not what_hinders_packing(base, max_length)
 
 
 @torch.no_grad()
