@@ -183,8 +183,10 @@ class _Linear(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
+        if gradient is None:
+            return None, None, None, None
         if torch.is_grad_enabled():
             return *_Back.apply(gradient, rows, weight, ctx.layer, ctx.has_bias), None
         layer = ctx.layer
