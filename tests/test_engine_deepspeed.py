@@ -31,7 +31,7 @@ from tests.engine_runs import (
     save,
     train,
 )
-from tests.workers import World
+from tests.workers import World, worlds_of
 
 # The workers
 
@@ -45,13 +45,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, World
         environment.setenv("CXX", "/bin/false")
         environment.delenv("CUDA_HOME", raising=False)
         environment.setenv("TORCH_EXTENSIONS_DIR", str(folder / "extensions"))
-        made = {}
-        for size in WORLDS:
-            (folder / str(size)).mkdir()
-            made[size] = World(size, folder / str(size))
-    yield made
-    for world in made.values():
-        world.close()
+        with worlds_of(folder, *WORLDS) as made:
+            yield made
 
 
 # Equal to plain AdamW

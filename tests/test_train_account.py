@@ -24,14 +24,14 @@ from tests.training import (
     read_rows,
     run_steps,
     run_training,
-    started_worlds,
 )
-from tests.workers import World
+from tests.workers import World, worlds_of
 
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, World]]:
-    yield from started_worlds(tmp_path_factory, (1, 2))
+    with worlds_of(tmp_path_factory.mktemp("worlds"), 1, 2) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

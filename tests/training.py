@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,6 @@ CPU = torch.device("cpu")
 TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction", "wall_seconds", "worker_seconds"}
 TIMES |= {f"seconds/{phase}" for phase in STEP_PHASES}
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
-
-
-def started_worlds(tmp_path_factory: pytest.TempPathFactory, sizes: Sequence[int]) -> Iterator[dict[int, World]]:
-    """Workers by their number; ended where the iterator is."""
-    made = {size: World(size, tmp_path_factory.mktemp(f"world-{size}")) for size in sizes}
-    yield made
-    for world in made.values():
-        world.close()
 
 
 def prepared_corpus(folder: Path) -> Path:

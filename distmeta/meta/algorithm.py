@@ -97,6 +97,11 @@ class Algorithm(ABC):
         """Whether `task_gradient` takes several tasks side by side (`distmeta.models.batch.join`)."""
         return False
 
+    @property
+    def keeps_aside(self) -> bool:
+        """Whether second-order derivatives by fast weights are added up in place (`distmeta.models.twice`)."""
+        return False
+
     @classmethod
     def learned(cls, network: Any, config: MetaConfig) -> Parameters:
         """Starting values of what is learned beside the network, by name; they become parameters `learned.*`."""

@@ -15,8 +15,7 @@ A task may be several side by side: phi then has a dimension of tasks, and the g
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +24,8 @@ from torch import Tensor
 
 from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
 from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, stepped, total_loss, zero_head
-from distmeta.meta.inner_optimizer import direction
+from distmeta.meta.inner_optimizer import direction, state_tensors, with_state_tensors
+from distmeta.meta.randomness import drawing_again, random_state
 from distmeta.models.batch import TaskBatch, concatenate, join, texts_of_tasks
 from distmeta.models.by_task import is_gridded, send_gradient
 from distmeta.models.network import Localized
@@ -42,11 +42,18 @@ class GradientBased(Algorithm):
     def __init__(self, network: Any, config: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(network, config, *arguments, **options)
         self.adapted = network.adapted_names(config.adapt, config.last_k)
+        self.learns_rates = any(name.startswith("learned.inner_lr") for name, _ in network.named_parameters())
 
     @property
     def takes_tasks(self) -> bool:
         """See `Algorithm`. Not where gradients are clipped, by a norm over all weights of one task."""
         return self.network.takes_tasks and not self.config.inner_clipping
+
+    @property
+    def keeps_aside(self) -> bool:
+        """See `Algorithm`."""
+        is_descent = self.config.inner_optimizer == "sgd" and not self.learns_rates
+        return self.is_second_order and bool(self.adapted) and self.takes_tasks and is_descent
 
     @classmethod
     def learned(cls, network: Any, config: Any) -> Parameters:
@@ -96,7 +103,7 @@ class GradientBased(Algorithm):
             for name, value in local.parameters.items()
         }
         task = replace(task, support=local.batches[0], query=local.batches[1])
-        if self._keeps_aside(self._problem(theta, task.support, task.support_labels)) and not _tasks(task.support):
+        if self.keeps_aside and not is_gridded(task.query_labels) and not _tasks(task.support):
             task = join([task])
         weights = self.step_weights(progress)
         if not self.is_second_order:
@@ -152,14 +159,9 @@ class GradientBased(Algorithm):
         body = {name: parameters[name] for name in self.adapted}
         return Fast({n: v if n == own_rows or not tasks else v.expand(*tasks, *v.shape) for n, v in body.items()}, head)
 
-    def _keeps_aside(self, problem: Problem) -> bool:
-        """Whether what linear layers find of the derivatives by fast weights is added up aside: see `models.twice`."""
-        able = self.is_second_order and bool(self.adapted) and self.takes_tasks and problem.is_plain_descent
-        return able and not is_gridded(problem.labels)
-
     def _begun(self, problem: Problem, body: Parameters, own_rows: str | None, like: Parameters) -> dict[str, Adjoint]:
-        """Begins to add them up, in the shapes of `like`."""
-        if not self._keeps_aside(problem):
+        """Begins to keep aside what linear layers find of the derivatives by fast weights, in the shapes of `like`."""
+        if not self.keeps_aside or is_gridded(problem.labels):
             return {}
         return {n: begin(v, like[n].shape) for n, v in body.items() if v.ndim == 3 and n != own_rows}
 
@@ -179,8 +181,7 @@ class GradientBased(Algorithm):
         fixed = {name: value.detach() for name, value in theta.items()}
         problem = self._problem(fixed, task.support, task.support_labels)
         directions: list[Parameters] = []
-        learns_rates = any(name.startswith("learned.inner_lr") for name in theta)
-        if learns_rates:
+        if self.learns_rates:
             problem.record = directions.append
         gradients: Parameters = {}
         started = time.perf_counter()
@@ -190,7 +191,7 @@ class GradientBased(Algorithm):
             spent += time.perf_counter() - started
             if weights[step]:
                 fast = Fast(_requiring(fast.body), _requiring(fast.head))
-                if not learns_rates:
+                if not self.learns_rates:
                     self._send(fast.body, theta, gradients, weights[step])
                 loss, scores = self._query(theta, fast, task)
                 at_phi = _gradients(loss, {**theta, **fast.all})
@@ -277,7 +278,7 @@ class GradientBased(Algorithm):
         started = time.perf_counter()
         state: dict[str, Any] = {}
         for step in range(self.config.inner_steps):
-            drawn.append(_random_state(task.support_labels.device))
+            drawn.append(random_state(task.support_labels.device))
             fast, state = self._one_step(problem, fixed, *kept[-1], step, graph=False)
             kept.append((fast, state))
         spent = time.perf_counter() - started
@@ -299,14 +300,12 @@ class GradientBased(Algorithm):
             before, state = kept[step]
             leaves = Fast(_requiring(before.body), _requiring(before.head))
             adjoints = self._begun(problem, leaves.body, own_rows, leaves.body)
-            state_leaves = {
-                f"{key}/{n}": v.requires_grad_() for key, values in _tensors(state) for n, v in values.items()
-            }
-            with _drawing_again(task.support_labels.device, drawn.pop()):
+            state_leaves = {name: value.requires_grad_() for name, value in state_tensors(state).items()}
+            with drawing_again(task.support_labels.device, drawn.pop()):
                 after, after_state = self._one_step(
-                    problem, theta, leaves, _filled(state, state_leaves), step, graph=True
+                    problem, theta, leaves, with_state_tensors(state, state_leaves), step, graph=True
                 )
-            outputs = after.all | {f"{key}/{n}": v for key, values in _tensors(after_state) for n, v in values.items()}
+            outputs = after.all | state_tensors(after_state)
             cotangents = back | back_state
             wanted = {name: value for name, value in outputs.items() if name in cotangents and value.requires_grad}
             inputs = {f"theta:{n}": v for n, v in theta.items() if v.requires_grad} | leaves.all | state_leaves
@@ -369,22 +368,6 @@ class GradientBased(Algorithm):
         )
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, ...]:
-    """What dropout draws from on a device, and on the CPU."""
-    return (torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else []))
-
-
-@contextmanager
-def _drawing_again(device: torch.device, state: tuple[Tensor, ...]) -> Iterator[None]:
-    """While it is entered, dropout draws from this state on; afterwards as if nothing had been drawn."""
-    of_cpu, *of_gpu = state
-    with torch.random.fork_rng([device] if of_gpu else []):
-        torch.set_rng_state(of_cpu)
-        for each in of_gpu:
-            torch.cuda.set_rng_state(each, device)
-        yield
-
-
 def _tasks(support: Any) -> tuple[int, ...]:
     """The dimension of tasks, where there is one."""
     sizes = texts_of_tasks(support)
@@ -421,13 +404,3 @@ def _accumulate(total: Parameters, more: Parameters, weight: float = 1.0) -> Non
             total[name] = total[name] + weight * gradient
         else:
             total[name] = gradient if weight == 1.0 else weight * gradient
-
-
-def _tensors(state: Mapping[str, Any]) -> list[tuple[str, Parameters]]:
-    return [(key, values) for key, values in state.items() if isinstance(values, dict)]
-
-
-def _filled(state: Mapping[str, Any], leaves: Parameters) -> dict[str, Any]:
-    """The state with its tensors replaced by leaves."""
-    tensors = {key: {name: leaves[f"{key}/{name}"] for name in values} for key, values in _tensors(state)}
-    return {**state, **tensors}

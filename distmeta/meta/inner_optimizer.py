@@ -1,5 +1,6 @@
 """One step of the inner loop as a pure function of tensors, so that it can be differentiated."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,3 +56,15 @@ def direction(gradients: Parameters, state: State, config: MetaConfig) -> tuple[
         mean, square = first[name] / (1 - BETAS[0] ** step), second[name] / (1 - BETAS[1] ** step)
         moved[name] = mean / (square + EPSILON**2).sqrt()
     return moved, {"m": first, "v": second, "step": step}
+
+
+def state_tensors(state: Mapping[str, Any]) -> Parameters:
+    """The tensors of a state of the optimizer, by `<part>/<weight>`."""
+    parts = {key: values for key, values in state.items() if isinstance(values, dict)}
+    return {f"{key}/{name}": value for key, values in parts.items() for name, value in values.items()}
+
+
+def with_state_tensors(state: Mapping[str, Any], tensors: Parameters) -> State:
+    """The state with others in their place."""
+    parts = {key: values for key, values in state.items() if isinstance(values, dict)}
+    return {**state, **{key: {name: tensors[f"{key}/{name}"] for name in values} for key, values in parts.items()}}

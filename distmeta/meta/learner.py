@@ -21,7 +21,7 @@ from distmeta.tasks.draw import generator
 MOST_NUMBERS = {"cpu": 2**20, "cuda": 2**24}
 """Tokens that go side by side (of the support sets, the query sets, or the text) times the width of the network, unless
 `tasks_at_a_time` says how many tasks: it bounds the memory of activations."""
-MOST_BYTES = {"cpu": 2**28, "cuda": 2**32}
+MOST_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Bytes of the fast weights that there are at a time."""
 
 
@@ -207,6 +207,9 @@ class Learner:
         if self.tasks_at_a_time is not None:
             return True
         device = next(iter(parameters.values())).device.type
+        algorithm = self.algorithm
+        if tasks and device == "cpu" and algorithm.is_second_order and algorithm.adapted and not algorithm.keeps_aside:
+            return False  # several graphs of whole inner loops are slower than one at a time
         tokens = max(
             sum(task.support.num_tokens for task in tasks),
             sum(task.query.num_tokens for task in tasks),

@@ -199,10 +199,10 @@ class _Sum:
             self._kept.append(term if right is None else term @ right)
             return
         place, source = (each[task % len(each)] for each in (self._places, self._sources))
-        if right is not None and term.dtype == place.dtype:
-            torch.addmm(source, term, right, alpha=self._factor, out=place)
+        if right is None:
+            torch.add(source, term, alpha=self._factor, out=place)
         else:
-            torch.add(source, term if right is None else term @ right, alpha=self._factor, out=place)
+            twice.add_product(place, term, right, source=source, factor=self._factor)
 
     def gradient(self) -> Tensor | None:
         """What was kept, (tasks, ...)."""
