@@ -83,18 +83,19 @@ def single_process(config: Config) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "adapt", "more", "stage"),
+    ("algorithm", "adapt", "more", "stage", "bound"),
     [
-        ("fomaml", "all", {}, 0),
-        ("maml", "bias", {"recompute": True}, 1),
-        ("fomaml", "regex:attention", {"inner_rates": "layer_step", "multi_step_loss": 1.0}, 2),
-        ("maml", "lora", {}, 3),
-        ("anil", "head", {"freeze_lowest": 1}, 1),
-        ("protonet", "head", {"learn_temperature": True}, 3),
-        ("metaicl", "head", {}, 2),
+        ("fomaml", "all", {}, 0, 1e-6),
+        ("maml", "bias", {"recompute": True}, 1, 1e-6),
+        # AdamW makes much of rounding where a gradient is tiny: here in one number of all.
+        ("fomaml", "regex:attention", {"inner_rates": "layer_step", "multi_step_loss": 1.0}, 2, 5e-6),
+        ("maml", "lora", {}, 3, 1e-6),
+        ("anil", "head", {"freeze_lowest": 1}, 1, 1e-6),
+        ("protonet", "head", {"learn_temperature": True}, 3, 5e-6),
+        ("metaicl", "head", {}, 2, 5e-6),
     ],
 )
-def test_two_workers_equal_one_process(algorithm, adapt, more, stage, worlds, corpus, tmp_path):
+def test_two_workers_equal_one_process(algorithm, adapt, more, stage, bound, worlds, corpus, tmp_path):
     """What lies between gradients: rates, clipping and AdamW. The gradient itself is in `test_gradient_table`."""
     meta = {"algorithm": algorithm, "adapt": adapt, **more}
     decoder = {"model": {"config": {**GPT2, "n_positions": 1024}}} if algorithm == "metaicl" else {}
@@ -105,8 +106,7 @@ def test_two_workers_equal_one_process(algorithm, adapt, more, stage, worlds, co
     assert weights.keys() == expected.keys()
     worst = max(float((weights[name] - expected[name]).abs().max()) for name in expected)
     print(f"{algorithm} {adapt} stage {stage}: largest difference {worst:.1e}")
-    # AdamW makes much of rounding where a gradient is tiny, as those of rare tokens in a prompt are.
-    assert worst <= 1e-5
+    assert worst <= bound
 
 
 @pytest.mark.parametrize(
