@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from distmeta.meta.algorithm import Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch
 from distmeta.meta.maml import FirstOrderMAML
-from distmeta.models import Network, by_task
+from distmeta.models import Network, parts
 from distmeta.models.batch import join
 from distmeta.models.load import can_separate_tasks
 from tests.helpers import random_task, task_batch, tiny_network
@@ -69,23 +70,29 @@ def test_tasks_side_by_side_give_the_sum_of_what_each_gives(case: Case, model_ty
     assert together.support_losses == pytest.approx([sum(each) for each in losses], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
 @pytest.mark.parametrize(
-    "case", [case("fomaml"), case("fomaml", "lora"), case("maml"), case("fomaml", "bias")], ids=str
+    ("case", "model_type"),
+    [
+        *((case(name, adapt), "bert") for name, adapt in product(("fomaml", "maml"), ("all", "lora", "bias"))),
+        *((case(name), "gpt2") for name in ("fomaml", "maml")),
+        *((case(name), "bert") for name in ("anil", "metasgd", "protomaml", "protonet", "leopard")),
+    ],
+    ids=str,
 )
 def test_batched_products_as_on_a_gpu_give_the_same(
     case: Case, model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One product of a padded grid in the place of one a task; tried here on the CPU."""
-    attention = "eager" if case.algorithm == "maml" else "sdpa"
+    """One product for all tasks, whose parts of the row are filled up to one size; tried here on the CPU."""
+    algorithm = algorithm_class(case.algorithm)
+    attention = "eager" if algorithm.differentiates_twice(case.config) else "sdpa"
     network = make_network(case, model_type, attention=attention)
     network.computation = "packed"
-    learner = algorithm_class(case.algorithm)(network, case.config)
+    learner = algorithm(network, case.config)
     parameters = dict(network.named_parameters())
-    tasks = join([make_task(case, 4), make_task(case, 5), make_task(case, 6)])
     found = []
-    for is_gridded in (False, True):
-        monkeypatch.setattr(by_task, "is_gridded", lambda rows, is_gridded=is_gridded: is_gridded)
+    for device_types in (set(), {"cpu"}):
+        monkeypatch.setattr(parts, "BATCHED_ON", device_types)
+        tasks = join([make_task(case, index) for index in (4, 5, 6)])
         found.append(whole(learner.task_gradient(parameters, tasks), parameters))
     assert relative_error(found[1], found[0])[0] < TOLERANCE
 

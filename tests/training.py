@@ -49,14 +49,16 @@ def configure(corpus: Path, **sections: dict[str, Any]) -> Config:
     return make_config(corpus / "texts.csv", corpus, **sections)
 
 
-def _store(run: Path, outer_step: int, folder: Path | None) -> None:
+def store(run: Path, outer_step: int, folder: Path | None) -> None:
+    """Keeps a checkpoint, as the storage of a run does."""
     if folder:
         shutil.copytree(folder, run / "checkpoints" / f"checkpoint_{outer_step:08d}")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
-def _newest(run: Path) -> Path | None:
+def newest(run: Path) -> Path | None:
+    """The newest good checkpoint of a run."""
     name = newest_good(LocalFileSystem(), str(run / "checkpoints"))
     return run / "checkpoints" / name if name else None
 
@@ -68,8 +70,8 @@ def run_training(tree: dict[str, Any], run: Path) -> dict[str, Any]:
         torch.distributed.get_rank() if is_group else 0,
         torch.distributed.get_world_size() if is_group else 1,
         CPU,
-        partial(_newest, run),
-        partial(_store, run),
+        partial(newest, run),
+        partial(store, run),
     )
     return train(Config.model_validate(tree), RunDirectory(run), worker)
 

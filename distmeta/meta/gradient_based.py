@@ -27,8 +27,9 @@ from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of,
 from distmeta.meta.inner_optimizer import direction, state_tensors, with_state_tensors
 from distmeta.meta.randomness import drawing_again, random_state
 from distmeta.models.batch import TaskBatch, concatenate, join, texts_of_tasks
-from distmeta.models.by_task import is_gridded, send_gradient
+from distmeta.models.destinations import send_gradient
 from distmeta.models.network import Localized
+from distmeta.models.parts import is_batched
 from distmeta.models.twice import Adjoint, begin
 
 
@@ -103,7 +104,7 @@ class GradientBased(Algorithm):
             for name, value in local.parameters.items()
         }
         task = replace(task, support=local.batches[0], query=local.batches[1])
-        if self.keeps_aside and not is_gridded(task.query_labels) and not _tasks(task.support):
+        if self.keeps_aside and not is_batched(task.query_labels) and not _tasks(task.support):
             task = join([task])
         weights = self.step_weights(progress)
         if not self.is_second_order:
@@ -161,7 +162,7 @@ class GradientBased(Algorithm):
 
     def _begun(self, problem: Problem, body: Parameters, own_rows: str | None, like: Parameters) -> dict[str, Adjoint]:
         """Begins to keep aside what linear layers find of the derivatives by fast weights, in the shapes of `like`."""
-        if not self.keeps_aside or is_gridded(problem.labels):
+        if not self.keeps_aside or is_batched(problem.labels):
             return {}
         return {n: begin(v, like[n].shape) for n, v in body.items() if v.ndim == 3 and n != own_rows}
 

@@ -44,6 +44,9 @@ def scores_of(features: Tensor, head: Parameters, texts_per_task: Sequence[int] 
     weight, bias = head["head.weight"], head["head.bias"]
     if weight.ndim == 2:
         return functional.linear(features, weight, bias)
+    if len(set(texts_per_task)) == 1:
+        batch = features.view(len(weight), -1, features.shape[1])
+        return torch.baddbmm(bias[:, None], batch, weight.transpose(1, 2)).flatten(0, 1)
     parts = zip(features.split(list(texts_per_task)), weight.unbind(), bias.unbind(), strict=True)
     return torch.cat([functional.linear(*each) for each in parts])
 
@@ -52,6 +55,8 @@ def total_loss(criterion: Criterion, scores: Tensor, labels: Tensor, texts_per_t
     """The sum of the tasks' losses."""
     if len(texts_per_task) < 2:
         return criterion(scores, labels)
+    if criterion is functional.cross_entropy and len(set(texts_per_task)) == 1:
+        return criterion(scores, labels) * len(texts_per_task)
     sizes = list(texts_per_task)
     return torch.stack([criterion(*each) for each in zip(scores.split(sizes), labels.split(sizes), strict=True)]).sum()
 

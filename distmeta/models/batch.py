@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -31,23 +32,34 @@ class TokenBatch:
     @property
     def task_numbers(self) -> torch.Tensor:
         """The number of the task of each sequence, (sequences,); 0 where there is one task."""
-        return Parts(self.texts_per_task or (len(self.input_ids),)).tasks.to(self.input_ids.device)
+        sizes = torch.tensor(self._texts)
+        return torch.arange(len(sizes)).repeat_interleave(sizes).to(self.input_ids.device)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        found: list[int] = self.attention_mask.sum(1).tolist()
+        return found
 
     @cached_property
     def tokens_of_tasks(self) -> Parts:
         """Which tokens of the packed row belong to which task."""
-        lengths = self.attention_mask.sum(1).split(self.texts_per_task or len(self.input_ids))
-        return Parts(tuple(int(each.sum()) for each in lengths))
+        lengths = iter(self.lengths)
+        return Parts.of([sum(islice(lengths, texts)) for texts in self._texts], self.input_ids)
+
+    @property
+    def _texts(self) -> tuple[int, ...]:
+        return self.texts_per_task or (len(self.input_ids),)
 
     @cached_property
     def layout(self) -> Layout:
         """Where each token stands when the texts are packed."""
-        return Layout.of(self.attention_mask)
+        longest = self.attention_mask.shape[1]
+        return Layout.of(self.lengths, longest, self._texts, self.tokens_of_tasks, self.attention_mask.device)
 
     def sequences(self) -> list[list[int]]:
         """The token ids of each sequence, without padding."""
-        lengths = self.attention_mask.sum(1).tolist()
-        return [row[:length] for row, length in zip(self.input_ids.tolist(), lengths, strict=True)]
+        return [row[:length] for row, length in zip(self.input_ids.tolist(), self.lengths, strict=True)]
 
     def split(self, size: int) -> Iterator["TokenBatch"]:
         """The same sequences in batches of at most `size`."""

@@ -3,15 +3,10 @@
 Such a weight has one more dimension in front: (tasks, ...). The modules that hold one see the row cut into the tasks'
 parts; all else, attention and activations and shared layers, sees the whole row, so that several small tasks cost
 hardly more calls than one.
-
-A weight may be told where its gradient goes (`send_gradient`): it is then added there by the product that makes it, and
-never is a tensor of its own.
 """
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,59 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from distmeta.models import twice
-from distmeta.models.parts import Parts
-
-
-@dataclass
-class Destination:
-    """Where the gradient of a weight is added, and how often the weight was used since that was said."""
-
-    target: Tensor
-    """(tasks, ...), or (...) for the sum over the tasks."""
-    factor: float
-    source: Tensor | None = None
-    """What `factor` times the gradient is added to, to be written to the target; None: the target itself."""
-    uses: int = 0
-    is_written: bool = False
-
-
-def send_gradient(weight: Tensor, target: Tensor, factor: float, source: Tensor | None = None) -> Destination:
-    """Has `factor` times the gradient of a weight (tasks, ...) added to a target in the next backward pass.
-
-    So it is where the weight is used once, by a linear layer or a layer norm; otherwise it gets a gradient as ever.
-    """
-    destination = Destination(target, factor, source)
-    weight._destination = destination  # type: ignore[attr-defined]
-    return destination
-
-
-_counting = threading.local()
-
-
-@contextmanager
-def uncounted() -> Iterator[None]:
-    """While it is entered, uses of weights are those of a pass that is computed again, which count once."""
-    _counting.is_off = True
-    try:
-        yield
-    finally:
-        _counting.is_off = False
-
-
-def _is_counted() -> bool:
-    return not getattr(_counting, "is_off", False)
-
-
-def _destinations(*weights: Tensor | None) -> list[Destination] | None:
-    """Those of the weights, which are used now; None unless all of them have one."""
-    if not torch.is_grad_enabled():
-        return None
-    given = [weight for weight in weights if weight is not None]
-    found: list[Destination] = [weight._destination for weight in given if hasattr(weight, "_destination")]
-    for destination in found:
-        destination.uses += _is_counted()
-    return found if len(found) == len(given) else None
+from distmeta.models import batched, twice
+from distmeta.models.destinations import Destination, add_product, destinations_of, is_counted
+from distmeta.models.parts import Parts, is_batched
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, turned: bool = False) -> Tensor:
@@ -90,29 +35,21 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, t
     kind = rows.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
     if torch.is_grad_enabled() and hasattr(weight, "_adjoint"):
-        weight._adjoint.uses += _is_counted()
+        weight._adjoint.uses += is_counted()
         return twice.linear(rows, weight, bias, parts, turned=turned, dtype=dtype)
-    destinations = _destinations(weight, bias)
+    destinations = destinations_of(weight, bias)
     if destinations is not None:
-        return _Linear.apply(rows, weight, bias, parts, destinations, turned, dtype)
+        function = batched.SentLinear if is_batched(rows) else _Linear
+        return function.apply(rows, weight, bias, parts, destinations, turned, dtype)
     matrices = weight if turned else weight.transpose(1, 2)
-    if is_gridded(rows):
-        return parts.to_rows(_batched(parts.to_grid(rows), matrices, bias))
+    if is_batched(rows):
+        return batched.linear(rows, matrices, bias, parts)
     return torch.cat(
         [
             part @ matrix if bias is None else torch.addmm(bias[task], part, matrix)
             for task, (part, matrix) in enumerate(zip(parts.split(rows), matrices.unbind(), strict=True))
         ]
     )
-
-
-def is_gridded(rows: Tensor) -> bool:
-    """Whether one batched product on a padded grid is faster than a product a task: where each call is a launch."""
-    return rows.is_cuda
-
-
-def _batched(grid: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.bmm(grid, matrices) if bias is None else torch.baddbmm(bias[:, None], grid, matrices)
 
 
 class _Linear(torch.autograd.Function):
@@ -134,18 +71,14 @@ class _Linear(torch.autograd.Function):
         bias = bias if bias is None else bias.to(dtype)
         # (tasks, in, out). Not saved for the backward pass, which would refuse a weight that this very pass changes.
         ctx.matrices = matrices = weight if turned else weight.transpose(1, 2)
-        if is_gridded(rows):
-            rows = parts.to_grid(rows)
-            out = parts.to_rows(_batched(rows, matrices, bias))
+        out = rows.new_empty(len(rows), matrices.shape[2])
+        pieces = zip(parts.split(rows), matrices.unbind(), parts.split(out), strict=True)
+        if bias is None:
+            for part, matrix, result in pieces:
+                torch.mm(part, matrix, out=result)
         else:
-            out = rows.new_empty(len(rows), matrices.shape[2])
-            pieces = zip(parts.split(rows), matrices.unbind(), parts.split(out), strict=True)
-            if bias is None:
-                for part, matrix, result in pieces:
-                    torch.mm(part, matrix, out=result)
-            else:
-                for (part, matrix, result), own in zip(pieces, bias.unbind(), strict=True):
-                    torch.addmm(own, part, matrix, out=result)
+            for (part, matrix, result), own in zip(pieces, bias.unbind(), strict=True):
+                torch.addmm(own, part, matrix, out=result)
         ctx.save_for_backward(rows)
         return out
 
@@ -156,21 +89,15 @@ class _Linear(torch.autograd.Function):
         gradient = gradient.to(matrices.dtype)
         to_weight, *to_bias = ctx.destinations
         before: Tensor | None = None
-        through: list[Any] = [None] * len(matrices)
-        if is_gridded(gradient):
-            gradient = parts.to_grid(gradient)
-            if ctx.needs_input_grad[0]:
-                before = parts.to_rows(torch.bmm(gradient, matrices.transpose(1, 2)))
-            pieces = zip(rows, gradient, through, strict=True)
-        else:
-            if ctx.needs_input_grad[0]:
-                before = gradient.new_empty(len(gradient), matrices.shape[1])
-                through = list(zip(matrices.unbind(), parts.split(before), strict=True))
-            pieces = zip(parts.split(rows), parts.split(gradient), through, strict=True)
+        to_before: Sequence[Tensor | None] = [None] * len(matrices)
+        if ctx.needs_input_grad[0]:
+            before = gradient.new_empty(len(gradient), matrices.shape[1])
+            to_before = parts.split(before)
         weights, biases = _Sum(to_weight, 2), [_Sum(each, 1) for each in to_bias]
-        for task, (x, g, way) in enumerate(pieces):
-            if way is not None:
-                torch.mm(g, way[0].t(), out=way[1])
+        pieces = zip(parts.split(rows), parts.split(gradient), matrices.unbind(), to_before, strict=True)
+        for task, (x, g, matrix, out) in enumerate(pieces):
+            if out is not None:
+                torch.mm(g, matrix.t(), out=out)
             # At once, while the weight is in the cache.
             weights.add(task, *((x.t(), g) if ctx.turned else (g.t(), x)))
             for bias in biases:
@@ -202,7 +129,7 @@ class _Sum:
         if right is None:
             torch.add(source, term, alpha=self._factor, out=place)
         else:
-            twice.add_product(place, term, right, source=source, factor=self._factor)
+            add_product(place, term, right, source=source, factor=self._factor)
 
     def gradient(self) -> Tensor | None:
         """What was kept, (tasks, ...)."""
@@ -285,12 +212,14 @@ def _linear(module: Any, names: Sequence[str], parts: Parts, row: Tensor) -> Ten
     if "weight" in names:
         return linear(row.squeeze(0), weight, bias, parts, turned=turned).unsqueeze(0)
     out = functional.linear(row, weight.t() if turned else weight)
-    return out + bias.index_select(0, parts.tasks.to(row.device))
+    return out + parts.spread(bias)
 
 
 def _layer_norm(module: Any, names: Sequence[str], parts: Parts, row: Tensor) -> Tensor:
+    if len(names) == 2 and is_batched(row):
+        return batched.layer_norm(row, module.weight, module.bias, module.eps, parts)
     if len(names) == 2 and not torch.is_autocast_enabled(row.device.type):
-        destinations = _destinations(module.weight, module.bias)
+        destinations = destinations_of(module.weight, module.bias)
         if destinations is not None:
             return _LayerNorm.apply(
                 row.squeeze(0), module.weight, module.bias, module.eps, parts, destinations
@@ -304,7 +233,7 @@ def _embedding(module: Any, names: Sequence[str], parts: Parts, ids: Tensor) -> 
     if module.padding_idx is not None:
         return _forward(module, names, parts, ids)
     table = module.weight
-    return functional.embedding(ids + table.shape[1] * parts.tasks.to(ids.device), table.flatten(0, 1))
+    return functional.embedding(ids + table.shape[1] * parts.numbers(ids), table.flatten(0, 1))
 
 
 _FORWARD = {nn.Linear: _linear, Conv1D: _linear, nn.LayerNorm: _layer_norm, nn.Embedding: _embedding}

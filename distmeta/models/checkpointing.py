@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from distmeta.models.by_task import uncounted
+from distmeta.models.destinations import uncounted
 from distmeta.models.layers import layer_list
 
 

@@ -7,7 +7,7 @@ interface in which `transformers` lets one register attention, so it serves ever
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
+
+from distmeta.models.parts import Parts
 
 if TYPE_CHECKING:
     from distmeta.models.batch import TokenBatch
@@ -62,7 +64,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a packed row belong."""
+    """Where the tokens of a packed row belong. A row may hold fillers too, which belong to no text and go nowhere."""
 
     positions: Tensor
     """(1, tokens): the number of each token in its text."""
@@ -80,45 +82,54 @@ class Layout:
     """(places,): the token of each place of all grids; 0 where there is none."""
     is_token: Tensor
     """(places,), bool: whether there is a token."""
+    is_text: Tensor | None
+    """(tokens,), bool: whether a token is no filler; None where none is."""
 
     @classmethod
-    def of(cls, attention_mask: Tensor) -> "Layout":
-        """That of texts padded on the right: `attention_mask` (texts, longest)."""
-        texts, longest = attention_mask.shape
-        device = attention_mask.device
-        to_row = attention_mask.reshape(-1).nonzero()[:, 0]
-        tokens = torch.arange(len(to_row), device=device)
-        lengths = attention_mask.sum(1)
-        starts = lengths.cumsum(0) - lengths
-        text = to_row // longest
-        average = torch.zeros(texts, len(to_row), dtype=torch.float64, device=device)
-        average[text, tokens] = 1.0
-        average /= lengths[:, None]
-        positions = to_row % longest
+    def of(
+        cls, lengths: Sequence[int], longest: int, texts_per_task: Sequence[int], parts: Parts, device: torch.device
+    ) -> "Layout":
+        """That of texts padded on the right to `longest`.
 
-        by_length = lengths.argsort(stable=True)
+        Args:
+            lengths: tokens of each text.
+            longest: see above.
+            texts_per_task: how many of the texts belong to each task, in order.
+            parts: how many tokens of the row belong to each task, fillers at their end among them.
+            device: of the tensors. They are made on the CPU, so that a GPU need not be waited for.
+        """
+        texts, size, sizes = len(lengths), torch.tensor(lengths), torch.tensor(parts.sizes)
+        before = size.cumsum(0) - size
+        of_task = torch.arange(len(sizes)).repeat_interleave(torch.tensor(texts_per_task))
+        first_texts = torch.tensor(texts_per_task).cumsum(0) - torch.tensor(texts_per_task)
+        starts = before + (sizes.cumsum(0) - sizes - before[first_texts])[of_task]
+        text = torch.arange(texts).repeat_interleave(size)
+        position = torch.arange(len(text)) - before[text]
+        tokens = starts[text] + position
+        positions, to_row, from_grids = (torch.zeros(sum(parts.sizes), dtype=torch.long) for _ in range(3))
+        positions[tokens], to_row[tokens] = position, text * longest + position
+        is_text = torch.zeros(len(to_row), dtype=torch.bool)
+        is_text[tokens] = True
+        average = torch.zeros(texts, len(to_row), dtype=torch.float64)
+        average[text, tokens] = 1 / size.double()[text]
+
+        by_length = size.argsort(stable=True)
         grids: list[Grid] = []
         to_grids: list[Tensor] = []
-        from_grids = torch.empty_like(tokens)
         places = 0
         for part in by_length.chunk(max(1, min(MOST_GRIDS, texts // TEXTS_A_GRID))):
-            width = int(lengths[part[-1]])
-            at = torch.arange(width, device=device)
-            is_token = (at < lengths[part, None]).reshape(-1)
+            width = int(size[part[-1]])
+            at = torch.arange(width)
+            is_token = (at < size[part, None]).reshape(-1)
             to_grids.append((starts[part, None] + at).reshape(-1) * is_token)
             from_grids[to_grids[-1][is_token]] = places + is_token.nonzero()[:, 0]
-            grids.append(Grid(is_token, len(part), width))
+            grids.append(Grid(is_token.to(device), len(part), width))
             places += len(is_token)
-        return cls(
-            positions[None],
-            starts,
-            average,
-            to_row,
-            grids,
-            from_grids,
-            torch.cat(to_grids),
-            torch.cat([grid.is_token for grid in grids]),
-        )
+        is_token = torch.cat([grid.is_token for grid in grids])
+        found = (positions[None], starts, average, to_row, from_grids, torch.cat(to_grids))
+        positions, starts, average, to_row, from_grids, all_to_grids = (each.to(device) for each in found)
+        in_text = None if len(tokens) == len(to_row) else is_text.to(device)
+        return cls(positions, starts, average, to_row, grids, from_grids, all_to_grids, is_token, in_text)
 
 
 class _ToGrids(torch.autograd.Function):
@@ -131,7 +142,9 @@ class _ToGrids(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _ToRow.apply(gradient, ctx.layout), None
+        rows = _ToRow.apply(gradient, ctx.layout)
+        is_text = ctx.layout.is_text
+        return rows if is_text is None else rows * is_text.view(-1, *[1] * (rows.ndim - 1)), None
 
 
 class _ToRow(torch.autograd.Function):

@@ -1,10 +1,19 @@
 """Which rows of a packed batch belong to which task."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+BATCHED_ON = {"cuda"}
+"""Kinds of device on which one batched product over tasks is faster than a product a task: each call is a launch."""
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether the tasks of a row go through batched products, for which each has as many rows as any other."""
+    return tensor.device.type in BATCHED_ON
 
 
 @dataclass(frozen=True)
@@ -13,42 +22,35 @@ class Parts:
 
     sizes: tuple[int, ...]
 
+    @classmethod
+    def of(cls, tokens: Sequence[int], like: Tensor) -> "Parts":
+        """The parts of tasks with so many tokens each, filled up to the largest where that is how `like` goes."""
+        return cls((max(tokens),) * len(tokens) if is_batched(like) else tuple(tokens))
+
     def split(self, rows: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
         """The rows of each task."""
         return rows.split(self.sizes, dim)
 
+    def batch(self, rows: Tensor) -> Tensor:
+        """(rows, width) as (tasks, rows of a task, width), of parts that are filled up."""
+        return rows.view(len(self.sizes), self.sizes[0], *rows.shape[1:])
+
     def sums(self, rows: Tensor) -> Tensor:
         """The sum over the rows of each task: (rows, width) to (tasks, width)."""
-        return self._indicator.to(rows).t() @ rows
+        return self.batch(rows).sum(1) if is_batched(rows) else self._indicator.to(rows).t() @ rows
 
     def spread(self, values: Tensor) -> Tensor:
         """The reverse: each row gets what its task has."""
+        if is_batched(values):
+            return values[:, None].expand(-1, self.sizes[0], -1).flatten(0, 1)
         return self._indicator.to(values) @ values
 
-    @cached_property
-    def tasks(self) -> Tensor:
-        """The task of each row, (rows,)."""
+    def numbers(self, like: Tensor) -> Tensor:
+        """The task of each row, (rows,), on the device of `like`."""
+        if is_batched(like):
+            return torch.arange(len(self.sizes), device=like.device).repeat_interleave(self.sizes[0])
         return torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
 
     @cached_property
     def _indicator(self) -> Tensor:
         return torch.eye(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes), 0)
-
-    @cached_property
-    def _grid(self) -> tuple[Tensor, Tensor, Tensor]:
-        largest = max(self.sizes)
-        places = self.tasks * largest + torch.cat([torch.arange(size) for size in self.sizes])
-        rows = torch.zeros(len(self.sizes) * largest, dtype=torch.long)
-        rows[places] = torch.arange(len(places))
-        is_row = torch.zeros(len(rows), 1, dtype=torch.bool)
-        is_row[places] = True
-        return rows, is_row, places
-
-    def to_grid(self, rows: Tensor) -> Tensor:
-        """(rows, width) to (tasks, most rows of a task, width), with zeros where there is none."""
-        index, is_row, _ = (each.to(rows.device) for each in self._grid)
-        return (rows.index_select(0, index) * is_row).view(len(self.sizes), -1, rows.shape[1])
-
-    def to_rows(self, grid: Tensor) -> Tensor:
-        """The reverse."""
-        return grid.flatten(0, 1).index_select(0, self._grid[2].to(grid.device))

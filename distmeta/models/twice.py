@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distmeta.models.destinations import add_product
 from distmeta.models.parts import Parts
 
 
@@ -72,18 +73,6 @@ class Adjoint:
             left = torch.cat([lefts[task] for lefts, _ in terms]) if len(terms) > 1 else terms[0][0][task]
             right = torch.cat([rights[task] for _, rights in terms]) if len(terms) > 1 else terms[0][1][task]
             add_product(place, left.t(), right, source=None if is_first else place)
-
-
-def add_product(target: Tensor, left: Tensor, right: Tensor, *, source: Tensor | None, factor: float = 1.0) -> None:
-    """target = source + factor * left right, where a source of None is zeros."""
-    if left.dtype == target.dtype:
-        torch.addmm(
-            target if source is None else source, left, right, beta=source is not None, alpha=factor, out=target
-        )
-    elif source is None:
-        torch.mul(left @ right, factor, out=target)
-    else:
-        torch.add(source, left @ right, alpha=factor, out=target)
 
 
 def begin(weight: Tensor, shape: torch.Size) -> Adjoint:

@@ -1,0 +1,146 @@
+"""On a GPU: the same gradients as on the CPU, and training from start to resume. Skipped where there is none."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distmeta.meta import Learner, Work, algorithm_class
+from distmeta.meta.config import MetaConfig
+from distmeta.models.batch import join
+from distmeta.rundir import RunDirectory
+from distmeta.train.loop import Worker, train
+from tests.helpers import random_task, task_batch, tiny_network
+from tests.meta_cases import Case, case, make_network, make_task, relative_error, whole
+from tests.training import assert_same, configure, newest, prepared_corpus, read_rows, run_steps, store, weights_of
+from tests.workers import World, worlds_of
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+GPU = torch.device("cuda", 0)
+
+
+def on_gpu(value: Any) -> Any:
+    """A batch with its tensors on the GPU."""
+    if isinstance(value, torch.Tensor):
+        return value.to(GPU)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: on_gpu(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    return value
+
+
+CASES = [
+    *(case(name, adapt) for name in ("maml", "fomaml") for adapt in ("all", "head", "lora", "bias", "last_k")),
+    *(case(name) for name in ("reptile", "metasgd", "anil", "protomaml", "protonet", "leopard", "metaicl")),
+    case("maml", recompute=True),
+    case("maml", inner_optimizer="momentum"),
+    case("fomaml", inner_rates="layer_step"),
+    case("fomaml", inner_clipping=0.2),
+    case("maml", multi_step_loss=0.8, progress=0.2),
+]
+
+
+@pytest.mark.parametrize("computation", ["packed", "bucketed", "plain"])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_are_those_of_the_cpu(case: Case, model_type: str, computation: str) -> None:
+    """In double precision, of a task and of three side by side."""
+    algorithm = algorithm_class(case.algorithm)
+    attention = "eager" if algorithm.differentiates_twice(case.config) else "sdpa"
+    network = make_network(case, model_type, attention=attention)
+    network.computation = computation
+    tasks = [make_task(case, index) for index in (4, 5, 6)]
+    groups = [tasks[0], join(tasks)] if algorithm(network, case.config).takes_tasks else [tasks[0]]
+    for group in groups:
+        found = {}
+        for device in ("cpu", "cuda"):
+            network.to(device)
+            torch.manual_seed(0)  # metaicl draws the order of its prompt
+            parameters = dict(network.named_parameters())
+            result = algorithm(network, case.config).task_gradient(
+                parameters, on_gpu(group) if device == "cuda" else group, case.progress
+            )
+            found[device] = {name: value.cpu() for name, value in whole(result, parameters).items()}
+        assert found["cuda"].keys() == found["cpu"].keys()
+        assert relative_error(found["cuda"], found["cpu"])[0] < 1e-8
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.03)])
+@pytest.mark.parametrize("algorithm", ["fomaml", "maml", "anil"])
+def test_error_of_each_precision(algorithm: str, precision: str, tolerance: float) -> None:
+    attention = "eager" if algorithm == "maml" else "sdpa"
+    config = MetaConfig(
+        algorithm=algorithm, adapt="head" if algorithm == "anil" else "all", inner_lr=0.1, lm_weight=0.0
+    )
+
+    def gradient(dtype: torch.dtype, precision: str, device: torch.device) -> torch.Tensor:
+        network = tiny_network("bert", attention=attention).eval().to(device, dtype)
+        network.computation = "packed"
+        work = [Work(index, task_batch(random_task(index)), None) for index in range(4)]
+        work = [dataclasses.replace(item, task=on_gpu(item.task)) for item in work] if device == GPU else work
+        found, _ = Learner(network, config, precision, 0).gradient(dict(network.named_parameters()), work, 4)
+        return torch.cat([value.flatten().double().cpu() for _, value in sorted(found.items())])
+
+    exact = gradient(torch.float64, "fp32", torch.device("cpu"))
+    assert (gradient(torch.float32, precision, GPU) - exact).norm() < tolerance * exact.norm()
+
+
+def test_dropout_of_a_step_computed_again() -> None:
+    """Recomputation and checkpointed activations draw what the first pass drew."""
+    network = tiny_network("bert", dropout=0.2).double().train().to(GPU)
+    network.computation = "packed"
+    parameters = dict(network.named_parameters())
+    task, found = on_gpu(task_batch(random_task(1))), []
+    for recompute, checkpoints in ((False, False), (True, False), (False, True)):
+        network.checkpoints_activations = checkpoints
+        config = MetaConfig(algorithm="maml", inner_steps=2, lm_weight=0.0, recompute=recompute)
+        torch.manual_seed(3)
+        result = algorithm_class("maml")(network, config).task_gradient(parameters, task)
+        found.append(whole(result, parameters))
+    assert relative_error(found[1], found[0])[0] < 1e-8
+    assert relative_error(found[2], found[0])[0] < 1e-8
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def cpu_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with worlds_of(tmp_path_factory.mktemp("worlds"), 1) as made:
+        yield made[1]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        *({"zero_stage": stage} for stage in range(4)),
+        {"zero_stage": 2, "offload_optimizer": True},
+        {"zero_stage": 3, "weights": "partitioned"},
+    ],
+    ids=str,
+)
+def test_training_is_that_of_the_cpu(engine: dict[str, Any], corpus: Path, cpu_world: World, tmp_path: Path) -> None:
+    """In fp32, with language modelling beside the tasks; stopped and resumed on the GPU."""
+
+    def config(steps: int) -> Any:
+        meta = {"adapt": "lora" if "weights" in engine else "all", "schedule": "constant", "warmup_ratio": 0.0}
+        return configure(corpus, engine={"precision": "fp32", **engine}, meta=meta, train={"outer_steps": steps})
+
+    runs = {device: tmp_path / device for device in ("cpu", "cuda")}
+    rows = run_steps(cpu_world, config(10), runs["cpu"])
+    runs["cuda"].mkdir()
+    for steps in (5, 10):
+        run = runs["cuda"]
+        worker = Worker(0, 1, GPU, partial(newest, run), partial(store, run))
+        progress = train(config(steps), RunDirectory(run), worker)
+    assert progress["peak_memory_bytes"] > 0
+    assert_same(read_rows(runs["cuda"]), rows, 2e-3)
+    weights = weights_of(runs["cuda"], 10)
+    for name, value in weights_of(runs["cpu"], 10).items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-2, atol=2e-3)
