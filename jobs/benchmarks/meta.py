@@ -204,6 +204,12 @@ def compare(
             processor_seconds[name].append(time.process_time() - processor_started)
             if outcome.inner_seconds is not None:
                 inner_seconds[name].append(outcome.inner_seconds)
+
+    def memory(name: str) -> int | None:
+        if work.device.type == "cuda":  # whose allocator can tell
+            return peak_memory(entered[name], weights, tasks)
+        return peak_memory_elsewhere(options, workload, shots, lengths, name, notes)
+
     operations = needed(work.workload, work.shape, tasks, work.inner_steps)
     rows = []
     for name in entered:
@@ -221,7 +227,7 @@ def compare(
                 len(tasks) / median,
                 ratio(seconds, name),
                 ratio(processor_seconds, name) if alone else None,
-                None if options.skip_memory else peak_memory_elsewhere(options, workload, shots, lengths, name, notes),
+                None if options.skip_memory else memory(name),
                 inner,
                 share(operations.whole, seconds[name], round_rates),
                 losses[name],
