@@ -89,6 +89,41 @@ def test_error_of_each_precision(algorithm: str, precision: str, tolerance: floa
     assert (gradient(torch.float32, precision, GPU) - exact).norm() < tolerance * exact.norm()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(case(name, adapt, inner_lr=0.1) for name in ("maml", "fomaml") for adapt in ("all", "lora", "head")),
+        *(case(name, inner_lr=0.1) for name in ("metasgd", "anil", "protomaml", "leopard")),
+        case("maml", recompute=True, inner_lr=0.1),
+        case("fomaml", inner_clipping=0.2, inner_lr=0.1),
+        case("fomaml", inner_optimizer="adam", inner_lr=0.01),
+    ],
+    ids=str,
+)
+def test_replayed_gradients(case: Case, model_type: str, precision: str) -> None:
+    """Recorded once or twice, and the same over tasks of other lengths and weights that have moved meanwhile."""
+    attention = "eager" if algorithm_class(case.algorithm).differentiates_twice(case.config) else "sdpa"
+    network = make_network(case, model_type, attention=attention).float().to(GPU)
+    network.computation = "packed"
+    parameters = dict(network.named_parameters())
+    replaying, plain = (Learner(network, case.config, precision, 0, records=records) for records in (True, False))
+    for step in range(8):
+        work = [Work(index, on_gpu(task_batch(random_task(3 * step + index))), None) for index in range(3)]
+        found, metrics = replaying.gradient(parameters, work, 3)
+        expected, expected_metrics = plain.gradient(parameters, work, 3)
+        assert found.keys() == expected.keys()
+        together, exact = (torch.cat([each[name].flatten() for name in expected]) for each in (found, expected))
+        assert (together - exact).norm() < (1e-4 if precision == "fp32" else 0.05) * exact.norm(), step
+        assert metrics["query_loss"] == pytest.approx(expected_metrics["query_loss"], rel=1e-2)
+        with torch.no_grad():
+            for name, gradient in expected.items():
+                parameters[name] -= 1e-3 * gradient
+    assert replaying._replay is not None
+    assert 1 <= replaying._replay.recordings <= 3
+
+
 def test_dropout_of_a_step_computed_again() -> None:
     """Recomputation and checkpointed activations draw what the first pass drew."""
     network = tiny_network("bert", dropout=0.2).double().train().to(GPU)

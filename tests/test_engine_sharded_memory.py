@@ -73,7 +73,7 @@ def _memory() -> tuple[int, int, int, int]:
     adapted = ["model.encoder.layer.0.attention.self.query.weight"]
     engine = _Watched(network, settings, adapted_names=adapted, weight_decay=0.0, device=CPU)
     ids, labels = torch.tensor([[5, 6], [7, 8]]), torch.tensor([0, 1])
-    batch = TokenBatch(ids, torch.ones_like(ids), torch.full((2,), -1), 4)
+    batch = TokenBatch(ids, torch.ones_like(ids), torch.full((2,), -1), (2, 2))
     task = TaskBatch(batch, labels, batch, labels, 2)
     # DeepSpeed may do otherwise when it has seen the order of the modules once.
     for watched in (False, True):

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from distmeta.engine.deepspeed_engine import environment
+
 
 class World:
     """Worker processes in one process group, that run functions one after the other, all of them the same."""
@@ -25,8 +27,9 @@ class World:
             context.Process(target=_work, args=(rank, size, folder, self._tasks[rank], self._results), daemon=True)
             for rank in range(size)
         ]
-        for process in self._processes:
-            process.start()
+        with environment(DS_ACCELERATOR="cpu"):  # DeepSpeed asks when the forkserver imports it
+            for process in self._processes:
+                process.start()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call `function` on every worker; returns what it returned on rank 0."""
@@ -70,7 +73,6 @@ def _work(rank: int, size: int, folder: Path, tasks: Any, results: Any) -> None:
     with (folder / f"output-{rank}").open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
     # A worker on its own leaves it to the engine.
     if size > 1:

@@ -18,6 +18,8 @@ class EngineConfig(Section):
     """Texts of different lengths: packed without padding, in buckets, or all padded; auto: the first that works."""
     tasks_at_a_time: int | None = Field(default=None, ge=1)
     """Tasks computed at a time, side by side in a row and in threads of a CPU; unset: as many as suit the device."""
+    cuda_graphs: bool = True
+    """On a GPU, record the work of a group of tasks and replay it as one launch: small models are bound by launches."""
     weights: Literal["auto", "whole", "partitioned"] = "auto"
     """whole: each worker holds all for a step; partitioned (stage 3, fomaml, maml): by layer; auto: as fits."""
     offload_optimizer: bool = False

@@ -328,7 +328,7 @@ class ShardedEngine(Engine):
     def _no_tokens(self) -> tuple[TokenBatch, Tensor]:
         """One text of one token, and the number 0: the passes of a batch at the least cost."""
         one = torch.ones(1, 1, dtype=torch.long, device=self._device)
-        return TokenBatch(one * 0, one, one[0] * 0, 1), one[0] * 0
+        return TokenBatch(one * 0, one, one[0] * 0, (1,)), one[0] * 0
 
     def _no_task(self) -> TaskBatch:
         batch, zero = self._no_tokens()

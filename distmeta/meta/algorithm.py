@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -52,6 +53,28 @@ class TaskResult:
     embedding: str | None = None
     """The parameter whose gradient is of some rows alone: those of `rows`."""
     rows: Tensor | None = None
+
+
+@dataclass
+class Outcome:
+    """The same before it is read: on a GPU, to read a number is to wait for it."""
+
+    gradients: Parameters
+    query_loss: Tensor
+    query_accuracy: Tensor | None
+    query_accuracy_before: Tensor | None = None
+    support_losses: list[Tensor] = field(default_factory=list)
+    inner_seconds: float = 0.0
+
+    def read(self, embedding: str | None = None, rows: Tensor | None = None) -> TaskResult:
+        """Waits for all numbers at once."""
+        accuracies = [each for each in (self.query_accuracy, self.query_accuracy_before) if each is not None]
+        numbers = [self.query_loss, *self.support_losses, *accuracies]
+        loss, *rest = torch.stack([each.detach().double() for each in numbers]).tolist()
+        losses, rest = rest[: len(self.support_losses)], rest[len(self.support_losses) :]
+        accuracy = None if self.query_accuracy is None else rest.pop(0)
+        before = None if self.query_accuracy_before is None else rest.pop(0)
+        return TaskResult(self.gradients, loss, accuracy, before, losses, self.inner_seconds, embedding, rows)
 
 
 class Algorithm(ABC):
@@ -127,9 +150,9 @@ class Algorithm(ABC):
         """What a user of the network would do with a support set; keeps no graph."""
 
 
-def accuracy(scores: Tensor, labels: Tensor, texts_per_task: Sequence[int] = ()) -> float | None:
+def accuracy(scores: Tensor, labels: Tensor, texts_per_task: Sequence[int] = ()) -> Tensor | None:
     """Share of the rows whose largest score is their label's, of several tasks the sum; None for labels of no class."""
     if labels.is_floating_point():
         return None
     hits = (scores.argmax(1) == labels).float().split(list(texts_per_task) or len(labels))
-    return float(sum(each.mean() for each in hits))
+    return torch.stack([each.mean() for each in hits]).sum()

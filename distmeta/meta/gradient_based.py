@@ -15,14 +15,14 @@ A task may be several side by side: phi then has a dimension of tasks, and the g
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
+from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult, accuracy
 from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, stepped, total_loss, zero_head
 from distmeta.meta.inner_optimizer import direction, state_tensors, with_state_tensors
 from distmeta.meta.randomness import drawing_again, random_state
@@ -98,27 +98,48 @@ class GradientBased(Algorithm):
 
     def task_gradient(self, parameters: Parameters, task: TaskBatch, progress: float = 1.0) -> TaskResult:
         """See `Algorithm`."""
-        local = self._localized(parameters, [task.support, task.query])
+        local, task = self.prepared(parameters, task)
+        outcome = self.outcome(local.parameters, task, self.step_weights(progress), local.embedding)
+        return outcome.read(local.embedding, local.rows)
+
+    def prepared(self, parameters: Parameters, task: TaskBatch, least_rows: int = 0) -> tuple[Localized, TaskBatch]:
+        """The parameters that a task needs, and the task with ids for them; what looks at ids is done here.
+
+        `least_rows`: see `Network.localized`.
+        """
+        if self.localizes:
+            local = self.network.localized(parameters, [task.support, task.query], least_rows)
+            task = replace(task, support=local.batches[0], query=local.batches[1])
+        else:
+            local = Localized(parameters, [task.support, task.query], None, None)
+        if self.keeps_aside and not is_batched(task.query_labels.device) and not _tasks(task.support):
+            task = join([task])
+        return local, task
+
+    def outcome(
+        self, parameters: Parameters, task: TaskBatch, weights: Sequence[float], embedding: str | None
+    ) -> Outcome:
+        """What a prepared task gives; what is launched on a GPU depends on nothing but sizes.
+
+        Args:
+            parameters: those prepared.
+            task: that prepared.
+            weights: see `step_weights`.
+            embedding: the parameter that holds rows of this task alone.
+        """
         theta = {
             name: value.detach().requires_grad_(name in self.trained or (self.is_second_order and name in self.adapted))
-            for name, value in local.parameters.items()
+            for name, value in parameters.items()
         }
-        task = replace(task, support=local.batches[0], query=local.batches[1])
-        if self.keeps_aside and not is_batched(task.query_labels) and not _tasks(task.support):
-            task = join([task])
-        weights = self.step_weights(progress)
         if not self.is_second_order:
-            result = self._first_order(theta, task, weights, local.embedding)
-        elif self.config.recompute:
-            result = self._recomputed(theta, task, weights, local.embedding)
-        else:
-            result = self._second_order(theta, task, weights, local.embedding)
-        result.embedding, result.rows = local.embedding, local.rows
-        return result
+            return self._first_order(theta, task, weights, embedding)
+        if self.config.recompute:
+            return self._recomputed(theta, task, weights, embedding)
+        return self._second_order(theta, task, weights, embedding)
 
     def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
         """See `Algorithm`. First order: no graph outlives an inner step."""
-        local = self._localized({name: value.detach() for name, value in parameters.items()}, [support])
+        local = self._localized({name: value.detach() for name, value in parameters.items()}, support)
         (support,) = local.batches
         with torch.no_grad():
             head = self.start_head(local.parameters, support, labels, n_way)
@@ -137,10 +158,12 @@ class GradientBased(Algorithm):
 
         return classify
 
-    def _localized(self, parameters: Parameters, batches: list[Any]) -> Localized:
-        if self.localizes:
-            return self.network.localized(parameters, batches)
-        return Localized(parameters, batches, None, None)
+    def _localized(self, parameters: Parameters, batch: Any) -> Localized:
+        return (
+            self.network.localized(parameters, [batch])
+            if self.localizes
+            else Localized(parameters, [batch], None, None)
+        )
 
     def _problem(self, parameters: Parameters, support: Any, labels: Tensor) -> Problem:
         return Problem(
@@ -162,7 +185,7 @@ class GradientBased(Algorithm):
 
     def _begun(self, problem: Problem, body: Parameters, own_rows: str | None, like: Parameters) -> dict[str, Adjoint]:
         """Begins to keep aside what linear layers find of the derivatives by fast weights, in the shapes of `like`."""
-        if not self.keeps_aside or is_batched(problem.labels):
+        if not self.keeps_aside or is_batched(problem.labels.device):
             return {}
         return {n: begin(v, like[n].shape) for n, v in body.items() if v.ndim == 3 and n != own_rows}
 
@@ -176,8 +199,8 @@ class GradientBased(Algorithm):
         return total_loss(self.criterion, scores, task.query_labels, task.query_sizes), scores
 
     def _first_order(
-        self, theta: Parameters, task: TaskBatch, weights: list[float], own_rows: str | None
-    ) -> TaskResult:
+        self, theta: Parameters, task: TaskBatch, weights: Sequence[float], own_rows: str | None
+    ) -> Outcome:
         head = self.start_head(theta, task.support, task.support_labels, task.n_way)
         fixed = {name: value.detach() for name, value in theta.items()}
         problem = self._problem(fixed, task.support, task.support_labels)
@@ -199,7 +222,7 @@ class GradientBased(Algorithm):
                 self._add_at_start(gradients, at_phi, theta, head, directions, weights[step])
             started = time.perf_counter()
         kept = {name: gradient for name, gradient in gradients.items() if name in self.trained}
-        return self._result(kept, loss, scores, task, problem, spent)
+        return self._outcome(kept, loss, scores, task, problem, spent)
 
     def _send(self, body: Parameters, theta: Parameters, gradients: Parameters, factor: float) -> None:
         """Has the gradients at phi of several tasks added up as they arise."""
@@ -241,8 +264,8 @@ class GradientBased(Algorithm):
             _accumulate(total, {n: g for n, g in zip(sources, found, strict=True) if g is not None}, weight)
 
     def _second_order(
-        self, theta: Parameters, task: TaskBatch, weights: list[float], own_rows: str | None
-    ) -> TaskResult:
+        self, theta: Parameters, task: TaskBatch, weights: Sequence[float], own_rows: str | None
+    ) -> Outcome:
         problem = self._problem(theta, task.support, task.support_labels)
         problem.second_order = True
         total: Tensor = torch.zeros((), device=task.query_labels.device)
@@ -267,9 +290,11 @@ class GradientBased(Algorithm):
             started = time.perf_counter()
         gradients = _gradients(total, {name: value for name, value in theta.items() if name in self.trained})
         _accumulate(gradients, _settled({n: each for n, each in adjoints.items() if n in self.trained}))
-        return self._result(gradients, loss, scores, task, problem, spent)
+        return self._outcome(gradients, loss, scores, task, problem, spent)
 
-    def _recomputed(self, theta: Parameters, task: TaskBatch, weights: list[float], own_rows: str | None) -> TaskResult:
+    def _recomputed(
+        self, theta: Parameters, task: TaskBatch, weights: Sequence[float], own_rows: str | None
+    ) -> Outcome:
         fixed = {name: value.detach() for name, value in theta.items()}
         head = self.start_head(theta, task.support, task.support_labels, task.n_way)
         problem = self._problem(fixed, task.support, task.support_labels)
@@ -322,7 +347,7 @@ class GradientBased(Algorithm):
             sources = {name: value for name, value in theta.items() if value.requires_grad}
             _accumulate(gradients, _gradients(list(starts.values()), sources, [back[name] for name in starts]))
         trained = {name: gradient for name, gradient in gradients.items() if name in self.trained}
-        return self._result(trained, loss, scores, task, problem, spent)
+        return self._outcome(trained, loss, scores, task, problem, spent)
 
     def _one_step(
         self, problem: Problem, theta: Parameters, fast: Fast, state: Mapping[str, Any], step: int, *, graph: bool
@@ -346,7 +371,7 @@ class GradientBased(Algorithm):
             moved = {name: value.detach() for name, value in moved.items()}
         return Fast({n: moved[n] for n in fast.body}, {n: moved[n] for n in fast.head}), after_state
 
-    def _result(
+    def _outcome(
         self,
         gradients: Parameters,
         loss: Tensor,
@@ -354,19 +379,13 @@ class GradientBased(Algorithm):
         task: TaskBatch,
         problem: Problem,
         inner_seconds: float,
-    ) -> TaskResult:
+    ) -> Outcome:
         before = None
         if problem.head_is_zero:
             # A head of zeros gives every class the same score, and the argmax of equal scores is the first class.
             before = accuracy(torch.zeros_like(scores), task.query_labels, task.query_sizes)
-        return TaskResult(
-            gradients,
-            float(loss.detach()),
-            accuracy(scores, task.query_labels, task.query_sizes),
-            before,
-            [float(each) for each in problem.losses],
-            inner_seconds,
-        )
+        found = accuracy(scores, task.query_labels, task.query_sizes)
+        return Outcome(gradients, loss, found, before, problem.losses, inner_seconds)
 
 
 def _tasks(support: Any) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from distmeta.meta.algorithm import Algorithm
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch, language_model_gradient
 from distmeta.meta.registry import algorithm_class
+from distmeta.meta.replay import Replay
 from distmeta.meta.threads import in_threads
 from distmeta.models import Network, Parameters, TaskBatch
 from distmeta.models.batch import join
@@ -72,10 +73,18 @@ class Learner:
         precision: `fp32`, or `bf16` for the arithmetic of the forward and backward passes.
         seed: with a task's index it fixes the dropout, so that this does not depend on who computes the task.
         tasks_at_a_time: how many tasks are computed at a time where they can; None: what suits the device.
+        records: whether on a GPU groups of tasks are replayed from recordings (`distmeta.meta.replay`).
     """
 
     def __init__(
-        self, network: Network, config: MetaConfig, precision: str, seed: int, tasks_at_a_time: int | None = None
+        self,
+        network: Network,
+        config: MetaConfig,
+        precision: str,
+        seed: int,
+        tasks_at_a_time: int | None = None,
+        *,
+        records: bool = True,
     ) -> None:
         self.network = network
         self.config = config
@@ -84,6 +93,8 @@ class Learner:
         self.tasks_at_a_time = tasks_at_a_time
         self.algorithm = algorithm_class(config.algorithm)(network, config)
         self._algorithms = [self.algorithm]
+        on_gpu = next(network.parameters()).is_cuda
+        self._replay = Replay() if on_gpu and records else None
 
     def gradient(
         self, parameters: Parameters, work: Sequence[Work], meta_batch_size: int, progress: float = 1.0
@@ -134,7 +145,10 @@ class Learner:
             tasks = [item.task for item in group if item.task is not None]
             if tasks:
                 task = join(tasks) if len(tasks) > 1 else tasks[0]
-                result = algorithm.task_gradient(parameters, task, progress)
+                if self._replay is not None and self._replay.takes(algorithm, task):
+                    result = self._replay.task_gradient(algorithm, parameters, task, progress)
+                else:
+                    result = algorithm.task_gradient(parameters, task, progress)
                 for name, gradient in result.gradients.items():
                     terms.append((name, gradient, 1.0, result.rows if name == result.embedding else None))
                 metrics["seconds/inner"] = result.inner_seconds

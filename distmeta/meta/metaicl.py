@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distmeta.errors import UserError
-from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
+from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult, accuracy
 from distmeta.models.batch import TaskBatch, TokenBatch, collate_tokens
 
 
@@ -47,7 +47,7 @@ class MetaICL(Algorithm):
         found = torch.autograd.grad(loss, list(sources.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(sources, found, strict=True) if gradient is not None}
         scores = logits.detach()[:, self._tokens(torch.arange(task.n_way, device=logits.device))]
-        return TaskResult(gradients, float(loss.detach()), accuracy(scores, task.query_labels), None)
+        return Outcome(gradients, loss, accuracy(scores, task.query_labels)).read()
 
     def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
         """See `Algorithm`. The order of the support examples is drawn from a fixed seed."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distmeta.meta.algorithm import Algorithm, Classifier, Parameters, TaskResult, accuracy
+from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult, accuracy
 from distmeta.meta.inner_loop import total_loss
 from distmeta.models.batch import TaskBatch, concatenate, texts_of_tasks
 
@@ -79,14 +79,8 @@ class PrototypicalNetwork(Algorithm):
         sources = {name: value for name, value in theta.items() if value.requires_grad}
         found = torch.autograd.grad(loss, list(sources.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(sources, found, strict=True) if gradient is not None}
-        return TaskResult(
-            gradients,
-            float(loss.detach()),
-            accuracy(scores, task.query_labels, task.query_sizes),
-            None,
-            embedding=local.embedding,
-            rows=local.rows,
-        )
+        outcome = Outcome(gradients, loss, accuracy(scores, task.query_labels, task.query_sizes))
+        return outcome.read(local.embedding, local.rows)
 
     @torch.no_grad()
     def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:

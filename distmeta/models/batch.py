@@ -24,10 +24,17 @@ class TokenBatch:
     """(sequences, length), int64: 1 for a token, 0 for padding."""
     mask_positions: torch.Tensor
     """(sequences,), int64: where the class word is hidden, -1 for nowhere."""
-    num_tokens: int
-    """Tokens that are no padding."""
+    lengths: tuple[int, ...]
+    """Tokens of each sequence, known without asking the device."""
     texts_per_task: tuple[int, ...] = ()
     """Where the sequences are those of several tasks, which have weights of their own: how many each has, in order."""
+    least_per_task: int = 0
+    """To how many tokens at least each task's part of a packed row is filled up, where products are batched."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are no padding."""
+        return sum(self.lengths)
 
     @property
     def task_numbers(self) -> torch.Tensor:
@@ -36,16 +43,11 @@ class TokenBatch:
         return torch.arange(len(sizes)).repeat_interleave(sizes).to(self.input_ids.device)
 
     @cached_property
-    def lengths(self) -> list[int]:
-        """Tokens of each sequence."""
-        found: list[int] = self.attention_mask.sum(1).tolist()
-        return found
-
-    @cached_property
     def tokens_of_tasks(self) -> Parts:
         """Which tokens of the packed row belong to which task."""
         lengths = iter(self.lengths)
-        return Parts.of([sum(islice(lengths, texts)) for texts in self._texts], self.input_ids)
+        tokens = [sum(islice(lengths, texts)) for texts in self._texts]
+        return Parts.of(tokens, self.input_ids.device, self.least_per_task)
 
     @property
     def _texts(self) -> tuple[int, ...]:
@@ -56,6 +58,12 @@ class TokenBatch:
         """Where each token stands when the texts are packed."""
         longest = self.attention_mask.shape[1]
         return Layout.of(self.lengths, longest, self._texts, self.tokens_of_tasks, self.attention_mask.device)
+
+    def widened(self, longest: int, least_per_task: int) -> "TokenBatch":
+        """The same sequences, padded to `longest`, with a packed row that is filled up."""
+        more = (0, longest - self.input_ids.shape[1])
+        ids, mask = (functional.pad(each, more) for each in (self.input_ids, self.attention_mask))
+        return replace(self, input_ids=ids, attention_mask=mask, least_per_task=least_per_task)
 
     def sequences(self) -> list[list[int]]:
         """The token ids of each sequence, without padding."""
@@ -68,12 +76,10 @@ class TokenBatch:
 
     def take(self, part: torch.Tensor) -> "TokenBatch":
         """The sequences of these numbers, padded no further than to the longest of them."""
-        mask = self.attention_mask[part]
-        lengths = mask.sum(1)
-        longest = int(lengths.max())
-        return TokenBatch(
-            self.input_ids[part, :longest], mask[:, :longest], self.mask_positions[part], int(lengths.sum())
-        )
+        lengths = tuple(self.lengths[number] for number in part.tolist())
+        longest = max(lengths)
+        mask = self.attention_mask[part, :longest]
+        return TokenBatch(self.input_ids[part, :longest], mask, self.mask_positions[part], lengths)
 
 
 def texts_of_tasks(batch: Any) -> tuple[int, ...]:
@@ -100,7 +106,7 @@ def concatenate(*batches: Any) -> Any:
         together([batch.input_ids for batch in batches]),
         together([batch.attention_mask for batch in batches]),
         torch.cat([batch.mask_positions for batch in batches]),
-        sum(batch.num_tokens for batch in batches),
+        tuple(length for batch in batches for length in batch.lengths),
     )
 
 
@@ -150,7 +156,7 @@ def collate_tokens(
         input_ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
         attention_mask[row, : len(sequence)] = 1
     positions = torch.tensor(mask_positions or [-1] * len(sequences), dtype=torch.long)
-    return TokenBatch(input_ids.to(device), attention_mask.to(device), positions.to(device), sum(lengths))
+    return TokenBatch(input_ids.to(device), attention_mask.to(device), positions.to(device), tuple(lengths))
 
 
 def collate_task(task: Task, pad_token_id: int, device: torch.device) -> TaskBatch:

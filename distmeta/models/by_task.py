@@ -39,10 +39,10 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, t
         return twice.linear(rows, weight, bias, parts, turned=turned, dtype=dtype)
     destinations = destinations_of(weight, bias)
     if destinations is not None:
-        function = batched.SentLinear if is_batched(rows) else _Linear
+        function = batched.SentLinear if is_batched(rows.device) else _Linear
         return function.apply(rows, weight, bias, parts, destinations, turned, dtype)
     matrices = weight if turned else weight.transpose(1, 2)
-    if is_batched(rows):
+    if is_batched(rows.device):
         return batched.linear(rows, matrices, bias, parts)
     return torch.cat(
         [
@@ -216,7 +216,7 @@ def _linear(module: Any, names: Sequence[str], parts: Parts, row: Tensor) -> Ten
 
 
 def _layer_norm(module: Any, names: Sequence[str], parts: Parts, row: Tensor) -> Tensor:
-    if len(names) == 2 and is_batched(row):
+    if len(names) == 2 and is_batched(row.device):
         return batched.layer_norm(row, module.weight, module.bias, module.eps, parts)
     if len(names) == 2 and not torch.is_autocast_enabled(row.device.type):
         destinations = destinations_of(module.weight, module.bias)

@@ -178,9 +178,9 @@ class Network(nn.Module):
         for name in base.keys() - set(above_layer(base, lowest_layers)):
             base[name].requires_grad_(False)
 
-    def localized(self, parameters: Parameters, batches: Sequence[TokenBatch]) -> Localized:
+    def localized(self, parameters: Parameters, batches: Sequence[TokenBatch], least_rows: int = 0) -> Localized:
         """The same parameters with only those rows of the word embedding that the batches use: copies of a large
-        vocabulary cost more than a small network's layers."""
+        vocabulary cost more than a small network's layers. Filled up with one of them to `least_rows`."""
         if self.computation == "plain" or self.embedding is None:
             return Localized(parameters, list(batches), None, None)
         padding = getattr(self.base.config, "pad_token_id", None)
@@ -202,6 +202,7 @@ class Network(nn.Module):
             replace(batch, input_ids=part.view_as(batch.input_ids))
             for batch, part in zip(batches, inverse.split([batch.input_ids.numel() for batch in batches]), strict=True)
         ]
+        rows = torch.cat([rows, rows[-1:].expand(max(0, least_rows - len(rows)))])
         embedding = parameters[self.embedding].index_select(0, rows)
         return Localized({**parameters, self.embedding: embedding}, local, self.embedding, rows)
 

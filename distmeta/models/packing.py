@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from distmeta.models.parts import Parts
+from distmeta.models.parts import Parts, is_batched
 
 if TYPE_CHECKING:
     from distmeta.models.batch import TokenBatch
@@ -83,7 +84,7 @@ class Layout:
     is_token: Tensor
     """(places,), bool: whether there is a token."""
     is_text: Tensor | None
-    """(tokens,), bool: whether a token is no filler; None where none is."""
+    """(tokens,), bool: whether a token is no filler; None where none can be."""
 
     @classmethod
     def of(
@@ -98,38 +99,50 @@ class Layout:
             parts: how many tokens of the row belong to each task, fillers at their end among them.
             device: of the tensors. They are made on the CPU, so that a GPU need not be waited for.
         """
-        texts, size, sizes = len(lengths), torch.tensor(lengths), torch.tensor(parts.sizes)
-        before = size.cumsum(0) - size
-        of_task = torch.arange(len(sizes)).repeat_interleave(torch.tensor(texts_per_task))
-        first_texts = torch.tensor(texts_per_task).cumsum(0) - torch.tensor(texts_per_task)
-        starts = before + (sizes.cumsum(0) - sizes - before[first_texts])[of_task]
-        text = torch.arange(texts).repeat_interleave(size)
-        position = torch.arange(len(text)) - before[text]
+        size, sizes = np.array(lengths), np.array(parts.sizes)
+        before = size.cumsum() - size
+        of_task = np.arange(len(sizes)).repeat(texts_per_task)
+        first_texts = np.cumsum(texts_per_task) - texts_per_task
+        starts = before + (sizes.cumsum() - sizes - before[first_texts])[of_task]
+        text = np.arange(len(size)).repeat(size)
+        position = np.arange(len(text)) - before[text]
         tokens = starts[text] + position
-        positions, to_row, from_grids = (torch.zeros(sum(parts.sizes), dtype=torch.long) for _ in range(3))
+        positions, to_row, from_grids = np.zeros((3, sizes.sum()), np.int64)
         positions[tokens], to_row[tokens] = position, text * longest + position
-        is_text = torch.zeros(len(to_row), dtype=torch.bool)
+        is_text = np.zeros(len(to_row), bool)
         is_text[tokens] = True
-        average = torch.zeros(texts, len(to_row), dtype=torch.float64)
-        average[text, tokens] = 1 / size.double()[text]
+        average = np.zeros((len(size), len(to_row)))
+        average[text, tokens] = 1 / size[text]
 
-        by_length = size.argsort(stable=True)
+        # Where each call is a launch there is one grid, of a width that does not depend on what is in it.
+        is_one = is_batched(device)
         grids: list[Grid] = []
-        to_grids: list[Tensor] = []
+        to_grids: list[np.ndarray] = []
         places = 0
-        for part in by_length.chunk(max(1, min(MOST_GRIDS, texts // TEXTS_A_GRID))):
-            width = int(size[part[-1]])
-            at = torch.arange(width)
+        by_length = size.argsort(kind="stable")
+        for part in np.array_split(by_length, 1 if is_one else max(1, min(MOST_GRIDS, len(size) // TEXTS_A_GRID))):
+            width = longest if is_one else int(size[part[-1]])
+            at = np.arange(width)
             is_token = (at < size[part, None]).reshape(-1)
             to_grids.append((starts[part, None] + at).reshape(-1) * is_token)
-            from_grids[to_grids[-1][is_token]] = places + is_token.nonzero()[:, 0]
-            grids.append(Grid(is_token.to(device), len(part), width))
+            from_grids[to_grids[-1][is_token]] = places + is_token.nonzero()[0]
+            grids.append(Grid(torch.from_numpy(is_token).to(device), len(part), width))
             places += len(is_token)
-        is_token = torch.cat([grid.is_token for grid in grids])
-        found = (positions[None], starts, average, to_row, from_grids, torch.cat(to_grids))
-        positions, starts, average, to_row, from_grids, all_to_grids = (each.to(device) for each in found)
-        in_text = None if len(tokens) == len(to_row) else is_text.to(device)
-        return cls(positions, starts, average, to_row, grids, from_grids, all_to_grids, is_token, in_text)
+
+        def moved(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return cls(
+            moved(positions[None]),
+            moved(starts),
+            moved(average),
+            moved(to_row),
+            grids,
+            moved(from_grids),
+            moved(np.concatenate(to_grids)),
+            torch.cat([grid.is_token for grid in grids]),
+            moved(is_text) if is_one else None,
+        )
 
 
 class _ToGrids(torch.autograd.Function):

@@ -11,9 +11,9 @@ BATCHED_ON = {"cuda"}
 """Kinds of device on which one batched product over tasks is faster than a product a task: each call is a launch."""
 
 
-def is_batched(tensor: Tensor) -> bool:
+def is_batched(device: torch.device) -> bool:
     """Whether the tasks of a row go through batched products, for which each has as many rows as any other."""
-    return tensor.device.type in BATCHED_ON
+    return device.type in BATCHED_ON
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class Parts:
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, tokens: Sequence[int], like: Tensor) -> "Parts":
-        """The parts of tasks with so many tokens each, filled up to the largest where that is how `like` goes."""
-        return cls((max(tokens),) * len(tokens) if is_batched(like) else tuple(tokens))
+    def of(cls, tokens: Sequence[int], device: torch.device, least: int = 0) -> "Parts":
+        """The parts of tasks with so many tokens each; where products are batched, filled up to the largest, or to
+        `least` if that is more."""
+        return cls((max(*tokens, least),) * len(tokens) if is_batched(device) else tuple(tokens))
 
     def split(self, rows: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
         """The rows of each task."""
@@ -37,18 +38,18 @@ class Parts:
 
     def sums(self, rows: Tensor) -> Tensor:
         """The sum over the rows of each task: (rows, width) to (tasks, width)."""
-        return self.batch(rows).sum(1) if is_batched(rows) else self._indicator.to(rows).t() @ rows
+        return self.batch(rows).sum(1) if is_batched(rows.device) else self._indicator.to(rows).t() @ rows
 
     def spread(self, values: Tensor) -> Tensor:
         """The reverse: each row gets what its task has."""
-        if is_batched(values):
+        if is_batched(values.device):
             return values[:, None].expand(-1, self.sizes[0], -1).flatten(0, 1)
         return self._indicator.to(values) @ values
 
     def numbers(self, like: Tensor) -> Tensor:
         """The task of each row, (rows,), on the device of `like`."""
-        if is_batched(like):
-            return torch.arange(len(self.sizes), device=like.device).repeat_interleave(self.sizes[0])
+        if is_batched(like.device):
+            return torch.arange(len(self.sizes), device=like.device)[:, None].expand(-1, self.sizes[0]).flatten()
         return torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
 
     @cached_property

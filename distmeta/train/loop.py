@@ -84,7 +84,14 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     skeleton = network.skeleton().train()
     if not is_empty:  # else it has no numbers, and is never run
         skeleton.to(worker.device)
-    learner = Learner(skeleton, config.meta, config.engine.precision, config.train.seed, config.engine.tasks_at_a_time)
+    learner = Learner(
+        skeleton,
+        config.meta,
+        config.engine.precision,
+        config.train.seed,
+        config.engine.tasks_at_a_time,
+        records=config.engine.cuda_graphs,
+    )
     make_stepper = Partitioned if partitioned else Whole
     stepper: Whole | Partitioned = make_stepper(setup, network, learner, worker.device, state)
     del state  # the engine has its shard of it

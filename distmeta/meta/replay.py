@@ -1,0 +1,157 @@
+"""On a GPU: the work of a task, or of a group of tasks, as one launch.
+
+An inner loop is thousands of small operations, each of which the CPU takes longer to launch than the GPU to do. A CUDA
+graph launches all of them at once (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs), but it is a
+recording: of the same operations on tensors of the same sizes at the same places. So tasks are filled up to sizes that
+grow as larger ones come and soon stay, and are copied to where the recording reads.
+"""
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distmeta.meta.algorithm import Outcome, Parameters, TaskResult
+from distmeta.meta.gradient_based import GradientBased
+from distmeta.models.batch import TaskBatch, TokenBatch
+
+logger = logging.getLogger(__name__)
+
+ROOM = 1.125
+"""How much larger than what does not fit the next size is, at least."""
+STEP = 16
+"""Sizes are multiples of this."""
+
+
+@dataclass
+class _Size:
+    """What tasks are filled up to."""
+
+    longest: int = 0
+    tokens_of_task: int = 0
+
+    def hold(self, batch: TokenBatch) -> TokenBatch:
+        """The batch, filled up, after growing where it does not fit."""
+        self.longest = _grown(self.longest, batch.input_ids.shape[1])
+        self.tokens_of_task = _grown(self.tokens_of_task, max(batch.tokens_of_tasks.sizes))
+        return batch.widened(self.longest, self.tokens_of_task)
+
+
+def _grown(size: int, needed: int) -> int:
+    return size if needed <= size else STEP * math.ceil(ROOM * needed / STEP)
+
+
+class Replay:
+    """Computes what `GradientBased.task_gradient` does, from a recording where there is one.
+
+    The first task of some sizes is computed as ever, the second one is recorded, and later ones are replayed.
+    What cannot be recorded (a model that waits for a number, or too little memory) is computed as ever from then on.
+    """
+
+    def __init__(self) -> None:
+        self.recordings = 0
+        """How many have been made."""
+        self._sizes: dict[Any, tuple[_Size, _Size, list[int]]] = {}
+        self._shares: dict[Any, float] = {}
+        self._recorded: dict[Any, _Recording] = {}
+        self._is_possible = True
+
+    def takes(self, algorithm: Any, task: TaskBatch) -> bool:
+        """Whether a task, or a group of tasks, may be recorded."""
+        is_known = getattr(algorithm.task_gradient, "__func__", None) is GradientBased.task_gradient
+        if not (self._is_possible and is_known and isinstance(task.support, TokenBatch)):
+            return False
+        # What dropout draws depends on the sizes of tensors. Weights of steps that change would each be recorded.
+        network = algorithm.network
+        return network.computation == "packed" and not network.is_random and not algorithm.config.multi_step_loss
+
+    def task_gradient(self, algorithm: Any, parameters: Parameters, task: TaskBatch, progress: float) -> TaskResult:
+        """See `GradientBased.task_gradient`; the gradients are valid until the next call."""
+        texts = (task.support.texts_per_task, task.query.texts_per_task, task.n_way)
+        support, query, rows = self._sizes.setdefault(texts, (_Size(), _Size(), [0]))
+        task = replace(task, support=support.hold(task.support), query=query.hold(task.query))
+        local, prepared = algorithm.prepared(parameters, task, rows[0])
+        if local.rows is not None and len(local.rows) > rows[0]:
+            rows[0] = _grown(rows[0], len(local.rows))
+            local, prepared = algorithm.prepared(parameters, task, rows[0])
+        weights = algorithm.step_weights(progress)
+        arguments = (local.parameters, prepared, weights, local.embedding)
+        inputs = list(_tensors((local.parameters, prepared)))
+        key = (texts, *(each.shape for each in inputs), torch.is_autocast_enabled("cuda"))
+        started = time.perf_counter()
+        if key in self._shares and key not in self._recorded and self._is_possible:
+            self._record(key, algorithm, *arguments)
+        if key not in self._recorded:
+            result = algorithm.outcome(*arguments).read(local.embedding, local.rows)
+            self._shares[key] = result.inner_seconds / (time.perf_counter() - started)
+            return result
+        result = self._recorded[key].play(inputs).read(local.embedding, local.rows)
+        # Inside a recording no clock is read: the share is that of the group that was computed as ever.
+        result.inner_seconds = self._shares[key] * (time.perf_counter() - started)
+        return result
+
+    def _record(self, key: Any, algorithm: GradientBased, *arguments: Any) -> None:
+        # Those of smaller sizes will hardly be played again.
+        self._recorded = {other: each for other, each in self._recorded.items() if other[0] != key[0]}
+        try:
+            self._recorded[key] = _Recording(algorithm, *arguments)
+            self.recordings += 1
+        except RuntimeError as error:
+            self._is_possible = False
+            torch.cuda.synchronize()
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("tasks are launched piece by piece, since they cannot be recorded on this GPU: %s", reason)
+
+
+class _Recording:
+    """An outcome on tensors of its own."""
+
+    def __init__(
+        self,
+        algorithm: GradientBased,
+        parameters: Parameters,
+        task: TaskBatch,
+        weights: Sequence[float],
+        embedding: str | None,
+    ) -> None:
+        parameters = {name: value.detach().clone() for name, value in parameters.items()}
+        task = copy.deepcopy(task)
+        self._inputs = list(_tensors((parameters, task)))
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads, such as the one that prepares tasks, may go on meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._outcome = algorithm.outcome(parameters, task, weights, embedding)
+
+    def play(self, inputs: list[Tensor]) -> Outcome:
+        """The outcome for other tensors, which stays until the next one is played."""
+        with torch.no_grad():
+            for dtype in {each.dtype for each in inputs}:  # all of one kind are copied by one launch
+                own, given = ([each for each in group if each.dtype == dtype] for group in (self._inputs, inputs))
+                torch._foreach_copy_(own, given)
+        self._graph.replay()
+        return self._outcome
+
+
+def _tensors(value: Any) -> Any:
+    """All tensors of what an outcome is computed from, in an order that depends on the structure alone."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for name in sorted(value, key=str):
+            yield from _tensors(value[name])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+    elif is_dataclass(value):
+        if isinstance(value, TokenBatch):
+            yield from _tensors(value.layout)
+        for field in fields(value):
+            # Masks are made of the tensors beside them.
+            if field.name != "masks":
+                yield from _tensors(getattr(value, field.name))
