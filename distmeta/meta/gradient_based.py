@@ -16,7 +16,7 @@ A task may be several side by side: phi then has a dimension of tasks, and the g
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,20 @@ from distmeta.models.destinations import send_gradient
 from distmeta.models.network import Localized
 from distmeta.models.parts import is_batched
 from distmeta.models.twice import Adjoint, begin
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task with the parameters that it needs."""
+
+    parameters: Parameters
+    task: TaskBatch
+    both: Any
+    """Support and query set as one batch, where the same weights make the features of both; else None."""
+    embedding: str | None
+    """The parameter that holds rows of this task alone."""
+    rows: Tensor | None
+    """The rows that it holds."""
 
 
 class GradientBased(Algorithm):
@@ -98,44 +112,37 @@ class GradientBased(Algorithm):
 
     def task_gradient(self, parameters: Parameters, task: TaskBatch, progress: float = 1.0) -> TaskResult:
         """See `Algorithm`."""
-        local, task = self.prepared(parameters, task)
-        outcome = self.outcome(local.parameters, task, self.step_weights(progress), local.embedding)
-        return outcome.read(local.embedding, local.rows)
+        prepared = self.prepared(parameters, task)
+        return self.outcome(prepared, self.step_weights(progress)).read(prepared.embedding, prepared.rows)
 
-    def prepared(self, parameters: Parameters, task: TaskBatch, least_rows: int = 0) -> tuple[Localized, TaskBatch]:
-        """The parameters that a task needs, and the task with ids for them; what looks at ids is done here.
+    def prepared(self, parameters: Parameters, task: TaskBatch, least_rows: int = 0) -> Prepared:
+        """All that is done for a task before the first launch: what asks for ids and lengths.
 
         `least_rows`: see `Network.localized`.
         """
+        batches = [task.support, task.query]
+        local = Localized(parameters, batches, None, None)
         if self.localizes:
-            local = self.network.localized(parameters, [task.support, task.query], least_rows)
+            local = self.network.localized(parameters, batches, least_rows)
             task = replace(task, support=local.batches[0], query=local.batches[1])
-        else:
-            local = Localized(parameters, [task.support, task.query], None, None)
+        both = None
+        if self.is_second_order and not self.adapted and not self.config.recompute and self.network.takes_both:
+            both = concatenate(task.support, task.query)
         if self.keeps_aside and not is_batched(task.query_labels.device) and not _tasks(task.support):
             task = join([task])
-        return local, task
+        return Prepared(local.parameters, task, both, local.embedding, local.rows)
 
-    def outcome(
-        self, parameters: Parameters, task: TaskBatch, weights: Sequence[float], embedding: str | None
-    ) -> Outcome:
-        """What a prepared task gives; what is launched on a GPU depends on nothing but sizes.
-
-        Args:
-            parameters: those prepared.
-            task: that prepared.
-            weights: see `step_weights`.
-            embedding: the parameter that holds rows of this task alone.
-        """
+    def outcome(self, prepared: Prepared, weights: Sequence[float]) -> Outcome:
+        """What a task gives, with weights as of `step_weights`; which launches it takes is a matter of sizes alone."""
         theta = {
             name: value.detach().requires_grad_(name in self.trained or (self.is_second_order and name in self.adapted))
-            for name, value in parameters.items()
+            for name, value in prepared.parameters.items()
         }
         if not self.is_second_order:
-            return self._first_order(theta, task, weights, embedding)
+            return self._first_order(theta, prepared.task, weights, prepared.embedding)
         if self.config.recompute:
-            return self._recomputed(theta, task, weights, embedding)
-        return self._second_order(theta, task, weights, embedding)
+            return self._recomputed(theta, prepared.task, weights, prepared.embedding)
+        return self._second_order(theta, prepared, weights)
 
     def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
         """See `Algorithm`. First order: no graph outlives an inner step."""
@@ -263,18 +270,16 @@ class GradientBased(Algorithm):
             )
             _accumulate(total, {n: g for n, g in zip(sources, found, strict=True) if g is not None}, weight)
 
-    def _second_order(
-        self, theta: Parameters, task: TaskBatch, weights: Sequence[float], own_rows: str | None
-    ) -> Outcome:
+    def _second_order(self, theta: Parameters, prepared: Prepared, weights: Sequence[float]) -> Outcome:
+        task, own_rows = prepared.task, prepared.embedding
         problem = self._problem(theta, task.support, task.support_labels)
         problem.second_order = True
         total: Tensor = torch.zeros((), device=task.query_labels.device)
         started = time.perf_counter()
         spent = 0.0
         head = self.start_head(theta, task.support, task.support_labels, task.n_way)
-        if not self.adapted and self.network.takes_both:
-            # One pass for both, since the same weights make them.
-            both = self.network.features(theta, concatenate(task.support, task.query))
+        if prepared.both is not None:
+            both = self.network.features(theta, prepared.both)
             problem.given, query_features = both.split([len(task.support_labels), len(task.query_labels)])
         # Tensors of their own: a head made from theta is no way from the body to the loss of a step.
         start = self._start({n: v.view_as(v) for n, v in theta.items()}, head, task.support, own_rows)

@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distmeta.meta.algorithm import Outcome, Parameters, TaskResult
-from distmeta.meta.gradient_based import GradientBased
+from distmeta.meta.gradient_based import GradientBased, Prepared
 from distmeta.models.batch import TaskBatch, TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -76,31 +76,30 @@ class Replay:
         texts = (task.support.texts_per_task, task.query.texts_per_task, task.n_way)
         support, query, rows = self._sizes.setdefault(texts, (_Size(), _Size(), [0]))
         task = replace(task, support=support.hold(task.support), query=query.hold(task.query))
-        local, prepared = algorithm.prepared(parameters, task, rows[0])
-        if local.rows is not None and len(local.rows) > rows[0]:
-            rows[0] = _grown(rows[0], len(local.rows))
-            local, prepared = algorithm.prepared(parameters, task, rows[0])
+        prepared = algorithm.prepared(parameters, task, rows[0])
+        if prepared.rows is not None and len(prepared.rows) > rows[0]:
+            rows[0] = _grown(rows[0], len(prepared.rows))
+            prepared = algorithm.prepared(parameters, task, rows[0])
         weights = algorithm.step_weights(progress)
-        arguments = (local.parameters, prepared, weights, local.embedding)
-        inputs = list(_tensors((local.parameters, prepared)))
+        inputs = list(_tensors(prepared))
         key = (texts, *(each.shape for each in inputs), torch.is_autocast_enabled("cuda"))
         started = time.perf_counter()
         if key in self._shares and key not in self._recorded and self._is_possible:
-            self._record(key, algorithm, *arguments)
+            self._record(key, algorithm, prepared, weights)
         if key not in self._recorded:
-            result = algorithm.outcome(*arguments).read(local.embedding, local.rows)
+            result = algorithm.outcome(prepared, weights).read(prepared.embedding, prepared.rows)
             self._shares[key] = result.inner_seconds / (time.perf_counter() - started)
             return result
-        result = self._recorded[key].play(inputs).read(local.embedding, local.rows)
-        # Inside a recording no clock is read: the share is that of the group that was computed as ever.
+        result = self._recorded[key].play(inputs).read(prepared.embedding, prepared.rows)
+        # Inside a recording no clock is read: the share is that of the task that was computed as ever.
         result.inner_seconds = self._shares[key] * (time.perf_counter() - started)
         return result
 
-    def _record(self, key: Any, algorithm: GradientBased, *arguments: Any) -> None:
+    def _record(self, key: Any, algorithm: GradientBased, prepared: Prepared, weights: Sequence[float]) -> None:
         # Those of smaller sizes will hardly be played again.
         self._recorded = {other: each for other, each in self._recorded.items() if other[0] != key[0]}
         try:
-            self._recorded[key] = _Recording(algorithm, *arguments)
+            self._recorded[key] = _Recording(algorithm, prepared, weights)
             self.recordings += 1
         except RuntimeError as error:
             self._is_possible = False
@@ -112,21 +111,13 @@ class Replay:
 class _Recording:
     """An outcome on tensors of its own."""
 
-    def __init__(
-        self,
-        algorithm: GradientBased,
-        parameters: Parameters,
-        task: TaskBatch,
-        weights: Sequence[float],
-        embedding: str | None,
-    ) -> None:
-        parameters = {name: value.detach().clone() for name, value in parameters.items()}
-        task = copy.deepcopy(task)
-        self._inputs = list(_tensors((parameters, task)))
+    def __init__(self, algorithm: GradientBased, prepared: Prepared, weights: Sequence[float]) -> None:
+        prepared = copy.deepcopy(_detached(prepared))
+        self._inputs = list(_tensors(prepared))
         self._graph = torch.cuda.CUDAGraph()
         # Other threads, such as the one that prepares tasks, may go on meanwhile.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._outcome = algorithm.outcome(parameters, task, weights, embedding)
+            self._outcome = algorithm.outcome(prepared, weights)
 
     def play(self, inputs: list[Tensor]) -> Outcome:
         """The outcome for other tensors, which stays until the next one is played."""
@@ -138,19 +129,23 @@ class _Recording:
         return self._outcome
 
 
-def _tensors(value: Any) -> Any:
-    """All tensors of what an outcome is computed from, in an order that depends on the structure alone."""
+def _detached(prepared: Prepared) -> Prepared:
+    return replace(prepared, parameters={name: value.detach() for name, value in prepared.parameters.items()})
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors that an outcome is computed from, in an order that depends on the structure alone."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
-        for name in sorted(value, key=str):
+        for name in sorted(value):
             yield from _tensors(value[name])
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _tensors(each)
     elif is_dataclass(value):
         if isinstance(value, TokenBatch):
-            yield from _tensors(value.layout)
+            yield from (value.task_numbers, *_tensors(value.layout))
         for field in fields(value):
             # Masks are made of the tensors beside them.
             if field.name != "masks":

@@ -36,7 +36,7 @@ class TokenBatch:
         """Tokens that are no padding."""
         return sum(self.lengths)
 
-    @property
+    @cached_property
     def task_numbers(self) -> torch.Tensor:
         """The number of the task of each sequence, (sequences,); 0 where there is one task."""
         sizes = torch.tensor(self._texts)
@@ -107,13 +107,14 @@ def concatenate(*batches: Any) -> Any:
         together([batch.attention_mask for batch in batches]),
         torch.cat([batch.mask_positions for batch in batches]),
         tuple(length for batch in batches for length in batch.lengths),
+        least_per_task=sum(batch.least_per_task * len(batch.texts_per_task or [0]) for batch in batches),
     )
 
 
 def side_by_side(batches: Sequence[TokenBatch]) -> TokenBatch:
     """The sequences of a batch of each of several tasks, which may have weights of their own."""
     whole = batches[0] if len(batches) == 1 else concatenate(*batches)
-    return replace(whole, texts_per_task=tuple(len(batch.input_ids) for batch in batches))
+    return replace(whole, texts_per_task=tuple(len(batch.input_ids) for batch in batches), least_per_task=0)
 
 
 @dataclass(frozen=True)
