@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from distmeta.models import batched, twice
+from distmeta.models import batched, norm_twice, twice
 from distmeta.models.destinations import Destination, add_product, destinations_of, is_counted
 from distmeta.models.parts import Parts, is_batched
 
@@ -224,8 +224,7 @@ def _layer_norm(module: Any, names: Sequence[str], parts: Parts, row: Tensor) ->
             return _LayerNorm.apply(
                 row.squeeze(0), module.weight, module.bias, module.eps, parts, destinations
             ).unsqueeze(0)
-        weight, bias = parts.spread(module.weight), parts.spread(module.bias)
-        return torch.addcmul(bias, functional.layer_norm(row, module.normalized_shape, eps=module.eps), weight)
+        return norm_twice.layer_norm(row.squeeze(0), module.weight, module.bias, module.eps, parts).unsqueeze(0)
     return _forward(module, names, parts, row)
 
 
