@@ -22,8 +22,10 @@ class PlayedAnew(replay._Recording):
             def replay(graph) -> None:
                 prepared, weights = self.given
                 batches = (prepared.task.support, prepared.task.query, *filter(None, [prepared.both]))
-                for grid in [grid for batch in batches for grid in batch.layout.grids]:
-                    grid.masks.clear()  # their making is in a recording
+                for layout in [batch.layout for batch in batches]:  # what they keep is made in a recording
+                    layout.places_of_heads.clear()
+                    for grid in layout.grids:
+                        grid.masks.clear()
                 self._outcome = algorithm.outcome(prepared, weights)
 
         @contextmanager

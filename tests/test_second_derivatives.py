@@ -1,9 +1,11 @@
 """What is written out for second order is what torch computes, and has the derivatives of finite differences."""
 
+import pytest
 import torch
 from torch.nn import functional
 
-from distmeta.models import norm_twice
+from distmeta.models import attention_twice, norm_twice
+from distmeta.models.layout import Layout
 from distmeta.models.parts import Parts
 
 
@@ -26,3 +28,27 @@ def test_a_layer_norm_of_tasks():
         torch.testing.assert_close(found, functional.layer_norm(part, (5,), weight[task], bias[task], 1e-5))
     assert has_both_derivatives(lambda *each: norm_twice.layer_norm(*each, 1e-5, parts), rows, weight, bias)
     assert has_both_derivatives(lambda *each: norm_twice.layer_norm(*each, bias, 1e-5, parts), rows, weight)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_attention_within_texts(dropout: float, is_causal: bool):
+    """Two heads, twelve texts in two grids with padding in both."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([4, 2, 3, 1, 2, 4, 3, 2, 1, 2, 3, 2])
+    layout = Layout.of(lengths.tolist(), 4, [12], Parts((int(lengths.sum()),)), torch.device("cpu"))
+    places = layout.by_head(2)
+    assert len(layout.grids) == 2
+    assert not places.is_token.all()
+    tokens = [random(int(lengths.sum()) * 2, 2) for _ in range(3)]
+
+    def attend(*each: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        in_grids = [places.split(rows) for rows in each]
+        return places.join(attention_twice.attention(*in_grids, layout.grids, 0.7, dropout, is_causal))
+
+    if not dropout:
+        texts = [torch.stack(t.view(-1, 2, 2).split(lengths.tolist())[5].unbind(1)) for t in tokens]
+        wanted = functional.scaled_dot_product_attention(*texts, is_causal=is_causal, scale=0.7).transpose(0, 1)
+        torch.testing.assert_close(attend(*tokens).view(-1, 2, 2).split(lengths.tolist())[5], wanted)
+    assert has_both_derivatives(attend, *tokens)

@@ -147,6 +147,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         if isinstance(value, TokenBatch):
             yield from (value.task_numbers, *_tensors(value.layout))
         for field in fields(value):
-            # Masks are made of the tensors beside them.
-            if field.name != "masks":
+            # These are made of the tensors beside them, when they are asked for.
+            if field.name not in ("masks", "places_of_heads"):
                 yield from _tensors(getattr(value, field.name))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from distmeta.models.packing import Layout
+from distmeta.models.layout import Layout
 from distmeta.models.parts import Parts
 from distmeta.tasks.episode import Example, Task
 

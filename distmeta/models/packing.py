@@ -7,19 +7,18 @@ interface in which `transformers` lets one register attention, so it serves ever
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from distmeta.models.parts import Parts, is_batched
+from distmeta.models import attention_twice
+from distmeta.models.layout import Layout
 
 if TYPE_CHECKING:
     from distmeta.models.batch import TokenBatch
@@ -31,148 +30,6 @@ _current = threading.local()
 
 HARMLESS = {"sliding_window", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "deterministic"}
 """What models tell their attention that changes nothing here; a window of attention is looked at beforehand."""
-
-TEXTS_A_GRID = 6
-"""Texts for each grid, at least."""
-MOST_GRIDS = 3
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Some texts of a packed row, of like length, with padding: (texts, longest)."""
-
-    is_token: Tensor
-    """(texts * longest,), bool: whether there is a token."""
-    texts: int
-    longest: int
-    masks: dict[Any, Tensor] = field(default_factory=dict)
-    """Those of `mask` that were asked for."""
-
-    def mask(self, dtype: torch.dtype, *, is_causal: bool) -> Tensor:
-        """What is added to the scores of attention: 0, and -inf for what is not seen.
-
-        (texts, 1, 1, longest), or (longest, longest) where it is causal: the padding stands behind every token.
-        """
-        key = (dtype, is_causal)
-        if key not in self.masks:
-            seen = self.is_token.view(self.texts, 1, 1, self.longest)
-            if is_causal:
-                seen = torch.ones(self.longest, self.longest, dtype=torch.bool, device=seen.device).tril()
-            zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self.masks[key] = zeros.masked_fill_(~seen, float("-inf"))
-        return self.masks[key]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the tokens of a packed row belong. A row may hold fillers too, which belong to no text and go nowhere."""
-
-    positions: Tensor
-    """(1, tokens): the number of each token in its text."""
-    starts: Tensor
-    """(texts,): the first token of each text."""
-    average: Tensor
-    """(texts, tokens), float64: what makes means over the texts of a row."""
-    to_row: Tensor
-    """(tokens,): the place of each token in the padded batch."""
-    grids: list[Grid]
-    """The texts by length, for attention."""
-    from_grids: Tensor
-    """(tokens,): the place of each token in all grids, one behind the other."""
-    to_grids: Tensor
-    """(places,): the token of each place of all grids; 0 where there is none."""
-    is_token: Tensor
-    """(places,), bool: whether there is a token."""
-    is_text: Tensor | None
-    """(tokens,), bool: whether a token is no filler; None where none can be."""
-
-    @classmethod
-    def of(
-        cls, lengths: Sequence[int], longest: int, texts_per_task: Sequence[int], parts: Parts, device: torch.device
-    ) -> "Layout":
-        """That of texts padded on the right to `longest`.
-
-        Args:
-            lengths: tokens of each text.
-            longest: see above.
-            texts_per_task: how many of the texts belong to each task, in order.
-            parts: how many tokens of the row belong to each task, fillers at their end among them.
-            device: of the tensors. They are made on the CPU, so that a GPU need not be waited for.
-        """
-        size, sizes = np.array(lengths), np.array(parts.sizes)
-        before = size.cumsum() - size
-        of_task = np.arange(len(sizes)).repeat(texts_per_task)
-        first_texts = np.cumsum(texts_per_task) - texts_per_task
-        starts = before + (sizes.cumsum() - sizes - before[first_texts])[of_task]
-        text = np.arange(len(size)).repeat(size)
-        position = np.arange(len(text)) - before[text]
-        tokens = starts[text] + position
-        positions, to_row, from_grids = np.zeros((3, sizes.sum()), np.int64)
-        positions[tokens], to_row[tokens] = position, text * longest + position
-        is_text = np.zeros(len(to_row), bool)
-        is_text[tokens] = True
-        average = np.zeros((len(size), len(to_row)))
-        average[text, tokens] = 1 / size[text]
-
-        # Where each call is a launch there is one grid, of a width that does not depend on what is in it.
-        is_one = is_batched(device)
-        grids: list[Grid] = []
-        to_grids: list[np.ndarray] = []
-        places = 0
-        by_length = size.argsort(kind="stable")
-        for part in np.array_split(by_length, 1 if is_one else max(1, min(MOST_GRIDS, len(size) // TEXTS_A_GRID))):
-            width = longest if is_one else int(size[part[-1]])
-            at = np.arange(width)
-            is_token = (at < size[part, None]).reshape(-1)
-            to_grids.append((starts[part, None] + at).reshape(-1) * is_token)
-            from_grids[to_grids[-1][is_token]] = places + is_token.nonzero()[0]
-            grids.append(Grid(torch.from_numpy(is_token).to(device), len(part), width))
-            places += len(is_token)
-
-        def moved(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
-        return cls(
-            moved(positions[None]),
-            moved(starts),
-            moved(average),
-            moved(to_row),
-            grids,
-            moved(from_grids),
-            moved(np.concatenate(to_grids)),
-            torch.cat([grid.is_token for grid in grids]),
-            moved(is_text) if is_one else None,
-        )
-
-
-class _ToGrids(torch.autograd.Function):
-    """Rows (tokens, ...) to the places of all grids (places, ...); where there is no token, to whatever is masked."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, layout: Layout) -> Tensor:
-        ctx.layout = layout
-        return rows.index_select(0, layout.to_grids)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        rows = _ToRow.apply(gradient, ctx.layout)
-        is_text = ctx.layout.is_text
-        return rows if is_text is None else rows * is_text.view(-1, *[1] * (rows.ndim - 1)), None
-
-
-class _ToRow(torch.autograd.Function):
-    """The reverse: by index in both directions, where autograd itself would scatter."""
-
-    @staticmethod
-    def forward(ctx: Any, places: Tensor, layout: Layout) -> Tensor:
-        ctx.layout = layout
-        return places.index_select(0, layout.from_grids)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Nothing comes back from where there is no token.
-        is_token = ctx.layout.is_token.view(-1, *[1] * (gradient.ndim - 1))
-        return _ToGrids.apply(gradient, ctx.layout) * is_token, None
 
 
 def _attention(
@@ -194,38 +51,32 @@ def _attention(
     more = [name for name, value in options.items() if name not in HARMLESS and value is not None]
     if attention_mask is not None or more:
         raise NotImplementedError(f"its attention takes {more[0] if more else 'a mask of its own'}")
-    layout = _current.layout
+    layout: Layout = _current.layout
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", False)
+    if key.shape[1] != query.shape[1]:  # several heads share a key
+        key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if _current.eager:  # fused attention cannot be differentiated twice
+        places = layout.by_head(query.shape[1])
+        rows = (each.squeeze(0).transpose(0, 1).reshape(-1, each.shape[-1]) for each in (query, key, value))
+        q, k, v = (places.split(each) for each in rows)
+        out = attention_twice.attention(q, k, v, layout.grids, scaling, dropout, is_causal)
+        return places.join(out).view(1, -1, query.shape[1], value.shape[-1]), None
     sizes = [grid.texts * grid.longest for grid in layout.grids]
 
     def split(each: Tensor) -> tuple[Tensor, ...]:
-        return _ToGrids.apply(each.squeeze(0).transpose(0, 1), layout).split(sizes)
+        return layout.places.split(each.squeeze(0).transpose(0, 1)).split(sizes)
 
-    if is_causal is None:
-        is_causal = getattr(module, "is_causal", False)
     parts = []
-    for grid, *places in zip(layout.grids, split(query), split(key), split(value), strict=True):
-        q, k, v = (each.view(grid.texts, grid.longest, *each.shape[1:]).transpose(1, 2) for each in places)
-        out = _attend(q, k, v, grid, scaling, dropout, is_causal)
-        parts.append(out.transpose(1, 2).reshape(-1, *out.shape[1::2]))
-    return _ToRow.apply(parts[0] if len(parts) == 1 else torch.cat(parts), layout).unsqueeze(0), None
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, grid: Grid, scaling: float | None, dropout: float, is_causal: bool
-) -> Tensor:
-    """Attention within the texts of a grid: (texts, heads, longest, d) throughout."""
-    if key.shape[1] != query.shape[1]:  # several heads share a key
-        key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
-    if not _current.eager:
+    for grid, *given in zip(layout.grids, split(query), split(key), split(value), strict=True):
+        q, k, v = (each.view(grid.texts, grid.longest, *each.shape[1:]).transpose(1, 2) for each in given)
         mask = None if is_causal else grid.mask(query.dtype, is_causal=False)
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
+        out = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
         )
-    # Fused attention cannot be differentiated twice.
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = scores + grid.mask(scores.dtype, is_causal=is_causal)
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    return functional.dropout(weights, dropout) @ value
+        parts.append(out.transpose(1, 2).reshape(-1, *out.shape[1::2]))
+    return layout.places.join(parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _attention)
