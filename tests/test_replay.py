@@ -23,8 +23,8 @@ class PlayedAnew(replay._Recording):
                 prepared, weights = self.given
                 batches = (prepared.task.support, prepared.task.query, *filter(None, [prepared.both]))
                 for layout in [batch.layout for batch in batches]:  # what they keep is made in a recording
-                    layout.places_of_heads.clear()
-                    for grid in layout.grids:
+                    layout.grids.places_of_heads.clear()
+                    for grid in layout.grids.each:
                         grid.masks.clear()
                 self._outcome = algorithm.outcome(prepared, weights)
 

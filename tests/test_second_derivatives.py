@@ -37,18 +37,21 @@ def test_attention_within_texts(dropout: float, is_causal: bool):
     torch.manual_seed(0)
     lengths = torch.tensor([4, 2, 3, 1, 2, 4, 3, 2, 1, 2, 3, 2])
     layout = Layout.of(lengths.tolist(), 4, [12], Parts((int(lengths.sum()),)), torch.device("cpu"))
-    places = layout.by_head(2)
-    assert len(layout.grids) == 2
+    grids = layout.padded_grids
+    places = grids.by_head(2)
+    assert len(grids.each) == 2
     assert not places.is_token.all()
     tokens = [random(int(lengths.sum()) * 2, 2) for _ in range(3)]
 
     def attend(*each: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(0)
         in_grids = [places.split(rows) for rows in each]
-        return places.join(attention_twice.attention(*in_grids, layout.grids, 0.7, dropout, is_causal))
+        return places.join(attention_twice.attention(*in_grids, grids.each, 0.7, dropout, is_causal))
 
     if not dropout:
-        texts = [torch.stack(t.view(-1, 2, 2).split(lengths.tolist())[5].unbind(1)) for t in tokens]
+        first = int(layout.starts[5])
+        rows = slice(first, first + int(lengths[5]))
+        texts = [t.view(-1, 2, 2)[rows].transpose(0, 1) for t in tokens]
         wanted = functional.scaled_dot_product_attention(*texts, is_causal=is_causal, scale=0.7).transpose(0, 1)
-        torch.testing.assert_close(attend(*tokens).view(-1, 2, 2).split(lengths.tolist())[5], wanted)
+        torch.testing.assert_close(attend(*tokens).view(-1, 2, 2)[rows], wanted)
     assert has_both_derivatives(attend, *tokens)

@@ -63,7 +63,7 @@ class ModuleFeatures(nn.Module):
             raise UserError(f"meta.adapt: {adapt} finds no parameter of this module")
         return [f"module.{name}" for name in names]
 
-    def localized(self, parameters: Parameters, batches: Sequence[Any]) -> Localized:
+    def localized(self, parameters: Parameters, batches: Sequence[Any], least_rows: int = 0) -> Localized:
         """Everything: nothing is known of the module's embeddings."""
         return Localized(parameters, list(batches), None, None)
 

@@ -145,7 +145,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
     elif is_dataclass(value):
         if isinstance(value, TokenBatch):
-            yield from (value.task_numbers, *_tensors(value.layout))
+            yield from (value.task_numbers, *_tensors(value.layout))  # which are kept once they have been made
         for field in fields(value):
             # These are made of the tensors beside them, when they are asked for.
             if field.name not in ("masks", "places_of_heads"):

@@ -1,11 +1,13 @@
-"""Where the tokens of a packed row stand, in the row and in the padded grids of attention.
+"""Where the tokens of a packed row stand, in the row and in the grids of attention.
 
-The texts of a row, (1, tokens, width), go to grids of texts of like length, (texts, longest), and back. Nothing here
-waits for a GPU.
+The texts of a task stand in the row by length. For attention they go to grids, (texts, longest): on a CPU one for each
+length, without padding, which is a part of the row as it is where the whole row stands by length; otherwise a few with
+texts of like length and padding. Nothing here waits for a GPU.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,18 +17,20 @@ from torch import Tensor
 from distmeta.models.parts import Parts, is_batched
 
 TEXTS_A_GRID = 6
-"""Texts for each grid, at least."""
+"""Texts for each grid with padding, at least."""
 MOST_GRIDS = 3
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Some texts of a packed row, of like length, with padding: (texts, longest)."""
+    """Some texts of a packed row, of like length: (texts, longest)."""
 
     is_token: Tensor
-    """(texts * longest,), bool: whether there is a token."""
+    """(texts * longest,), bool: whether there is a token, and no padding."""
     texts: int
     longest: int
+    is_full: bool
+    """Whether there is no padding."""
     masks: dict[Any, Tensor] = field(default_factory=dict)
     """Those of `mask` that were asked for."""
 
@@ -47,7 +51,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the rows of a packed row stand in its grids, one behind the other, and the reverse."""
+    """Where rows stand in grids, one behind the other, and the reverse."""
 
     from_grids: Tensor
     """(rows,): the place of each row; 0 where it has none."""
@@ -57,15 +61,17 @@ class Places:
     """(places,), bool: whether there is one."""
     is_text: Tensor | None
     """(rows,), bool: whether a row has a place; None where all have."""
+    is_row: bool = False
+    """Whether the places are the rows as they are."""
 
     def split(self, rows: Tensor) -> Tensor:
         """Rows (rows, ...) at the places of all grids, (places, ...); where there is no token, whatever is masked."""
-        found: Tensor = _ToGrids.apply(rows, self)
+        found: Tensor = rows if self.is_row else _ToGrids.apply(rows, self)
         return found
 
     def join(self, places: Tensor) -> Tensor:
         """The reverse."""
-        found: Tensor = _ToRow.apply(places, self)
+        found: Tensor = places if self.is_row else _ToRow.apply(places, self)
         return found
 
 
@@ -99,6 +105,44 @@ def _only(values: Tensor, where: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Grids:
+    """All texts of a packed row, by length."""
+
+    each: list[Grid]
+    places: Places
+    """Where the tokens stand in the grids."""
+    places_of_heads: dict[int, Places] = field(default_factory=dict)
+    """Those of `by_head` that were asked for."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Places of each grid."""
+        return [grid.texts * grid.longest for grid in self.each]
+
+    def by_head(self, heads: int) -> Places:
+        """Where the rows (tokens * heads) stand if the places of a head of a text stand together."""
+        if heads not in self.places_of_heads:
+            place, is_text = self.places.from_grids, self.places.is_text
+            head = torch.arange(heads, device=place.device)
+            from_grids = torch.zeros_like(place)[:, None]
+            to_grids, is_token = [], []
+            before = 0
+            for grid, part in zip(self.each, self.places.to_grids.split(self.sizes), strict=True):
+                to_grids.append((part.view(grid.texts, 1, grid.longest) * heads + head[:, None]).flatten())
+                is_token.append(grid.is_token.view(grid.texts, 1, -1).expand(-1, heads, -1).flatten())
+                inside = (place - before)[:, None]
+                text, column = inside // grid.longest, inside % grid.longest
+                own = before * heads + (text * heads + head) * grid.longest + column
+                from_grids = torch.where((inside >= 0) & (inside < len(part)), own, from_grids)
+                before += len(part)
+            if is_text is not None:
+                is_text = is_text[:, None].expand(-1, heads).flatten()
+            found = Places(from_grids.flatten(), torch.cat(to_grids), torch.cat(is_token), is_text)
+            self.places_of_heads[heads] = found
+        return self.places_of_heads[heads]
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where the tokens of a packed row belong. A row may hold fillers too, which belong to no text and go nowhere."""
 
@@ -110,37 +154,21 @@ class Layout:
     """(texts, tokens), float64: what makes means over the texts of a row."""
     to_row: Tensor
     """(tokens,): the place of each token in the padded batch."""
-    grids: list[Grid]
-    """The texts by length, for attention."""
-    places: Places
-    """Where the tokens stand in the grids."""
-    places_of_heads: dict[int, Places] = field(default_factory=dict)
-    """Those of `by_head` that were asked for."""
+    padded_grids: Grids
+    """A few grids with padding."""
+    numbers: tuple[np.ndarray, ...]
+    """The lengths of the texts and their first tokens, for `grids`."""
 
-    def by_head(self, heads: int) -> Places:
-        """Where the rows (tokens * heads) stand if the places of a head of a text stand together."""
-        if heads not in self.places_of_heads:
-            head = torch.arange(heads, device=self.to_row.device)
-            parts = self.places.to_grids.split([grid.texts * grid.longest for grid in self.grids])
-            to_grids, is_token = [], []
-            place = self.places.from_grids
-            from_grids = torch.zeros_like(place)[:, None]
-            before = 0
-            for grid, part in zip(self.grids, parts, strict=True):
-                to_grids.append((part.view(grid.texts, 1, grid.longest) * heads + head[:, None]).flatten())
-                is_token.append(grid.is_token.view(grid.texts, 1, -1).expand(-1, heads, -1).flatten())
-                inside = place - before
-                text, column = inside[:, None] // grid.longest, inside[:, None] % grid.longest
-                own = before * heads + (text * heads + head) * grid.longest + column
-                is_here = (inside >= 0) & (inside < len(part))
-                from_grids = torch.where(is_here[:, None], own, from_grids)
-                before += len(part)
-            is_text = self.places.is_text
-            if is_text is not None:
-                is_text = is_text[:, None].expand(-1, heads).flatten()
-            found = Places(from_grids.flatten(), torch.cat(to_grids), torch.cat(is_token), is_text)
-            self.places_of_heads[heads] = found
-        return self.places_of_heads[heads]
+    @cached_property
+    def grids(self) -> Grids:
+        """A grid for each length; where each call is a launch, those with padding."""
+        device = self.starts.device
+        if is_batched(device):
+            return self.padded_grids
+        lengths, starts = self.numbers
+        order = np.lexsort((starts, lengths))
+        parts = np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1)
+        return _grids(lengths, starts, [(part, int(lengths[part[0]])) for part in parts], len(self.to_row), device)
 
     @classmethod
     def of(
@@ -156,48 +184,61 @@ class Layout:
             device: of the tensors. They are made on the CPU, so that a GPU need not be waited for.
         """
         size, sizes = np.array(lengths), np.array(parts.sizes)
-        before = size.cumsum() - size
-        of_task = np.arange(len(sizes)).repeat(texts_per_task)
-        first_texts = np.cumsum(texts_per_task) - texts_per_task
-        starts = before + (sizes.cumsum() - sizes - before[first_texts])[of_task]
+        task = np.arange(len(sizes)).repeat(texts_per_task)
+        order = np.lexsort((size, task))
+        before = np.empty_like(size)
+        before[order] = size[order].cumsum() - size[order]
+        tokens_of_task = np.bincount(task, size, len(sizes)).astype(np.int64)
+        starts = before + (sizes.cumsum() - sizes - tokens_of_task.cumsum() + tokens_of_task)[task]
         text = np.arange(len(size)).repeat(size)
-        position = np.arange(len(text)) - before[text]
+        position = np.arange(len(text)) - (size.cumsum() - size)[text]
         tokens = starts[text] + position
-        positions, to_row, from_grids = np.zeros((3, sizes.sum()), np.int64)
+        positions, to_row = np.zeros((2, sizes.sum()), np.int64)
         positions[tokens], to_row[tokens] = position, text * longest + position
-        is_text = np.zeros(len(to_row), bool)
-        is_text[tokens] = True
         average = np.zeros((len(size), len(to_row)))
         average[text, tokens] = 1 / size[text]
-
-        # Where each call is a launch there is one grid, of a width that does not depend on what is in it.
-        is_one = is_batched(device)
-        grids: list[Grid] = []
-        to_grids: list[np.ndarray] = []
-        places = 0
-        by_length = size.argsort(kind="stable")
-        for part in np.array_split(by_length, 1 if is_one else max(1, min(MOST_GRIDS, len(size) // TEXTS_A_GRID))):
-            width = longest if is_one else int(size[part[-1]])
-            at = np.arange(width)
-            is_token = (at < size[part, None]).reshape(-1)
-            to_grids.append((starts[part, None] + at).reshape(-1) * is_token)
-            from_grids[to_grids[-1][is_token]] = places + is_token.nonzero()[0]
-            grids.append(Grid(torch.from_numpy(is_token).to(device), len(part), width))
-            places += len(is_token)
-
-        def moved(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
+        by_length = np.lexsort((starts, size))
+        if is_batched(device):  # of a width that does not depend on what is in it
+            groups = [(by_length, longest)]
+        else:
+            few = np.array_split(by_length, max(1, min(MOST_GRIDS, len(size) // TEXTS_A_GRID)))
+            groups = [(part, int(size[part[-1]])) for part in few]
         return cls(
-            moved(positions[None]),
-            moved(starts),
-            moved(average),
-            moved(to_row),
-            grids,
-            Places(
-                moved(from_grids),
-                moved(np.concatenate(to_grids)),
-                torch.cat([grid.is_token for grid in grids]),
-                moved(is_text) if is_one else None,
-            ),
+            torch.from_numpy(positions[None]).to(device),
+            torch.from_numpy(starts).to(device),
+            torch.from_numpy(average).to(device),
+            torch.from_numpy(to_row).to(device),
+            _grids(size, starts, groups, len(to_row), device),
+            (size, starts),
         )
+
+
+def _grids(
+    lengths: np.ndarray,
+    starts: np.ndarray,
+    groups: Sequence[tuple[np.ndarray, int]],
+    tokens: int,
+    device: torch.device,
+) -> Grids:
+    """The grids of groups of texts: the number of each text, and how wide the grid is."""
+    each: list[Grid] = []
+    to_grids: list[np.ndarray] = []
+    from_grids, is_text = np.zeros(tokens, np.int64), np.zeros(tokens, bool)
+    places = 0
+    for part, width in groups:
+        at = np.arange(width)
+        is_token = (at < lengths[part, None]).reshape(-1)
+        to_grids.append((starts[part, None] + at).reshape(-1) * is_token)
+        from_grids[to_grids[-1][is_token]] = places + is_token.nonzero()[0]
+        is_text[to_grids[-1][is_token]] = True
+        each.append(Grid(torch.from_numpy(is_token).to(device), len(part), width, bool(is_token.all())))
+        places += len(is_token)
+    there = np.concatenate(to_grids)
+    found = Places(
+        torch.from_numpy(from_grids).to(device),
+        torch.from_numpy(there).to(device),
+        torch.cat([grid.is_token for grid in each]),
+        torch.from_numpy(is_text).to(device) if is_batched(device) else None,
+        not is_batched(device) and np.array_equal(there, np.arange(tokens)),
+    )
+    return Grids(each, found)

@@ -19,6 +19,7 @@ from distmeta.models.checkpointing import layers_computed_again
 from distmeta.models.layers import above_layer, layers_of
 from distmeta.models.lora import Target, adapted, find_targets, make_adapters, merge
 from distmeta.models.packing import packed_attention, run
+from distmeta.models.parts import is_batched
 
 Parameters = dict[str, torch.Tensor]
 Pooling = Literal["mean", "mask", "first", "last"]
@@ -225,6 +226,8 @@ class Network(nn.Module):
         return self._features(parameters, batch)
 
     def _features(self, parameters: Parameters, batch: TokenBatch) -> torch.Tensor:
+        if batch.texts_per_task and not is_batched(batch.input_ids.device) and not self._has_tasks(parameters):
+            batch = replace(batch, texts_per_task=())  # the texts of all may stand by length
         hidden = self._call(parameters, "hidden", batch)
         pool = _pool_packed if self.computation == "packed" else _pool
         return _at_least_fp32(pool(hidden, batch, self.pooling))
@@ -248,6 +251,11 @@ class Network(nn.Module):
         if not batch.texts_per_task:
             return nullcontext()
         return weights_by_task(self._of_tasks(parameters), batch.tokens_of_tasks)
+
+    def _has_tasks(self, parameters: Parameters) -> bool:
+        """Whether a weight, or an adapter's factor, has a dimension of tasks."""
+        adapters = (value for name, value in parameters.items() if name.startswith("lora."))
+        return any(value.ndim > 2 for value in adapters) or bool(self._of_tasks(parameters))
 
     def _of_tasks(self, parameters: Parameters) -> dict[nn.Module, list[str]]:
         """The modules of which a weight has a dimension of tasks in front, and the names of those weights."""

@@ -1,8 +1,8 @@
 """Texts packed into one row without padding, kept apart inside attention alone.
 
-Linear layers, norms and activations see real tokens only, (1, tokens, width). Attention, whose share is small, moves
-them to padded grids (texts, longest, heads, width of a head) of texts of like length and back. It goes in through the
-interface in which `transformers` lets one register attention, so it serves every architecture that uses this;
+Linear layers, norms and activations see real tokens only, (1, tokens, width). Attention, whose share is small, takes
+them in grids (texts, longest, heads, width of a head): see `distmeta.models.layout`. It goes in through the interface
+in which `transformers` lets one register attention, so it serves every architecture that uses this;
 `what_hinders_packing` finds out.
 """
 
@@ -58,25 +58,26 @@ def _attention(
         key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if _current.eager:  # fused attention cannot be differentiated twice
-        places = layout.by_head(query.shape[1])
+        grids = layout.padded_grids  # calls cost where each is differentiated twice
+        places = grids.by_head(query.shape[1])
         rows = (each.squeeze(0).transpose(0, 1).reshape(-1, each.shape[-1]) for each in (query, key, value))
         q, k, v = (places.split(each) for each in rows)
-        out = attention_twice.attention(q, k, v, layout.grids, scaling, dropout, is_causal)
+        out = attention_twice.attention(q, k, v, grids.each, scaling, dropout, is_causal)
         return places.join(out).view(1, -1, query.shape[1], value.shape[-1]), None
-    sizes = [grid.texts * grid.longest for grid in layout.grids]
+    grids = layout.grids
 
     def split(each: Tensor) -> tuple[Tensor, ...]:
-        return layout.places.split(each.squeeze(0).transpose(0, 1)).split(sizes)
+        return grids.places.split(each.squeeze(0).transpose(0, 1)).split(grids.sizes)
 
     parts = []
-    for grid, *given in zip(layout.grids, split(query), split(key), split(value), strict=True):
+    for grid, *given in zip(grids.each, split(query), split(key), split(value), strict=True):
         q, k, v = (each.view(grid.texts, grid.longest, *each.shape[1:]).transpose(1, 2) for each in given)
-        mask = None if is_causal else grid.mask(query.dtype, is_causal=False)
+        mask = None if is_causal or grid.is_full else grid.mask(query.dtype, is_causal=False)
         out = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
         )
         parts.append(out.transpose(1, 2).reshape(-1, *out.shape[1::2]))
-    return layout.places.join(parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
+    return grids.places.join(parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _attention)
@@ -116,7 +117,7 @@ def what_hinders_packing(base: PreTrainedModel, max_length: int | None) -> str:
     batch, training = _short_texts(base), base.training
     base.eval()
     try:
-        padded = run(base, batch, packed=False).last_hidden_state[batch.attention_mask.bool()]
+        padded = run(base, batch, packed=False).last_hidden_state.flatten(0, 1)[batch.layout.to_row]
         packed = run(base, batch, packed=True).last_hidden_state[0]
         is_same = padded.shape == packed.shape and bool(torch.allclose(padded, packed, atol=1e-4, rtol=1e-3))
         return "" if is_same else "it computes otherwise on packed texts than on padded ones"
