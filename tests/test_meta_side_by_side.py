@@ -227,9 +227,12 @@ def test_what_does_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
         ("opt", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64}, False),
     ],
 )
-def test_whether_tasks_can_be_separated_is_tried_out(model_type: str, options: dict[str, int], separates: bool) -> None:
+@pytest.mark.parametrize("pooling", ["mean", "mask", "first", "last"])
+def test_whether_tasks_can_be_separated_is_tried_out(
+    model_type: str, options: dict[str, int], separates: bool, pooling: Any
+) -> None:
     if model_type == "opt":
         options = {**options, "word_embed_proj_dim": 32}
     config = AutoConfig.for_model(model_type, vocab_size=99, max_position_embeddings=64, **options)
-    network = Network(AutoModel.from_config(config, attn_implementation="sdpa"), "mean", computation="packed")
+    network = Network(AutoModel.from_config(config, attn_implementation="sdpa"), pooling, computation="packed")
     assert can_separate_tasks(network) == separates

@@ -210,7 +210,12 @@ def can_separate_tasks(network: Network) -> bool:
     try:
         highest = min(len(network.get_parameter(network.embedding or "")), 90)
         batches = [
-            collate_tokens([[(7 * n + 3 * at) % highest for at in range(n)] for n in lengths], 0, torch.device("cpu"))
+            collate_tokens(
+                [[(7 * n + 3 * at) % highest for at in range(n)] for n in lengths],
+                0,
+                torch.device("cpu"),
+                [1] * len(lengths),
+            )
             for lengths in ((7, 2), (5, 3, 4))
         ]
         first: Parameters = dict(network.named_parameters())
