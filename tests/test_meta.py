@@ -15,6 +15,7 @@ from distmeta.meta.config import MetaConfig
 from distmeta.meta.inner_loop import Fast, Problem, inner_loop, zero_head
 from distmeta.models import TaskBatch
 from distmeta.models.batch import join
+from distmeta.models.precision import passes_in
 from tests import references
 from tests.helpers import random_task, task_batch, tiny_network
 from tests.meta_cases import fast_names, relative_error
@@ -149,7 +150,7 @@ def test_bf16_keeps_fast_weights_and_small_updates(computation):
         lambda name, step: 0.05,
         head_is_zero=True,
     )
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+    with passes_in("bf16"):
         *_, fast = inner_loop(problem, start, 3)
     norms = [name for name in fast.body if "LayerNorm.weight" in name]
     assert norms

@@ -23,6 +23,7 @@ from distmeta.engine.deltas import Deltas, apply_adapters_in_modules
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
 from distmeta.models import Network, TaskBatch, TokenBatch
+from distmeta.models.precision import passes_in
 
 if TYPE_CHECKING:
     from distmeta.meta.language_model import LanguageModelBatch
@@ -239,7 +240,7 @@ class ShardedEngine(Engine):
             text, weight = self._no_text(), 0.0
         torch.manual_seed(seed)
         self._deltas.values = {}
-        with self._autocast():
+        with passes_in(self._precision):
             logits = self.network.language_model_logits({}, text.tokens, text.positions)
         loss = functional.cross_entropy(logits.float(), text.targets)
         self._engine.backward(weight * loss)
@@ -287,10 +288,10 @@ class ShardedEngine(Engine):
         """Mean cross-entropy (nats), and the scores (texts, classes)."""
         torch.manual_seed(seed)
         self._deltas.values = fast
-        with self._autocast():
+        with passes_in(self._precision):
             features = self.network.features({}, batch)
-            scores = functional.linear(features, fast["head.weight"], fast["head.bias"])
-        return functional.cross_entropy(scores.float(), labels), scores.float()
+        scores = functional.linear(features, fast["head.weight"], fast["head.bias"])
+        return functional.cross_entropy(scores, labels), scores
 
     def _zero(self, n_way: int) -> Fast:
         shapes: Mapping[str, Sequence[int]] = {
@@ -310,10 +311,6 @@ class ShardedEngine(Engine):
         finally:
             for parameter in self._trained.values():
                 parameter.requires_grad_(True)
-
-    def _autocast(self) -> torch.autocast:
-        # Weights come and go, so no cast of them may be kept.
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16", cache_enabled=False)
 
     def _padded(self, own: Sequence[T], seeds: Sequence[int], nothing: T) -> Iterator[tuple[T, int, float]]:
         """This worker's, each with its seed and 1, and then `nothing` with 0, on every worker as many.

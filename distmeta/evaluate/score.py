@@ -11,6 +11,7 @@ from distmeta.evaluate.baselines import logistic_regression, nearest_prototype
 from distmeta.evaluate.table import USES, Use
 from distmeta.meta import Algorithm
 from distmeta.models import Network, Parameters, TaskBatch, TokenBatch, collate_task
+from distmeta.models.precision import passes_in
 from distmeta.tasks.episode import Task
 
 FEATURE_BATCH = 64
@@ -63,7 +64,7 @@ class Scorer:
         try:
             for task in tasks:
                 batch = collate_task(task, self.pad_token_id, device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+                with passes_in(self.precision):
                     yield self._score(batch, uses)
         finally:
             self.network.train(training)

@@ -17,6 +17,7 @@ from distmeta.meta.replay import Replay
 from distmeta.meta.threads import in_threads
 from distmeta.models import Network, Parameters, TaskBatch
 from distmeta.models.batch import join
+from distmeta.models.precision import passes_in
 from distmeta.tasks.draw import generator
 
 MOST_NUMBERS = {"cpu": 2**20, "cuda": 2**24}
@@ -135,13 +136,8 @@ class Learner:
         """The gradients of tasks side by side and of the text beside them, and metrics: sums over the group."""
         terms: list[Term] = []
         metrics: dict[str, float] = {}
-        device = next(iter(parameters.values())).device
         torch.manual_seed(dropout_seed(self.seed, group[0].index))
-        # No cast is kept: a fast weight is used once and then replaced.
-        with (
-            torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False),
-            self._free_algorithm() as algorithm,
-        ):
+        with passes_in(self.precision), self._free_algorithm() as algorithm:
             tasks = [item.task for item in group if item.task is not None]
             if tasks:
                 task = join(tasks) if len(tasks) > 1 else tasks[0]

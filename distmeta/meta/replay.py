@@ -20,6 +20,7 @@ from torch import Tensor
 from distmeta.meta.algorithm import Outcome, Parameters, TaskResult
 from distmeta.meta.gradient_based import GradientBased, Prepared
 from distmeta.models.batch import TaskBatch, TokenBatch
+from distmeta.models.precision import current
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Replay:
             prepared = algorithm.prepared(parameters, task, rows[0])
         weights = algorithm.step_weights(progress)
         inputs = list(_tensors(prepared))
-        key = (texts, *(each.shape for each in inputs), torch.is_autocast_enabled("cuda"))
+        key = (texts, *(each.shape for each in inputs), current())
         started = time.perf_counter()
         if key in self._shares and key not in self._recorded and self._is_possible:
             self._record(key, algorithm, prepared, weights)

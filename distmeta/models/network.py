@@ -20,6 +20,7 @@ from distmeta.models.layers import above_layer, layers_of
 from distmeta.models.lora import Target, adapted, find_targets, make_adapters, merge
 from distmeta.models.packing import packed_attention, run
 from distmeta.models.parts import is_batched
+from distmeta.models.precision import of_pass
 
 Parameters = dict[str, torch.Tensor]
 Pooling = Literal["mean", "mask", "first", "last"]
@@ -241,6 +242,7 @@ class Network(nn.Module):
 
         is_kept = not (self.checkpoints_activations and torch.is_grad_enabled())
         with (
+            of_pass(batch.input_ids.device),
             self._tasks_of(parameters, batch),
             nullcontext() if is_kept else layers_computed_again(self.base, again),
         ):
@@ -312,6 +314,7 @@ def _at_least_fp32(values: torch.Tensor) -> torch.Tensor:
 def _pool(hidden: torch.Tensor, batch: TokenBatch, pooling: Pooling) -> torch.Tensor:
     rows = torch.arange(len(hidden), device=hidden.device)
     if pooling == "mean":
+        hidden = _at_least_fp32(hidden)
         mask = batch.attention_mask[:, :, None].to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1)
     if pooling == "mask":
@@ -324,6 +327,7 @@ def _pool(hidden: torch.Tensor, batch: TokenBatch, pooling: Pooling) -> torch.Te
 def _pool_packed(hidden: torch.Tensor, batch: TokenBatch, pooling: Pooling) -> torch.Tensor:
     layout, rows = batch.layout, hidden[0]
     if pooling == "mean":
+        rows = _at_least_fp32(rows)
         return layout.average.to(rows.dtype) @ rows
     if pooling == "mask":
         return rows.index_select(0, layout.starts + batch.mask_positions)
