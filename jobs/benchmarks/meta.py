@@ -31,6 +31,8 @@ from peers.work import N_WAY, WORKLOADS, Shape, Weights, Work, draw_tasks, new_w
 from distmeta.models import TaskBatch
 
 BY_HAND = "by hand"
+WARM_UPS = {"cpu": 1, "cuda": 3}
+"""Calls before anything is timed; on a GPU distmeta records in the second what it replays from the third on."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
 """Relative error of a meta-gradient that the precision explains."""
 
@@ -101,13 +103,14 @@ def gradient_error(gradients: Weights, reference: Weights) -> float:
 
 
 def peak_memory(contestant: Contestant, weights: Weights, tasks: list[TaskBatch]) -> int | None:
-    """Bytes that a first meta-batch takes beyond what was there before it; None where the system does not say."""
+    """Bytes that the first meta-batches take beyond what was there before; None where the system does not say."""
     device = next(iter(weights.values())).device
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        contestant(weights, tasks)
+        for _ in range(WARM_UPS["cuda"]):  # what distmeta records stays
+            contestant(weights, tasks)
         return torch.cuda.max_memory_allocated(device) - before
 
     def status(key: str) -> int:
@@ -170,8 +173,7 @@ def compare(
             contestant = load(name)(work)
             if contestant is None:
                 continue
-            # Warms up too; on a GPU distmeta records what it replays at the second of three calls.
-            for _ in range(3 if work.device.type == "cuda" else 1):
+            for _ in range(WARM_UPS[work.device.type]):
                 outcome = contestant(weights, tasks)
         except UnavailableError as error:
             note = str(error)
@@ -206,12 +208,6 @@ def compare(
             processor_seconds[name].append(time.process_time() - processor_started)
             if outcome.inner_seconds is not None:
                 inner_seconds[name].append(outcome.inner_seconds)
-
-    def memory(name: str) -> int | None:
-        if work.device.type == "cuda":  # whose allocator can tell
-            return peak_memory(entered[name], weights, tasks)
-        return peak_memory_elsewhere(options, workload, shots, lengths, name, notes)
-
     operations = needed(work.workload, work.shape, tasks, work.inner_steps)
     rows = []
     for name in entered:
@@ -229,7 +225,7 @@ def compare(
                 len(tasks) / median,
                 ratio(seconds, name),
                 ratio(processor_seconds, name) if alone else None,
-                None if options.skip_memory else memory(name),
+                None if options.skip_memory else peak_memory_elsewhere(options, workload, shots, lengths, name, notes),
                 inner,
                 share(operations.whole, seconds[name], round_rates),
                 losses[name],
