@@ -191,6 +191,28 @@ def test_bf16_side_by_side_is_as_near_to_fp32_as_one_by_one(adapt: str) -> None:
     assert (together - exact).norm() < 1.5 * (single - exact).norm() < 0.001 * exact.norm()
 
 
+@pytest.mark.parametrize("algorithm", ["fomaml", "maml"])
+def test_bf16_where_a_model_turns_queries_in_fp32(algorithm: str) -> None:
+    """As Llama's rotary embedding does, while the values stay in bf16."""
+    options = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model("llama", vocab_size=600, num_key_value_heads=2, **options)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config, attn_implementation="eager" if algorithm == "maml" else "sdpa")
+    network = Network(model, "last", computation="packed").eval()
+    parameters = dict(network.named_parameters())
+    work = [Work(index, task_batch(random_task(index)), None) for index in range(2)]
+    exact, found = (
+        torch.cat([gradient.flatten() for _, gradient in sorted(gradients.items())])
+        for gradients, _ in (
+            Learner(network, MetaConfig(algorithm=algorithm, inner_lr=0.1, lm_weight=0.0), precision, 0).gradient(
+                parameters, work, 2
+            )
+            for precision in ("fp32", "bf16")
+        )
+    )
+    assert (found - exact).norm() < 0.02 * exact.norm()
+
+
 def test_what_does_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout, other numbers of classes, padded texts, and more tokens or bytes than suit the device."""
 

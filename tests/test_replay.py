@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,7 +86,43 @@ def test_replayed_gradients_are_those_computed_as_ever(learner: Learner, at_a_ti
     assert learner._replay is not None
     # Sizes grow with the largest task so far; that of most steps is there already.
     assert 1 <= learner._replay.recordings <= 3
-    assert len(learner._replay._recorded) == 1
+    assert sum(each.recording is not None for each in learner._replay._kinds.values()) == 1
+
+
+def of_lengths(*lengths: int) -> list[Work]:
+    """A task each, all of whose texts have one length."""
+    work = []
+    for index, length in enumerate(lengths):
+        task = random_task(index)
+        examples = [
+            tuple(replace(each, input_ids=(each.input_ids * 20)[:length]) for each in half)
+            for half in (task.support, task.query)
+        ]
+        work.append(Work(index, task_batch(replace(task, support=examples[0], query=examples[1])), None))
+    return work
+
+
+def test_a_recording_of_texts_without_padding_plays_texts_with_padding(learner: Learner) -> None:
+    plain = Learner(learner.network, learner.config, "fp32", 0, 1)
+    parameters = dict(learner.network.named_parameters())
+    for lengths in ((26, 20, 22), (32, 32, 32), (32, 32, 32), (20, 9, 32)):
+        found, _ = learner.gradient(parameters, of_lengths(*lengths), 3)
+        for name, gradient in plain.gradient(parameters, of_lengths(*lengths), 3)[0].items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+    assert learner._replay is not None
+    assert learner._replay.recordings == 1
+
+
+def test_kinds_of_tasks_that_take_turns(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is recorded once, as long as there is room for recordings."""
+    monkeypatch.setattr(replay, "MOST_RECORDINGS", 2)
+    learner.tasks_at_a_time = 1
+    parameters = dict(learner.network.named_parameters())
+    for _ in range(4):
+        for k_shot in (1, 2, 3):
+            learner.gradient(parameters, [Work(0, task_batch(random_task(0, k_shot=k_shot)), None)], 1)
+    assert learner._replay is not None
+    assert learner._replay.recordings == 2
 
 
 def test_what_cannot_be_recorded_is_computed_as_ever(

@@ -65,7 +65,8 @@ class Scorer:
             for task in tasks:
                 batch = collate_task(task, self.pad_token_id, device)
                 with passes_in(self.precision):
-                    yield self._score(batch, uses)
+                    scores = self._score(batch, uses)
+                yield scores
         finally:
             self.network.train(training)
 

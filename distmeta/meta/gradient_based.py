@@ -116,7 +116,7 @@ class GradientBased(Algorithm):
         return self.outcome(prepared, self.step_weights(progress)).read(prepared.embedding, prepared.rows)
 
     def prepared(self, parameters: Parameters, task: TaskBatch, least_rows: int = 0) -> Prepared:
-        """All that is done for a task before the first launch: what asks for ids and lengths.
+        """All that is done for a task which a recording cannot hold: what asks for ids and lengths.
 
         `least_rows`: see `Network.localized`.
         """

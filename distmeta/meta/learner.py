@@ -220,10 +220,12 @@ class Learner:
         algorithm = self.algorithm
         if tasks and device == "cpu" and algorithm.is_second_order and algorithm.adapted and not algorithm.keeps_aside:
             return False  # several graphs of whole inner loops are slower than one at a time
-        tokens = max(
-            sum(task.support.num_tokens for task in tasks),
-            sum(task.query.num_tokens for task in tasks),
-            sum(each.text.tokens.num_tokens for each in together if each.text is not None),
-        )
+        halves = [
+            [half.num_tokens for half in each] for each in zip(*((t.support, t.query) for t in tasks), strict=True)
+        ]
+        if device != "cpu":  # where all are filled up to the largest
+            halves = [[max(each)] * len(each) for each in halves]
+        texts = sum(each.text.tokens.num_tokens for each in together if each.text is not None)
+        tokens = max([texts, *(sum(each) for each in halves)])
         own = len(tasks) * threads * self._bytes_of_a_task(parameters)
         return tokens * self.network.hidden_size <= MOST_NUMBERS[device] and own <= MOST_BYTES[device]

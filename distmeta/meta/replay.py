@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ ROOM = 1.125
 """How much larger than what does not fit the next size is, at least."""
 STEP = 16
 """Sizes are multiples of this."""
+MOST_RECORDINGS = 8
+"""Each holds the memory of its tensors."""
 
 
 @dataclass
@@ -48,19 +50,32 @@ def _grown(size: int, needed: int) -> int:
     return size if needed <= size else STEP * math.ceil(ROOM * needed / STEP)
 
 
+@dataclass
+class _Kind:
+    """Tasks of as many texts and classes."""
+
+    support: _Size = field(default_factory=_Size)
+    query: _Size = field(default_factory=_Size)
+    rows: int = 0
+    sizes: Any = None
+    """Of the last ones."""
+    share: float = 0.0
+    """Of the inner loop in their time, when they were computed as ever."""
+    recording: "_Recording | None" = None
+
+
 class Replay:
     """Computes what `GradientBased.task_gradient` does, from a recording where there is one.
 
-    The first task of some sizes is computed as ever, the second one is recorded, and later ones are replayed.
-    What cannot be recorded (a model that waits for a number, or too little memory) is computed as ever from then on.
+    The first tasks of some sizes are computed as ever, the second ones are recorded and played, later ones are played.
+    What cannot be recorded (a model that waits for a number, or too little memory) is computed as ever from then on, as
+    is what comes when there are `MOST_RECORDINGS`.
     """
 
     def __init__(self) -> None:
         self.recordings = 0
         """How many have been made."""
-        self._sizes: dict[Any, tuple[_Size, _Size, list[int]]] = {}
-        self._shares: dict[Any, float] = {}
-        self._recorded: dict[Any, _Recording] = {}
+        self._kinds: dict[Any, _Kind] = {}
         self._is_possible = True
 
     def takes(self, algorithm: Any, task: TaskBatch) -> bool:
@@ -74,38 +89,43 @@ class Replay:
 
     def task_gradient(self, algorithm: Any, parameters: Parameters, task: TaskBatch, progress: float) -> TaskResult:
         """See `GradientBased.task_gradient`; the gradients are valid until the next call."""
-        texts = (task.support.texts_per_task, task.query.texts_per_task, task.n_way)
-        support, query, rows = self._sizes.setdefault(texts, (_Size(), _Size(), [0]))
-        task = replace(task, support=support.hold(task.support), query=query.hold(task.query))
-        prepared = algorithm.prepared(parameters, task, rows[0])
-        if prepared.rows is not None and len(prepared.rows) > rows[0]:
-            rows[0] = _grown(rows[0], len(prepared.rows))
-            prepared = algorithm.prepared(parameters, task, rows[0])
+        halves = (task.support, task.query)
+        texts = tuple(half.texts_per_task or len(half.input_ids) for half in halves)
+        kind = self._kinds.setdefault((texts, task.n_way), _Kind())
+        task = replace(task, support=kind.support.hold(task.support), query=kind.query.hold(task.query))
+        prepared = algorithm.prepared(parameters, task, kind.rows)
+        if prepared.rows is not None and len(prepared.rows) > kind.rows:
+            kind.rows = _grown(kind.rows, len(prepared.rows))
+            prepared = algorithm.prepared(parameters, task, kind.rows)
         weights = algorithm.step_weights(progress)
         inputs = list(_tensors(prepared))
-        key = (texts, *(each.shape for each in inputs), current())
+        sizes = [(each.shape, each.dtype) for each in inputs], current()
         started = time.perf_counter()
-        if key in self._shares and key not in self._recorded and self._is_possible:
-            self._record(key, algorithm, prepared, weights)
-        if key not in self._recorded:
+        if sizes != kind.sizes:
+            kind.sizes, kind.recording = sizes, None
+        elif kind.recording is None:
+            self._record(kind, algorithm, prepared, weights)
+        if kind.recording is None:
             result = algorithm.outcome(prepared, weights).read(prepared.embedding, prepared.rows)
-            self._shares[key] = result.inner_seconds / (time.perf_counter() - started)
+            kind.share = result.inner_seconds / (time.perf_counter() - started)
             return result
-        result = self._recorded[key].play(inputs).read(prepared.embedding, prepared.rows)
-        # Inside a recording no clock is read: the share is that of the task that was computed as ever.
-        result.inner_seconds = self._shares[key] * (time.perf_counter() - started)
+        result = kind.recording.play(inputs).read(prepared.embedding, prepared.rows)
+        # Inside a recording no clock is read: the share is that of the tasks that were computed as ever.
+        result.inner_seconds = kind.share * (time.perf_counter() - started)
         return result
 
-    def _record(self, key: Any, algorithm: GradientBased, prepared: Prepared, weights: Sequence[float]) -> None:
-        # Those of smaller sizes will hardly be played again.
-        self._recorded = {other: each for other, each in self._recorded.items() if other[0] != key[0]}
+    def _record(self, kind: _Kind, algorithm: GradientBased, prepared: Prepared, weights: Sequence[float]) -> None:
+        there = sum(each.recording is not None for each in self._kinds.values())
+        if not self._is_possible or there == MOST_RECORDINGS:
+            return
         try:
-            self._recorded[key] = _Recording(algorithm, prepared, weights)
+            kind.recording = _Recording(algorithm, prepared, weights)
             self.recordings += 1
         except RuntimeError as error:
             self._is_possible = False
+            self._kinds.clear()  # with the memory of what has been recorded
             torch.cuda.synchronize()
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             logger.warning("tasks are launched piece by piece, since they cannot be recorded on this GPU: %s", reason)
 
 
@@ -145,9 +165,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         for each in value:
             yield from _tensors(each)
     elif is_dataclass(value):
-        if isinstance(value, TokenBatch):
-            yield from (value.task_numbers, *_tensors(value.layout))  # which are kept once they have been made
-        for field in fields(value):
+        if isinstance(value, TokenBatch):  # which keeps what it has been asked for
+            yield from (value.task_numbers, *_tensors(value.layout), *_tensors(value.layout.grids))
+        for each in fields(value):
             # These are made of the tensors beside them, when they are asked for.
-            if field.name not in ("masks", "places_of_heads"):
-                yield from _tensors(getattr(value, field.name))
+            if each.name not in ("masks", "places_of_heads"):
+                yield from _tensors(getattr(value, each.name))

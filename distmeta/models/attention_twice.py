@@ -35,6 +35,7 @@ def attention(
         dropout: the share of the weights that is dropped.
         is_causal: see `Grid.mask`.
     """
+    query, key = query.to(value.dtype), key.to(value.dtype)  # some models turn them in fp32
     out: Tensor = _Attention.apply(query, key, value, grids, scaling, dropout, is_causal)
     return out
 

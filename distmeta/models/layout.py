@@ -2,7 +2,7 @@
 
 The texts of a task stand in the row by length. For attention they go to grids, (texts, longest): on a CPU one for each
 length, without padding, which is a part of the row as it is where the whole row stands by length; otherwise a few with
-texts of like length and padding. Nothing here waits for a GPU.
+texts of like length and padding. Indices are made on the CPU, and operations on a GPU are a matter of sizes alone.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Grid:
     texts: int
     longest: int
     is_full: bool
-    """Whether there is no padding."""
+    """Whether there is known to be no padding."""
     masks: dict[Any, Tensor] = field(default_factory=dict)
     """Those of `mask` that were asked for."""
 
@@ -154,19 +154,30 @@ class Layout:
     """(texts, tokens), float64: what makes means over the texts of a row."""
     to_row: Tensor
     """(tokens,): the place of each token in the padded batch."""
-    padded_grids: Grids
-    """A few grids with padding."""
-    numbers: tuple[np.ndarray, ...]
-    """The lengths of the texts and their first tokens, for `grids`."""
+    longest: int
+    """Tokens of the longest text, or more."""
+    numbers: tuple[np.ndarray, np.ndarray]
+    """The lengths of the texts and their first tokens, on the CPU."""
+
+    @cached_property
+    def padded_grids(self) -> Grids:
+        """A few grids with padding; where each call is a launch one, as wide as the longest."""
+        lengths, starts = self.numbers
+        order, device = np.lexsort((starts, lengths)), self.starts.device
+        if is_batched(device):
+            groups = [(order, self.longest)]
+        else:
+            few = np.array_split(order, max(1, min(MOST_GRIDS, len(lengths) // TEXTS_A_GRID)))
+            groups = [(part, int(lengths[part[-1]])) for part in few]
+        return _grids(lengths, starts, groups, len(self.to_row), device)
 
     @cached_property
     def grids(self) -> Grids:
-        """A grid for each length; where each call is a launch, those with padding."""
-        device = self.starts.device
+        """A grid for each length; where each call is a launch, that with padding."""
+        lengths, starts = self.numbers
+        order, device = np.lexsort((starts, lengths)), self.starts.device
         if is_batched(device):
             return self.padded_grids
-        lengths, starts = self.numbers
-        order = np.lexsort((starts, lengths))
         parts = np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1)
         return _grids(lengths, starts, [(part, int(lengths[part[0]])) for part in parts], len(self.to_row), device)
 
@@ -181,7 +192,7 @@ class Layout:
             longest: see above.
             texts_per_task: how many of the texts belong to each task, in order.
             parts: how many tokens of the row belong to each task, fillers at their end among them.
-            device: of the tensors. They are made on the CPU, so that a GPU need not be waited for.
+            device: of the tensors.
         """
         size, sizes = np.array(lengths), np.array(parts.sizes)
         task = np.arange(len(sizes)).repeat(texts_per_task)
@@ -197,18 +208,12 @@ class Layout:
         positions[tokens], to_row[tokens] = position, text * longest + position
         average = np.zeros((len(size), len(to_row)))
         average[text, tokens] = 1 / size[text]
-        by_length = np.lexsort((starts, size))
-        if is_batched(device):  # of a width that does not depend on what is in it
-            groups = [(by_length, longest)]
-        else:
-            few = np.array_split(by_length, max(1, min(MOST_GRIDS, len(size) // TEXTS_A_GRID)))
-            groups = [(part, int(size[part[-1]])) for part in few]
         return cls(
             torch.from_numpy(positions[None]).to(device),
             torch.from_numpy(starts).to(device),
             torch.from_numpy(average).to(device),
             torch.from_numpy(to_row).to(device),
-            _grids(size, starts, groups, len(to_row), device),
+            longest,
             (size, starts),
         )
 
@@ -231,7 +236,9 @@ def _grids(
         to_grids.append((starts[part, None] + at).reshape(-1) * is_token)
         from_grids[to_grids[-1][is_token]] = places + is_token.nonzero()[0]
         is_text[to_grids[-1][is_token]] = True
-        each.append(Grid(torch.from_numpy(is_token).to(device), len(part), width, bool(is_token.all())))
+        # Where a recording may be made, nothing may depend on the lengths of one batch.
+        is_full = not is_batched(device) and bool(is_token.all())
+        each.append(Grid(torch.from_numpy(is_token).to(device), len(part), width, is_full))
         places += len(is_token)
     there = np.concatenate(to_grids)
     found = Places(

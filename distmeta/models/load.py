@@ -204,7 +204,8 @@ def _choose_computation(base: PreTrainedModel, wanted: str, max_length: int | No
 
 @torch.no_grad()
 def can_separate_tasks(network: Network) -> bool:
-    """Whether two tasks with weights of their own come out side by side as each alone: tried out on short texts."""
+    """Whether two tasks with weights of their own come out side by side as each alone: tried out on short texts, on the
+    CPU and in its way."""
     mode = network.training
     network.eval()
     try:

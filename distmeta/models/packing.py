@@ -1,7 +1,7 @@
 """Texts packed into one row without padding, kept apart inside attention alone.
 
 Linear layers, norms and activations see real tokens only, (1, tokens, width). Attention, whose share is small, takes
-them in grids (texts, longest, heads, width of a head): see `distmeta.models.layout`. It goes in through the interface
+them in grids of whole texts: see `distmeta.models.layout`. It goes in through the interface
 in which `transformers` lets one register attention, so it serves every architecture that uses this;
 `what_hinders_packing` finds out.
 """

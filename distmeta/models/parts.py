@@ -43,7 +43,8 @@ class Parts:
     def spread(self, values: Tensor) -> Tensor:
         """The reverse: each row gets what its task has."""
         if is_batched(values.device):
-            return values[:, None].expand(-1, self.sizes[0], -1).flatten(0, 1)
+            spread = values[:, None].expand(-1, self.sizes[0], -1)
+            return spread.clone(memory_format=torch.contiguous_format).flatten(0, 1)
         return self._indicator.to(values) @ values
 
     def numbers(self, like: Tensor) -> Tensor:

@@ -28,11 +28,12 @@ from peers.matrix_product import DTYPES, MatrixProducts, needed, synchronize
 from peers.report import Benchmark, Row
 from peers.work import N_WAY, WORKLOADS, Shape, Weights, Work, draw_tasks, new_weights
 
+from distmeta.engine.allocator import keep_freed_memory
 from distmeta.models import TaskBatch
 
 BY_HAND = "by hand"
 WARM_UPS = {"cpu": 1, "cuda": 3}
-"""Calls before anything is timed; on a GPU distmeta records in the second what it replays from the third on."""
+"""Calls before anything is timed; on a GPU distmeta records in the second what it plays from then on."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
 """Relative error of a meta-gradient that the precision explains."""
 
@@ -310,6 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.vocabulary < 100:
         options_parser.error(f"argument --vocabulary: {options.vocabulary} is less than 100")
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as distmeta's workers do; it serves all
     if options.memory_of:
         work = work_for(options, options.workloads[0])
         contestant: Any = load(options.memory_of)(work)
