@@ -30,8 +30,7 @@ def test_a_layer_norm_of_tasks():
     assert has_both_derivatives(lambda *each: norm_twice.layer_norm(*each, bias, 1e-5, parts), rows, weight)
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("dropout", "is_causal"), [(0.0, False), (0.0, True), (0.3, False)])
 def test_attention_within_texts(dropout: float, is_causal: bool):
     """Two heads, twelve texts in two grids with padding in both."""
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult, accuracy
+from distmeta.meta.gradients import accumulate, gradients_of, requiring, settled, summed
 from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, stepped, total_loss, zero_head
 from distmeta.meta.inner_optimizer import direction, state_tensors, with_state_tensors
 from distmeta.meta.randomness import drawing_again, random_state
@@ -221,11 +222,11 @@ class GradientBased(Algorithm):
         for step, fast in enumerate(inner_loop(problem, start, self.config.inner_steps)):
             spent += time.perf_counter() - started
             if weights[step]:
-                fast = Fast(_requiring(fast.body), _requiring(fast.head))
+                fast = Fast(requiring(fast.body), requiring(fast.head))
                 if not self.learns_rates:
                     self._send(fast.body, theta, gradients, weights[step])
                 loss, scores = self._query(theta, fast, task)
-                at_phi = _gradients(loss, {**theta, **fast.all})
+                at_phi = gradients_of(loss, {**theta, **fast.all})
                 self._add_at_start(gradients, at_phi, theta, head, directions, weights[step])
             started = time.perf_counter()
         kept = {name: gradient for name, gradient in gradients.items() if name in self.trained}
@@ -257,7 +258,7 @@ class GradientBased(Algorithm):
                     outputs.append(head[name])
                     cotangents.append(gradient)
             else:
-                _accumulate(total, {name: _summed(gradient, theta[name])}, weight)
+                accumulate(total, {name: summed(gradient, theta[name])}, weight)
         rate = self.rate(theta)
         for step, moves in enumerate(directions):
             for name in moves.keys() & at_phi.keys():
@@ -268,7 +269,7 @@ class GradientBased(Algorithm):
             found = torch.autograd.grad(
                 outputs, list(sources.values()), cotangents, retain_graph=True, allow_unused=True
             )
-            _accumulate(total, {n: g for n, g in zip(sources, found, strict=True) if g is not None}, weight)
+            accumulate(total, {n: g for n, g in zip(sources, found, strict=True) if g is not None}, weight)
 
     def _second_order(self, theta: Parameters, prepared: Prepared, weights: Sequence[float]) -> Outcome:
         task, own_rows = prepared.task, prepared.embedding
@@ -293,8 +294,8 @@ class GradientBased(Algorithm):
                     loss, scores = self._query_loss(query_features, fast, task)
                 total = total + weights[step] * loss
             started = time.perf_counter()
-        gradients = _gradients(total, {name: value for name, value in theta.items() if name in self.trained})
-        _accumulate(gradients, _settled({n: each for n, each in adjoints.items() if n in self.trained}))
+        gradients = gradients_of(total, {name: value for name, value in theta.items() if name in self.trained})
+        accumulate(gradients, settled({n: each for n, each in adjoints.items() if n in self.trained}))
         return self._outcome(gradients, loss, scores, task, problem, spent)
 
     def _recomputed(
@@ -319,17 +320,17 @@ class GradientBased(Algorithm):
         back_state: Parameters = {}  # of the optimizer's state
         for step in reversed(range(self.config.inner_steps)):
             if weights[step]:
-                fast = Fast(_requiring(kept[step + 1][0].body), _requiring(kept[step + 1][0].head))
+                fast = Fast(requiring(kept[step + 1][0].body), requiring(kept[step + 1][0].head))
                 adjoints = self._begun(problem, fast.body, own_rows, fast.body)
                 query_loss, query_scores = self._query(theta, fast, task)
                 if step == self.config.inner_steps - 1:
                     loss, scores = query_loss.detach(), query_scores.detach()
-                found = _gradients(query_loss, {**theta, **fast.all})
-                _accumulate(found, _settled(adjoints))
-                _accumulate(back, {n: g for n, g in found.items() if n in fast.all}, weights[step])
-                _accumulate(gradients, {n: g for n, g in found.items() if n not in fast.all}, weights[step])
+                found = gradients_of(query_loss, {**theta, **fast.all})
+                accumulate(found, settled(adjoints))
+                accumulate(back, {n: g for n, g in found.items() if n in fast.all}, weights[step])
+                accumulate(gradients, {n: g for n, g in found.items() if n not in fast.all}, weights[step])
             before, state = kept[step]
-            leaves = Fast(_requiring(before.body), _requiring(before.head))
+            leaves = Fast(requiring(before.body), requiring(before.head))
             adjoints = self._begun(problem, leaves.body, own_rows, leaves.body)
             state_leaves = {name: value.requires_grad_() for name, value in state_tensors(state).items()}
             with drawing_again(task.support_labels.device, drawn.pop()):
@@ -340,17 +341,17 @@ class GradientBased(Algorithm):
             cotangents = back | back_state
             wanted = {name: value for name, value in outputs.items() if name in cotangents and value.requires_grad}
             inputs = {f"theta:{n}": v for n, v in theta.items() if v.requires_grad} | leaves.all | state_leaves
-            found = _gradients(list(wanted.values()), inputs, [cotangents[name] for name in wanted])
-            _accumulate(found, _settled(adjoints))
-            _accumulate(gradients, {n.removeprefix("theta:"): g for n, g in found.items() if n.startswith("theta:")})
+            found = gradients_of(list(wanted.values()), inputs, [cotangents[name] for name in wanted])
+            accumulate(found, settled(adjoints))
+            accumulate(gradients, {n.removeprefix("theta:"): g for n, g in found.items() if n.startswith("theta:")})
             back = {name: gradient for name, gradient in found.items() if name in leaves.all}
             back_state = {name: gradient for name, gradient in found.items() if name in state_leaves}
             kept.pop()
-        _accumulate(gradients, {n: _summed(g, theta[n]) for n, g in back.items() if n in theta})
+        accumulate(gradients, {n: summed(g, theta[n]) for n, g in back.items() if n in theta})
         starts = {name: value for name, value in head.items() if value.requires_grad and name in back}
         if starts:
             sources = {name: value for name, value in theta.items() if value.requires_grad}
-            _accumulate(gradients, _gradients(list(starts.values()), sources, [back[name] for name in starts]))
+            accumulate(gradients, gradients_of(list(starts.values()), sources, [back[name] for name in starts]))
         trained = {name: gradient for name, gradient in gradients.items() if name in self.trained}
         return self._outcome(trained, loss, scores, task, problem, spent)
 
@@ -359,7 +360,7 @@ class GradientBased(Algorithm):
     ) -> tuple[Fast, dict[str, Any]]:
         """phi_{k+1} from phi_k; with its graph back to the fast weights, the state and theta, or without any."""
         if not graph:
-            fast = Fast(_requiring(fast.body), _requiring(fast.head))
+            fast = Fast(requiring(fast.body), requiring(fast.head))
         problem.expect(fast.body, step)
         features = self.network.features({**theta, **fast.body}, problem.support)
         scores = scores_of(features, fast.head, problem.texts_per_task)
@@ -399,33 +400,5 @@ def _tasks(support: Any) -> tuple[int, ...]:
     return (len(sizes),) if sizes else ()
 
 
-def _summed(value: Tensor, like: Tensor) -> Tensor:
-    """Without the dimension of tasks."""
-    return value.sum(0) if value.ndim > like.ndim else value
-
-
 def _rated(adapted: list[str]) -> list[str]:
     return [*adapted, "head.weight", "head.bias"]
-
-
-def _requiring(values: Parameters) -> Parameters:
-    return {name: value.detach().requires_grad_() for name, value in values.items()}
-
-
-def _gradients(outputs: Any, sources: Parameters, cotangents: list[Tensor] | None = None) -> Parameters:
-    wanted = {name: value for name, value in sources.items() if value.requires_grad}
-    found = torch.autograd.grad(outputs, list(wanted.values()), cotangents, allow_unused=True)
-    return {name: gradient for name, gradient in zip(wanted, found, strict=True) if gradient is not None}
-
-
-def _settled(adjoints: Mapping[str, Adjoint]) -> Parameters:
-    found = {name: adjoint.result() for name, adjoint in adjoints.items()}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _accumulate(total: Parameters, more: Parameters, weight: float = 1.0) -> None:
-    for name, gradient in more.items():
-        if name in total:
-            total[name] = total[name] + weight * gradient
-        else:
-            total[name] = gradient if weight == 1.0 else weight * gradient
