@@ -17,6 +17,7 @@ from distmeta.meta.replay import Replay
 from distmeta.meta.threads import in_threads
 from distmeta.models import Network, Parameters, TaskBatch
 from distmeta.models.batch import join
+from distmeta.models.parts import is_batched
 from distmeta.models.precision import passes_in
 from distmeta.tasks.draw import generator
 
@@ -223,7 +224,7 @@ class Learner:
         halves = [
             [half.num_tokens for half in each] for each in zip(*((t.support, t.query) for t in tasks), strict=True)
         ]
-        if device != "cpu":  # where all are filled up to the largest
+        if is_batched(next(iter(parameters.values())).device):  # where all are filled up to the largest
             halves = [[max(each)] * len(each) for each in halves]
         texts = sum(each.text.tokens.num_tokens for each in together if each.text is not None)
         tokens = max([texts, *(sum(each) for each in halves)])
