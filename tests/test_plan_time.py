@@ -136,7 +136,6 @@ def test_the_share_of_successive_halving(max_steps: int, grace: int, factor: int
 
 def test_steps_are_run_and_what_the_command_takes_is_added_up(opened: tuple[Config, RunDirectory]):
     config, run = opened[0].model_copy(deep=True), opened[1]
-    config.train.num_workers = 1
     largest = torch.ones(10**9 // FLOAT)  # a calibration is not to count what the process that asks for it once held
     del largest
     plan = make_plan(config, run, rate=None, say=lambda _: None)

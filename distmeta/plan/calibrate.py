@@ -202,6 +202,8 @@ def _steps(rank: int, config: Config, run: RunDirectory, workers: int, launched:
 
     memory = 0 if cuda else _own_memory()
     progress = train(config, run, Worker(rank, workers, device, lambda: None, store, launched))
+    if workers > 1:
+        torch.distributed.destroy_process_group()  # what comes after is of one process, and the others are about to end
     return {"progress": progress, "memory_without_model": memory}
 
 
