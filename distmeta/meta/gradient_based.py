@@ -67,9 +67,11 @@ class GradientBased(Algorithm):
 
     @property
     def keeps_aside(self) -> bool:
-        """See `Algorithm`."""
+        """See `Algorithm`. Not where products are batched, which autograd adds up itself."""
+        if not (self.is_second_order and self.adapted and self.takes_tasks):
+            return False
         is_descent = self.config.inner_optimizer == "sgd" and not self.learns_rates
-        return self.is_second_order and bool(self.adapted) and self.takes_tasks and is_descent
+        return is_descent and not is_batched(next(self.network.parameters()).device)
 
     @classmethod
     def learned(cls, network: Any, config: Any) -> Parameters:
@@ -122,14 +124,12 @@ class GradientBased(Algorithm):
         `least_rows`: see `Network.localized`.
         """
         batches = [task.support, task.query]
-        local = Localized(parameters, batches, None, None)
-        if self.localizes:
-            local = self.network.localized(parameters, batches, least_rows)
-            task = replace(task, support=local.batches[0], query=local.batches[1])
+        local = self._localized(parameters, batches, least_rows)
+        task = replace(task, support=local.batches[0], query=local.batches[1])
         both = None
         if self.is_second_order and not self.adapted and not self.config.recompute and self.network.takes_both:
             both = concatenate(task.support, task.query)
-        if self.keeps_aside and not is_batched(task.query_labels.device) and not _tasks(task.support):
+        if self.keeps_aside and not _tasks(task.support):
             task = join([task])
         return Prepared(local.parameters, task, both, local.embedding, local.rows)
 
@@ -147,7 +147,7 @@ class GradientBased(Algorithm):
 
     def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
         """See `Algorithm`. First order: no graph outlives an inner step."""
-        local = self._localized({name: value.detach() for name, value in parameters.items()}, support)
+        local = self._localized({name: value.detach() for name, value in parameters.items()}, [support])
         (support,) = local.batches
         with torch.no_grad():
             head = self.start_head(local.parameters, support, labels, n_way)
@@ -166,12 +166,10 @@ class GradientBased(Algorithm):
 
         return classify
 
-    def _localized(self, parameters: Parameters, batch: Any) -> Localized:
-        return (
-            self.network.localized(parameters, [batch])
-            if self.localizes
-            else Localized(parameters, [batch], None, None)
-        )
+    def _localized(self, parameters: Parameters, batches: list[Any], least_rows: int = 0) -> Localized:
+        if self.localizes:
+            return self.network.localized(parameters, batches, least_rows)
+        return Localized(parameters, batches, None, None)
 
     def _problem(self, parameters: Parameters, support: Any, labels: Tensor) -> Problem:
         return Problem(
@@ -193,7 +191,7 @@ class GradientBased(Algorithm):
 
     def _begun(self, problem: Problem, body: Parameters, own_rows: str | None, like: Parameters) -> dict[str, Adjoint]:
         """Begins to keep aside what linear layers find of the derivatives by fast weights, in the shapes of `like`."""
-        if not self.keeps_aside or is_batched(problem.labels.device):
+        if not self.keeps_aside:
             return {}
         return {n: begin(v, like[n].shape) for n, v in body.items() if v.ndim == 3 and n != own_rows}
 

@@ -17,7 +17,7 @@ from distmeta.meta.replay import Replay
 from distmeta.meta.threads import in_threads
 from distmeta.models import Network, Parameters, TaskBatch
 from distmeta.models.batch import join
-from distmeta.models.parts import is_batched
+from distmeta.models.parts import Parts, is_batched
 from distmeta.models.precision import passes_in
 from distmeta.tasks.draw import generator
 
@@ -217,16 +217,14 @@ class Learner:
             return False
         if self.tasks_at_a_time is not None:
             return True
-        device = next(iter(parameters.values())).device.type
-        algorithm = self.algorithm
-        if tasks and device == "cpu" and algorithm.is_second_order and algorithm.adapted and not algorithm.keeps_aside:
+        device = next(iter(parameters.values())).device
+        algorithm, kind = self.algorithm, device.type
+        holds_graph = algorithm.is_second_order and algorithm.adapted and not algorithm.keeps_aside
+        if tasks and holds_graph and not is_batched(device):
             return False  # several graphs of whole inner loops are slower than one at a time
-        halves = [
-            [half.num_tokens for half in each] for each in zip(*((t.support, t.query) for t in tasks), strict=True)
-        ]
-        if is_batched(next(iter(parameters.values())).device):  # where all are filled up to the largest
-            halves = [[max(each)] * len(each) for each in halves]
+        halves = zip(*((task.support, task.query) for task in tasks), strict=True)
+        rows = [sum(Parts.of([half.num_tokens for half in each], device).sizes) for each in halves]
         texts = sum(each.text.tokens.num_tokens for each in together if each.text is not None)
-        tokens = max([texts, *(sum(each) for each in halves)])
+        tokens = max([texts, *rows])
         own = len(tasks) * threads * self._bytes_of_a_task(parameters)
-        return tokens * self.network.hidden_size <= MOST_NUMBERS[device] and own <= MOST_BYTES[device]
+        return tokens * self.network.hidden_size <= MOST_NUMBERS[kind] and own <= MOST_BYTES[kind]

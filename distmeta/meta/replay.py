@@ -116,7 +116,7 @@ class Replay:
 
     def _record(self, kind: _Kind, algorithm: GradientBased, prepared: Prepared, weights: Sequence[float]) -> None:
         there = sum(each.recording is not None for each in self._kinds.values())
-        if not self._is_possible or there == MOST_RECORDINGS:
+        if there == MOST_RECORDINGS:
             return
         try:
             kind.recording = _Recording(algorithm, prepared, weights)

@@ -27,7 +27,7 @@ class Reptile(GradientBased):
         """See `Algorithm`."""
         whole = concatenate(task.support, task.query)
         labels = torch.cat([task.support_labels, task.query_labels])
-        local = self._localized({name: value.detach() for name, value in parameters.items()}, whole)
+        local = self._localized({name: value.detach() for name, value in parameters.items()}, [whole])
         head = self.start_head(local.parameters, local.batches[0], labels, task.n_way)
         problem = self._problem(local.parameters, local.batches[0], labels)
         gradients: dict[str, torch.Tensor] = {}

@@ -114,7 +114,7 @@ def concatenate(*batches: Any) -> Any:
 def side_by_side(batches: Sequence[TokenBatch]) -> TokenBatch:
     """The sequences of a batch of each of several tasks, which may have weights of their own."""
     whole = batches[0] if len(batches) == 1 else concatenate(*batches)
-    return replace(whole, texts_per_task=tuple(len(batch.input_ids) for batch in batches), least_per_task=0)
+    return replace(whole, texts_per_task=tuple(len(batch.input_ids) for batch in batches))
 
 
 @dataclass(frozen=True)

@@ -150,13 +150,9 @@ class _LayerNorm(torch.autograd.Function):
         destinations: list[Destination],
     ) -> Tensor:
         ctx.affine, ctx.parts, ctx.destinations = (weight, bias), parts, destinations
-        found = [
-            torch.native_layer_norm(part, rows.shape[1:], own_weight, own_bias, epsilon)
-            for part, own_weight, own_bias in zip(parts.split(rows), weight, bias, strict=True)
-        ]
-        ctx.statistics = [statistics for _, *statistics in found]
         ctx.save_for_backward(rows)
-        return torch.cat([out for out, *_ in found])
+        out, ctx.statistics = norm_twice.normalized(rows, weight, bias, epsilon, parts)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -1,6 +1,6 @@
 """The precision of passes through a network, and of these alone.
 
-What is made of features (means over a text, a head's scores, the loss) costs nothing in full precision, and there one
+What is made of features (means over a text, a head's scores, the loss) costs little in full precision, and there one
 number rounded is all that goes back through the network. So is the way back: in what each forward operation was.
 """
 
