@@ -16,7 +16,6 @@ import torch
 import torch.distributed
 
 from distmeta.config import Config
-from distmeta.engine.allocator import keep_freed_memory
 from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
 from distmeta.engine.precision import set_up_arithmetic
 from distmeta.meta import Learner
@@ -74,7 +73,6 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     state, reached, extra = read_checkpoint(checkpoint) if checkpoint else (None, {}, {})
     progress = _beginning() | reached
     config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
-    keep_freed_memory()
     setup = Setup(config, run)
     partitioned = config.engine.weights == "partitioned"
     # The first worker makes weights that no worker can hold, and gives each its part of them.

@@ -28,7 +28,6 @@ from peers.matrix_product import DTYPES, MatrixProducts, needed, synchronize
 from peers.report import Benchmark, Row
 from peers.work import N_WAY, WORKLOADS, Shape, Weights, Work, draw_tasks, new_weights
 
-from distmeta.engine.allocator import keep_freed_memory
 from distmeta.models import TaskBatch
 
 BY_HAND = "by hand"
@@ -311,7 +310,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.vocabulary < 100:
         options_parser.error(f"argument --vocabulary: {options.vocabulary} is less than 100")
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as distmeta's workers do; it serves all
     if options.memory_of:
         work = work_for(options, options.workloads[0])
         contestant: Any = load(options.memory_of)(work)
