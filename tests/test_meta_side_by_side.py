@@ -237,6 +237,8 @@ def test_what_does_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = sum(item.task.query.num_tokens for item in work[:2])
     monkeypatch.setitem(learner_module.MOST_NUMBERS, "cpu", tokens * packed.hidden_size)
     assert groups(packed, work) == [2, 1]
+    for in_one_pass in ("anil", "protonet"):
+        assert groups(packed, work, algorithm=in_one_pass) == [1, 1, 1]
     with monkeypatch.context() as as_on_a_gpu:  # where the smaller of two tasks is filled up
         as_on_a_gpu.setattr(parts, "BATCHED_ON", {"cpu"})
         assert groups(packed, work)[0] == 1

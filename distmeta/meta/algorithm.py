@@ -121,6 +121,11 @@ class Algorithm(ABC):
         return False
 
     @property
+    def joins_halves(self) -> bool:
+        """Whether a task's support and query set go through the network in one pass."""
+        return False
+
+    @property
     def keeps_aside(self) -> bool:
         """Whether second-order derivatives by fast weights are added up in place (`distmeta.models.twice`)."""
         return False

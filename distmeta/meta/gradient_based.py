@@ -41,7 +41,7 @@ class Prepared:
     parameters: Parameters
     task: TaskBatch
     both: Any
-    """Support and query set as one batch, where the same weights make the features of both; else None."""
+    """Support and query set as one batch, where they go through the network in one pass; else None."""
     embedding: str | None
     """The parameter that holds rows of this task alone."""
     rows: Tensor | None
@@ -64,6 +64,12 @@ class GradientBased(Algorithm):
     def takes_tasks(self) -> bool:
         """See `Algorithm`. Not where gradients are clipped, by a norm over all weights of one task."""
         return self.network.takes_tasks and not self.config.inner_clipping
+
+    @property
+    def joins_halves(self) -> bool:
+        """See `Algorithm`. Where the same weights make the features of both."""
+        is_once = self.is_second_order and not self.adapted and not self.config.recompute
+        return is_once and self.network.takes_both
 
     @property
     def keeps_aside(self) -> bool:
@@ -126,9 +132,7 @@ class GradientBased(Algorithm):
         batches = [task.support, task.query]
         local = self._localized(parameters, batches, least_rows)
         task = replace(task, support=local.batches[0], query=local.batches[1])
-        both = None
-        if self.is_second_order and not self.adapted and not self.config.recompute and self.network.takes_both:
-            both = concatenate(task.support, task.query)
+        both = concatenate(task.support, task.query) if self.joins_halves else None
         if self.keeps_aside and not _tasks(task.support):
             task = join([task])
         return Prepared(local.parameters, task, both, local.embedding, local.rows)

@@ -22,8 +22,8 @@ from distmeta.models.precision import passes_in
 from distmeta.tasks.draw import generator
 
 MOST_NUMBERS = {"cpu": 2**20, "cuda": 2**24}
-"""Tokens that go side by side (of the support sets, the query sets, or the text) times the width of the network, unless
-`tasks_at_a_time` says how many tasks: it bounds the memory of activations."""
+"""Tokens of one pass (of the support sets, the query sets, both, or the text) times the width of the network, unless
+`tasks_at_a_time` says how many tasks: it bounds the memory of activations, and keeps them in a CPU's cache."""
 MOST_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Bytes of the fast weights that there are at a time."""
 
@@ -225,6 +225,6 @@ class Learner:
         halves = zip(*((task.support, task.query) for task in tasks), strict=True)
         rows = [sum(Parts.of([half.num_tokens for half in each], device).sizes) for each in halves]
         texts = sum(each.text.tokens.num_tokens for each in together if each.text is not None)
-        tokens = max([texts, *rows])
+        tokens = max([texts, sum(rows)] if algorithm.joins_halves else [texts, *rows])
         own = len(tasks) * threads * self._bytes_of_a_task(parameters)
         return tokens * self.network.hidden_size <= MOST_NUMBERS[kind] and own <= MOST_BYTES[kind]

@@ -40,6 +40,11 @@ class PrototypicalNetwork(Algorithm):
         """See `Algorithm`."""
         return self.network.takes_tasks
 
+    @property
+    def joins_halves(self) -> bool:
+        """See `Algorithm`."""
+        return self.network.takes_both
+
     @classmethod
     def learned(cls, network: Any, config: Any) -> Parameters:
         """The logarithm of the temperature, (1,), where it is to be learned."""
@@ -63,7 +68,7 @@ class PrototypicalNetwork(Algorithm):
         """See `Algorithm`."""
         local = self.network.localized(parameters, [task.support, task.query])
         theta = {name: value.detach().requires_grad_(name in self.trained) for name, value in local.parameters.items()}
-        if self.network.takes_both:
+        if self.joins_halves:
             both = self.network.features(theta, concatenate(*local.batches))
             support, query = both.split([len(task.support_labels), len(task.query_labels)])
         else:
