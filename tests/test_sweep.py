@@ -225,15 +225,16 @@ def test_population_based_training_gives_a_poor_trial_a_better_one_s_weights(fol
     pbt = {"scheduler": "pbt", "num_trials": 2, "grace_steps": EVERY, "seed": 1, "space": space}
     write_config(folder, "pbt.yaml", pbt, train={"outer_steps": 100})
     done = distmeta("sweep", "--config", "pbt.yaml", "--run-dir", "pbt", cwd=folder)
-    taken = [
+    said = [
         (run.name, json.loads(line)["text"])
         for run in sorted((folder / "pbt" / "trials").iterdir())
         if (run / "events.jsonl").exists()
         for line in (run / "events.jsonl").read_text().splitlines()
     ]
-    name, text = taken[0]
-    match = re.fullmatch(r"took over trial (\d+) as it was at outer step (\d+)", text)
-    assert match, done.stderr
+    takeover = re.compile(r"took over trial (\d+) as it was at outer step (\d+)")
+    found = [(name, match) for name, text in said if (match := takeover.fullmatch(text))]
+    assert found, done.stderr
+    name, match = found[0]
     donor, step = match[1], int(match[2])
     assert donor != name
     # Right after, the two trials are one network: the first rows that the poor one trains itself start from there.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed
 
+from distmeta.allocator import freed_at_once
 from distmeta.config import Config
 from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
 from distmeta.engine.precision import set_up_arithmetic
@@ -69,32 +70,33 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     `wall_seconds`, `worker_seconds` and `phase_seconds` (see `PhaseClock`; mean over the workers, of validation and
     checkpoint the main worker's), those before a resume included, and `diverged`, a line of text, only where it did.
     """
-    checkpoint = worker.newest_checkpoint()
-    state, reached, extra = read_checkpoint(checkpoint) if checkpoint else (None, {}, {})
-    progress = _beginning() | reached
-    config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
-    setup = Setup(config, run)
-    partitioned = config.engine.weights == "partitioned"
-    # The first worker makes weights that no worker can hold, and gives each its part of them.
-    is_empty = partitioned and worker.rank > 0
-    network = setup.network(empty=is_empty)
-    if worker.rank == 0:
-        say_computation(config, network)
-    flop_counter = FlopCounter.of(network, config.meta)  # while it has its weights
-    skeleton = network.skeleton().train()
-    if not is_empty:  # else it has no numbers, and is never run
-        skeleton.to(worker.device)
-    learner = Learner(
-        skeleton,
-        config.meta,
-        config.engine.precision,
-        config.train.seed,
-        config.engine.tasks_at_a_time,
-        records=config.engine.cuda_graphs,
-    )
-    make_stepper = Partitioned if partitioned else Whole
-    stepper: Whole | Partitioned = make_stepper(setup, network, learner, worker.device, state)
-    del state  # the engine has its shard of it
+    with freed_at_once():
+        checkpoint = worker.newest_checkpoint()
+        state, reached, extra = read_checkpoint(checkpoint) if checkpoint else (None, {}, {})
+        progress = _beginning() | reached
+        config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
+        setup = Setup(config, run)
+        partitioned = config.engine.weights == "partitioned"
+        # The first worker makes weights that no worker can hold, and gives each its part of them.
+        is_empty = partitioned and worker.rank > 0
+        network = setup.network(empty=is_empty)
+        if worker.rank == 0:
+            say_computation(config, network)
+        flop_counter = FlopCounter.of(network, config.meta)  # while it has its weights
+        skeleton = network.skeleton().train()
+        if not is_empty:  # else it has no numbers, and is never run
+            skeleton.to(worker.device)
+        learner = Learner(
+            skeleton,
+            config.meta,
+            config.engine.precision,
+            config.train.seed,
+            config.engine.tasks_at_a_time,
+            records=config.engine.cuda_graphs,
+        )
+        make_stepper = Partitioned if partitioned else Whole
+        stepper: Whole | Partitioned = make_stepper(setup, network, learner, worker.device, state)
+        del state  # the engine has its shard of it
     engine = stepper.engine
     work_source = WorkSource(setup, worker.device, worker.rank, worker.world_size)
     scoring = config.train.validate_every > 0
@@ -165,7 +167,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             break
         if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:
             progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
-            with tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
+            with freed_at_once(), tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
                 folder = Path(scratch) if is_main else None
                 if folder:
                     write_checkpoint(folder, engine.state(), progress | best.progress, {"best": best.weights()})
