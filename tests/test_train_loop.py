@@ -4,6 +4,7 @@ import ctypes
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 import torch.distributed
 from safetensors.torch import load_file
 
+from distmeta.allocator import freed_at_once
 from distmeta.config import Config
 from distmeta.evaluate.run import Candidate, evaluate_candidates
 from distmeta.meta import Learner
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
+from distmeta.train import loop
 from distmeta.train.loop import learning_rate
 from distmeta.train.validate import Validator
 from distmeta.train.work import WorkSource
@@ -248,6 +251,44 @@ def test_nothing_is_compiled_and_kept_for_each_length_of_a_row(worlds, corpus, t
     assert asked[run_training, "fp32"] == asked[_evaluate, "fp32"] == 0
     assert asked[run_training, "bf16"] > 0
     assert asked[_evaluate, "bf16"] > 0
+
+
+def _what_gives_back(tree: dict[str, Any], run: Path) -> set[str]:
+    """Runs in a worker: what is done while freed memory goes back to the system at once."""
+    is_inside, found = False, set()
+
+    @contextmanager
+    def entered() -> Iterator[None]:
+        nonlocal is_inside
+        is_inside = True
+        with freed_at_once():
+            yield
+        is_inside = False
+
+    def watched(name: str, function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if is_inside:
+                found.add(name)
+            return function(*arguments, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "freed_at_once", entered)
+        for name in ("read_checkpoint", "Whole", "write_checkpoint"):
+            patch.setattr(loop, name, watched(name, getattr(loop, name)))
+        patch.setattr(Setup, "network", watched("network", Setup.network))
+        patch.setattr(Learner, "gradient", watched("gradient", Learner.gradient))
+        run_training(tree, run)
+    return found
+
+
+def test_a_start_and_a_checkpoint_give_freed_memory_back_and_steps_do_not(worlds, corpus, tmp_path):
+    """`tests/test_memory_of_workers.py` measures what that is worth."""
+    for steps, read in ((1, set()), (2, {"read_checkpoint"})):
+        tree = configure(corpus, train={"outer_steps": steps, "validate_every": 0}).model_dump()
+        found = worlds[1].run(_what_gives_back, tree, tmp_path)
+        assert found == {"network", "Whole", "write_checkpoint"} | read
 
 
 @pytest.mark.parametrize("helps", [True, False])
