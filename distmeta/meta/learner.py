@@ -23,7 +23,8 @@ from distmeta.tasks.draw import generator
 
 MOST_NUMBERS = {"cpu": 2**20, "cuda": 2**24}
 """Tokens of one pass (of the support sets, the query sets, both, or the text) times the width of the network, unless
-`tasks_at_a_time` says how many tasks: it bounds the memory of activations, and keeps them in a CPU's cache."""
+`tasks_at_a_time` says how many tasks. It bounds the memory of activations; on a CPU twice as many were slower.
+"""
 MOST_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Bytes of the fast weights that there are at a time."""
 

@@ -70,11 +70,11 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     `wall_seconds`, `worker_seconds` and `phase_seconds` (see `PhaseClock`; mean over the workers, of validation and
     checkpoint the main worker's), those before a resume included, and `diverged`, a line of text, only where it did.
     """
+    config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
     with freed_at_once():
         checkpoint = worker.newest_checkpoint()
         state, reached, extra = read_checkpoint(checkpoint) if checkpoint else (None, {}, {})
         progress = _beginning() | reached
-        config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
         setup = Setup(config, run)
         partitioned = config.engine.weights == "partitioned"
         # The first worker makes weights that no worker can hold, and gives each its part of them.
