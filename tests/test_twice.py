@@ -1,6 +1,6 @@
 """Derivatives through descended weights that are added up in place, against autograd's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -79,6 +79,44 @@ def test_what_is_added_up_aside_is_the_derivative(network: Pass, turned: bool, e
     found = derivatives(network, turned=turned, aside=True, every_step=every_step)
     for each, other in zip(found, expected, strict=True):
         torch.testing.assert_close(each, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_last_read", [True, False])
+def test_layers_that_read_the_same_rows_are_as_each_alone(is_last_read: bool) -> None:
+    """With a bias and without; the second one's output is not read by the query loss in one case."""
+
+    def derivatives(linears: Callable[..., Sequence[Tensor]], *, aside: bool) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        starts = [torch.randn(4, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+        first_bias, rows = (
+            torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in ((4,), (8, 4))
+        )
+        weights, bias = [start.expand(2, 4, 4) for start in starts], first_bias.expand(2, 4)
+        adjoints = [twice.begin(weight, weight.shape[1:]) for weight in weights] if aside else []
+        for _ in range(3):
+            for weight in weights:
+                twice.expect(weight, -RATE)
+            one, other = linears(rows.tanh(), weights, [bias, None], PARTS)
+            loss = (one.sigmoid() * other.tanh()).square().sum()
+            moves = torch.autograd.grad(loss, [*weights, bias], create_graph=True)
+            weights = [twice.moved(weight, move, -RATE) for weight, move in zip(weights, moves[:2], strict=True)]
+            bias = bias - RATE * moves[2]
+        one, other = linears(rows, weights, [bias, None], PARTS)
+        total = (one * other.cos() if is_last_read else one).square().sum()
+        by = [*starts, first_bias, rows]
+        found = torch.autograd.grad(total, by, allow_unused=True, materialize_grads=True)
+        kept = [adjoint.result() for adjoint in adjoints] or [0, 0]
+        return [each + aside for each, aside in zip(found, [*kept, 0, 0], strict=True)]
+
+    def alone(rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], parts: Parts) -> list[Tensor]:
+        return [
+            torch.cat([functional.linear(x, *own) for x, *own in zip(parts.split(rows), weight, bias, strict=True)])
+            for weight, bias in zip(weights, [biases[0], [None, None]], strict=True)
+        ]
+
+    pairs = zip(derivatives(by_task.linears, aside=True), derivatives(alone, aside=False), strict=True)
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_no_gradient_of_a_weight_that_is_used_once_is_made() -> None:

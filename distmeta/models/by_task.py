@@ -16,8 +16,33 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from distmeta.models import batched, norm_twice, twice
-from distmeta.models.destinations import Destination, add_product, destinations_of, is_counted
+from distmeta.models.destinations import Destination, add_product, destinations_of
 from distmeta.models.parts import Parts, is_batched
+
+TOGETHER = (
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("gate_proj", "up_proj"),
+)
+"""What `transformers` calls the linear layers of a module that read the same rows."""
+
+
+def linears(
+    rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], parts: Parts, *, turned: bool = False
+) -> Sequence[Tensor]:
+    """`linear` of the same rows with each of some weights."""
+    are_by_task = all(bias is None or bias.ndim == 2 for bias in biases)
+    # In bf16 what goes back to the rows is better added up in fp32.
+    if are_by_task and twice.serves(weights) and _dtype(rows) == rows.dtype:
+        return twice.linears(rows, weights, biases, parts, turned=turned, dtype=rows.dtype)
+    return [linear(rows, weight, bias, parts, turned=turned) for weight, bias in zip(weights, biases, strict=True)]
+
+
+def _dtype(rows: Tensor) -> torch.dtype:
+    """What a product of rows is computed in."""
+    kind = rows.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, turned: bool = False) -> Tensor:
@@ -32,15 +57,12 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, t
     """
     if bias is not None and bias.ndim == 1:
         return linear(rows, weight, None, parts, turned=turned) + bias
-    kind = rows.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
-    if torch.is_grad_enabled() and hasattr(weight, "_adjoint"):
-        weight._adjoint.uses += is_counted()
-        return twice.linear(rows, weight, bias, parts, turned=turned, dtype=dtype)
+    if twice.serves([weight]):
+        return twice.linears(rows, [weight], [bias], parts, turned=turned, dtype=_dtype(rows))[0]
     destinations = destinations_of(weight, bias)
     if destinations is not None:
         function = batched.SentLinear if is_batched(rows.device) else _Linear
-        return function.apply(rows, weight, bias, parts, destinations, turned, dtype)
+        return function.apply(rows, weight, bias, parts, destinations, turned, _dtype(rows))
     matrices = weight if turned else weight.transpose(1, 2)
     if is_batched(rows.device):
         return batched.linear(rows, matrices, bias, parts)
@@ -171,16 +193,50 @@ class _LayerNorm(torch.autograd.Function):
         return torch.cat(found), weights.gradient(), biases.gradient(), None, None, None
 
 
+def layers_together(model: nn.Module) -> list[list[nn.Module]]:
+    """The linear layers that read the same rows, see `TOGETHER`."""
+    children = [dict(module.named_children()) for module in model.modules()]
+    found = [[each[name] for name in names] for each in children for names in TOGETHER if each.keys() >= set(names)]
+    return [layers for layers in found if all(type(layer) is nn.Linear for layer in layers)]
+
+
+class _Together:
+    """Linear layers of which the first one that is called computes what all of them make of the row."""
+
+    def __init__(self, layers: Sequence[Any], parts: Parts) -> None:
+        self._layers, self._parts = layers, parts
+        self._row: Tensor | None = None
+        self._made: dict[nn.Module, Tensor] = {}
+
+    def __call__(self, layer: nn.Module, row: Tensor) -> Tensor:
+        if self._row is not row or layer not in self._made:
+            weights, biases = zip(*((each.weight, each.bias) for each in self._layers), strict=True)
+            made = linears(row.squeeze(0), weights, biases, self._parts)
+            self._row, self._made = row, dict(zip(self._layers, made, strict=True))
+        own = self._made.pop(layer).unsqueeze(0)
+        if not self._made:
+            self._row = None
+        return own
+
+
 @contextmanager
-def weights_by_task(modules: Mapping[nn.Module, Sequence[str]], parts: Parts) -> Iterator[None]:
+def weights_by_task(
+    modules: Mapping[nn.Module, Sequence[str]], parts: Parts, together: Sequence[Sequence[nn.Module]] = ()
+) -> Iterator[None]:
     """While it is entered, the modules take packed rows (1, tokens, ...) with weights (tasks, ...).
 
     Args:
         modules: which of their weights, by attribute, are a task's own.
         parts: which tokens are whose.
+        together: which of all modules are linear layers that read the same rows.
     """
     for module, names in modules.items():
         module.forward = partial(_FORWARD.get(type(module), _forward), module, names, parts)
+    for layers in together:
+        if all("weight" in modules.get(layer, ()) for layer in layers):
+            shared = _Together(layers, parts)
+            for layer in layers:
+                layer.forward = partial(shared, layer)
     try:
         yield
     finally:

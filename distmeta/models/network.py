@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from distmeta.errors import UserError
 from distmeta.models.batch import TokenBatch
-from distmeta.models.by_task import weights_by_task
+from distmeta.models.by_task import layers_together, weights_by_task
 from distmeta.models.checkpointing import layers_computed_again
 from distmeta.models.layers import above_layer, layers_of
 from distmeta.models.lora import Target, adapted, find_targets, make_adapters, merge
@@ -96,6 +96,7 @@ class Network(nn.Module):
         """Why texts are not packed, though that was left to the software."""
         self.separates_tasks = True
         """Whether its modules compute the same where each task has weights of its own."""
+        self._together = layers_together(model)
         self._places = {
             f"{path}.{name}": (module, name, parameter.ndim)
             for path, module in model.named_modules(prefix="model")
@@ -252,7 +253,7 @@ class Network(nn.Module):
         """A context in which each task has its own of those weights that have a dimension of tasks."""
         if not batch.texts_per_task:
             return nullcontext()
-        return weights_by_task(self._of_tasks(parameters), batch.tokens_of_tasks)
+        return weights_by_task(self._of_tasks(parameters), batch.tokens_of_tasks, self._together)
 
     def _has_tasks(self, parameters: Parameters) -> bool:
         """Whether a weight, or an adapter's factor, has a dimension of tasks."""

@@ -30,7 +30,7 @@ class Parts:
 
     def split(self, rows: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
         """The rows of each task."""
-        return rows.split(self.sizes, dim)
+        return rows.split_with_sizes(self.sizes, dim)
 
     def batch(self, rows: Tensor) -> Tensor:
         """(rows, width) as (tasks, rows of a task, width), of parts that are filled up."""

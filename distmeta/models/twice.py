@@ -6,13 +6,14 @@ each a tensor as large as the weight, and add them up. Here one tensor goes back
 which the products add; and the step is made by the very product that would have made the gradient.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distmeta.models.destinations import add_product
+from distmeta.models.destinations import add_product, is_counted
 from distmeta.models.parts import Parts
 
 
@@ -60,9 +61,10 @@ class Adjoint:
         """Computes what has been added, unless that has to wait."""
         if self.unread or not self._terms:
             return
-        terms = [(parts.split(left), parts.split(right)) for left, right, parts in self._terms]
-        if len(self._shape) == 2:
-            terms = [((left,), (right,)) for left, right, _ in self._terms]
+        terms = [
+            (parts.split(left), parts.split(right)) if len(self._shape) > 2 else ((left,), (right,))
+            for left, right, parts in self._terms
+        ]
         self._terms.clear()
         is_first = self._total is None
         if self._total is None:
@@ -70,9 +72,10 @@ class Adjoint:
                 self._shape, dtype=torch.promote_types(terms[0][0][0].dtype, torch.float32)
             )
         for task, place in enumerate(self._total.view(-1, *self._shape[-2:])):
-            left = torch.cat([lefts[task] for lefts, _ in terms]) if len(terms) > 1 else terms[0][0][task]
-            right = torch.cat([rights[task] for _, rights in terms]) if len(terms) > 1 else terms[0][1][task]
-            add_product(place, left.t(), right, source=None if is_first else place)
+            source = None if is_first else place
+            for lefts, rights in terms:
+                add_product(place, lefts[task].t(), rights[task], source=source)
+                source = place
 
 
 def begin(weight: Tensor, shape: torch.Size) -> Adjoint:
@@ -124,19 +127,38 @@ class _Move(torch.autograd.Function):
         return None, read, None, None
 
 
-def linear(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, *, turned: bool, dtype: torch.dtype
-) -> Tensor:
-    """`distmeta.models.by_task.linear` where the weight has an adjoint."""
-    out: Tensor = _Linear.apply(rows, weight, bias, _Layer(parts, weight._adjoint, turned, dtype))  # type: ignore[attr-defined]
+def serves(weights: Sequence[Tensor]) -> bool:
+    """Whether `linears` is what takes these weights."""
+    return torch.is_grad_enabled() and all(hasattr(weight, "_adjoint") for weight in weights)
+
+
+def linears(
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    parts: Parts,
+    *,
+    turned: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """`distmeta.models.by_task.linear` of the same rows with each of some weights, which have an adjoint.
+
+    Together they go back to the rows in one tensor, to which each adds.
+    """
+    layers = [_Layer(parts, weight, bias, turned, dtype) for weight, bias in zip(weights, biases, strict=True)]
+    for layer in layers:
+        layer.adjoint.uses += is_counted()
+    out: tuple[Tensor, ...] = _Linears.apply(rows, layers, *weights, *biases)
     return out
 
 
 class _Layer:
-    """What the passes through a linear layer share."""
+    """A linear layer: what the passes through it share."""
 
-    def __init__(self, parts: Parts, adjoint: Adjoint, turned: bool, dtype: torch.dtype) -> None:
-        self.parts, self.adjoint, self.turned, self.dtype = parts, adjoint, turned, dtype
+    def __init__(self, parts: Parts, weight: Tensor, bias: Tensor | None, turned: bool, dtype: torch.dtype) -> None:
+        self.parts, self.turned, self.dtype = parts, turned, dtype
+        self.adjoint: Adjoint = weight._adjoint  # type: ignore[attr-defined]
+        self.has_bias = bias is not None
 
     def matrices(self, weight: Tensor, *, there: bool) -> list[Tensor]:
         """Of each task, what rows are multiplied with there (in, out) or on the way back (out, in)."""
@@ -145,103 +167,160 @@ class _Layer:
         weight = weight.to(self.dtype)
         return list((weight if self.turned == there else weight.transpose(1, 2)).unbind())
 
-    def multiply(self, rows: Tensor, matrices: list[Tensor], out: Tensor, *, adds: bool, factor: float = 1.0) -> None:
+    def multiply(self, rows: Tensor, matrices: list[Tensor], out: Tensor, *, adds: bool) -> None:
         """Adds to `out`, or writes there, each task's rows times its matrix."""
         pieces = [(rows,), (out,)] if len(matrices) == 1 else [self.parts.split(rows), self.parts.split(out)]
         for x, y, matrix in zip(*pieces, matrices, strict=True):
-            torch.addmm(y, x, matrix, beta=adds, alpha=factor, out=y)
+            torch.addmm(y, x, matrix, beta=adds, out=y)
 
     def pair(self, rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """What makes the gradient of the weight, left^T right."""
         return (rows, gradient) if self.turned else (gradient, rows)
 
+    def of_bias(self, gradient: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The gradient of the bias."""
+        return self.parts.sums(gradient).to(dtype) if self.has_bias else None
 
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, layer: _Layer) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.layer, ctx.has_bias = layer, bias is not None
-        ctx.save_for_backward(rows, weight)
-        rows = rows.to(layer.dtype)
-        matrices = layer.matrices(weight, there=True)
+    def forward(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The output."""
+        matrices = self.matrices(weight, there=True)
         if bias is None:
             out = rows.new_empty(len(rows), matrices[0].shape[1])
         else:
-            out = layer.parts.spread(bias.to(layer.dtype))
-        layer.multiply(rows, matrices, out, adds=bias is not None)
+            out = self.parts.spread(bias.to(self.dtype))
+        self.multiply(rows, matrices, out, adds=bias is not None)
         return out
 
+    def backward(self, rows: Tensor, gradient: Tensor, weight: Tensor, before: Tensor, *, adds: bool) -> Tensor:
+        """Adds to `before`, or writes there, what goes back to the rows; returns the gradient of the weight."""
+        self.adjoint.unread += 1
+        is_only = self.adjoint.uses == 1
+        made = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        matrices = self.matrices(weight, there=False)
+        if len(matrices) == 1:
+            self.multiply(gradient, matrices, before, adds=adds)
+        left, right = self.pair(rows, gradient)
+        pieces = zip(*map(self.parts.split, (gradient, before, left, right)), weight, made, strict=True)
+        for task, (g, to_before, a, b, own, to_weight) in enumerate(pieces):
+            if len(matrices) > 1:
+                torch.addmm(to_before, g, matrices[task], beta=adds, out=to_before)
+            # At once, while the weight is in the cache.
+            source, factor = (own, self.adjoint.factor) if is_only else (None, 1.0)
+            add_product(to_weight, a.t(), b, source=source, factor=factor)
+        if not is_only:
+            return made
+        # Nobody needs the gradient, but something has to stand for it on the way back.
+        self.adjoint.moved = made
+        return weight.new_zeros(()).expand(weight.shape)
+
+    def backward_of_backward(
+        self,
+        rows: Tensor,
+        gradient: Tensor,
+        weight: Tensor,
+        of_before: Tensor | None,
+        of_weight: Tensor | None,
+        of_bias: Tensor | None,
+        of_rows: Tensor | None,
+        *,
+        adds: bool,
+    ) -> Tensor:
+        """The derivative by the gradient, from those by what it made; adds that by the rows to `of_rows`, or writes it
+        there. Without one by the weight there is none by the rows."""
+        of_gradient = torch.empty_like(gradient) if of_bias is None else self.parts.spread(of_bias.to(self.dtype))
+        adds_too = of_bias is not None
+        if of_weight is not None:
+            assert of_rows is not None
+            factor, value = self.adjoint.factor, of_weight.to(self.dtype)
+            pieces = zip(*map(self.parts.split, (gradient, of_rows, rows, of_gradient)), value, strict=True)
+            for g, to_rows, x, to_gradient, v in pieces:
+                there, back = (v, v.t()) if self.turned else (v.t(), v)
+                torch.addmm(to_rows, g, back, beta=adds, alpha=factor, out=to_rows)
+                torch.addmm(to_gradient, x, there, beta=adds_too, alpha=factor, out=to_gradient)
+            adds_too = True
+        self.adjoint.unread -= 1
+        if of_before is not None:
+            self.multiply(of_before, self.matrices(weight, there=True), of_gradient, adds=adds_too)
+            self.adjoint.add(*self.pair(of_before, gradient), self.parts)
+        elif not adds_too:
+            of_gradient.zero_()
+        return of_gradient
+
+
+class _Linears(torch.autograd.Function):
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-        rows, weight = ctx.saved_tensors
-        if gradient is None:
-            return None, None, None, None
+    def forward(ctx: Any, rows: Tensor, layers: list[_Layer], *both: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        weights: Any = both[: len(layers)]
+        ctx.layers = layers
+        ctx.save_for_backward(rows, *weights)
+        rows = rows.to(layers[0].dtype)
+        pieces = zip(layers, weights, both[len(layers) :], strict=True)
+        return tuple(layer.forward(rows, weight, bias) for layer, weight, bias in pieces)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        layers: list[_Layer] = ctx.layers
+        if all(gradient is None for gradient in gradients):
+            return (None,) * (2 + 2 * len(layers))
+        rows, *weights = ctx.saved_tensors
+        given = [
+            rows.new_zeros(len(rows), layer.matrices(weight, there=True)[0].shape[1]).to(layer.dtype)
+            if gradient is None
+            else gradient
+            for layer, weight, gradient in zip(layers, weights, gradients, strict=True)
+        ]
         if torch.is_grad_enabled():
-            return *_Back.apply(gradient, rows, weight, ctx.layer, ctx.has_bias), None
-        layer = ctx.layer
+            before, *rest = _Back.apply(layers, rows, *given, *weights)
+            return before, None, *rest
         before = None
         if ctx.needs_input_grad[0]:
-            before = torch.empty_like(rows, dtype=layer.dtype)
-            layer.multiply(gradient, layer.matrices(weight, there=False), before, adds=False)
+            before = torch.empty_like(rows, dtype=layers[0].dtype)
+            for number, (layer, weight, gradient) in enumerate(zip(layers, weights, given, strict=True)):
+                layer.multiply(gradient, layer.matrices(weight, there=False), before, adds=number > 0)
             before = before.to(rows.dtype)
-        layer.adjoint.add(*layer.pair(rows.to(layer.dtype), gradient), layer.parts)
-        layer.adjoint.settle()
-        return before, None, layer.parts.sums(gradient).to(weight.dtype) if ctx.has_bias else None, None
+        for layer, gradient in zip(layers, given, strict=True):
+            layer.adjoint.add(*layer.pair(rows.to(layer.dtype), gradient), layer.parts)
+            layer.adjoint.settle()
+        of_biases = [layer.of_bias(gradient, weights[0].dtype) for layer, gradient in zip(layers, given, strict=True)]
+        return before, None, *[None] * len(layers), *of_biases
 
 
 class _Back(torch.autograd.Function):
-    """The way back through a linear layer, to be gone back through in its turn."""
+    """The way back through linear layers, to be gone back through in its turn."""
 
     @staticmethod
-    def forward(
-        ctx: Any, gradient: Tensor, rows: Tensor, weight: Tensor, layer: _Layer, has_bias: bool
-    ) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, layers: list[_Layer], rows: Tensor, *both: Tensor) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
-        ctx.layer = layer
-        ctx.save_for_backward(gradient, rows, weight)
-        adjoint, parts = layer.adjoint, layer.parts
-        adjoint.unread += 1
-        before = torch.empty_like(rows, dtype=layer.dtype)
-        layer.multiply(gradient, layer.matrices(weight, there=False), before, adds=False)
-        is_only = adjoint.uses == 1
-        of_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        left, right = layer.pair(rows.to(layer.dtype), gradient)
-        for task, (a, b) in enumerate(zip(parts.split(left), parts.split(right), strict=True)):
-            source, factor = (weight[task], adjoint.factor) if is_only else (None, 1.0)
-            add_product(of_weight[task], a.t(), b, source=source, factor=factor)
-        if is_only:
-            # Nobody needs the gradient, but something has to stand for it on the way back.
-            adjoint.moved = of_weight
-            of_weight = weight.new_zeros(()).expand(weight.shape)
-        return before.to(rows.dtype), of_weight, parts.sums(gradient).to(weight.dtype) if has_bias else None
+        gradients, weights = both[: len(layers)], both[len(layers) :]
+        ctx.layers = layers
+        ctx.save_for_backward(rows, *both)
+        given, rows = rows.dtype, rows.to(layers[0].dtype)
+        before = torch.empty_like(rows)
+        of_weights = [
+            layer.backward(rows, gradient, weight, before, adds=number > 0)
+            for number, (layer, gradient, weight) in enumerate(zip(layers, gradients, weights, strict=True))
+        ]
+        of_biases = [layer.of_bias(g, weights[0].dtype) for layer, g in zip(layers, gradients, strict=True)]
+        return before.to(given), *of_weights, *of_biases
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, of_before: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        gradient, rows, weight = ctx.saved_tensors
-        layer, adjoint = ctx.layer, ctx.layer.adjoint
-        of_gradient = torch.empty_like(gradient) if of_bias is None else layer.parts.spread(of_bias.to(layer.dtype))
-        adds = of_bias is not None
-        of_rows = None
-        if of_weight is not None:
-            layer.multiply(
-                rows.to(layer.dtype),
-                layer.matrices(of_weight, there=True),
-                of_gradient,
-                adds=adds,
-                factor=adjoint.factor,
+    def backward(ctx: Any, of_before: Tensor | None, *both: Tensor | None) -> tuple[Tensor | None, ...]:
+        layers: list[_Layer] = ctx.layers
+        of_weights, of_biases = both[: len(layers)], both[len(layers) :]
+        rows, *saved = ctx.saved_tensors
+        gradients, weights = saved[: len(layers)], saved[len(layers) :]
+        given, rows = rows.dtype, rows.to(layers[0].dtype)
+        of_before = of_before if of_before is None else of_before.to(rows.dtype)
+        of_rows, adds, of_gradients = None, False, []
+        for layer, gradient, weight, of_weight, of_bias in zip(
+            layers, gradients, weights, of_weights, of_biases, strict=True
+        ):
+            if of_rows is None and of_weight is not None:
+                of_rows = torch.empty_like(rows)
+            of_gradients.append(
+                layer.backward_of_backward(rows, gradient, weight, of_before, of_weight, of_bias, of_rows, adds=adds)
             )
-            adds = True
-            of_rows = torch.empty_like(rows, dtype=layer.dtype)
-            layer.multiply(gradient, layer.matrices(of_weight, there=False), of_rows, adds=False, factor=adjoint.factor)
-            of_rows = of_rows.to(rows.dtype)
-        adjoint.unread -= 1
-        if of_before is not None:
-            of_before = of_before.to(layer.dtype)
-            layer.multiply(of_before, layer.matrices(weight, there=True), of_gradient, adds=adds)
-            adjoint.add(*layer.pair(of_before, gradient), layer.parts)
-        elif not adds:
-            of_gradient.zero_()
-        return of_gradient, of_rows, None, None, None
+            adds = of_rows is not None
+        return None, of_rows if of_rows is None else of_rows.to(given), *of_gradients, *[None] * len(layers)
