@@ -18,7 +18,7 @@ from distmeta.meta.algorithm import Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch
 from distmeta.meta.maml import FirstOrderMAML
-from distmeta.models import Network, parts
+from distmeta.models import Network, parts, twice
 from distmeta.models.batch import join
 from distmeta.models.load import can_separate_tasks
 from tests.helpers import random_task, task_batch, tiny_network
@@ -263,3 +263,37 @@ def test_whether_tasks_can_be_separated_is_tried_out(
     config = AutoConfig.for_model(model_type, vocab_size=99, max_position_embeddings=64, **options)
     network = Network(AutoModel.from_config(config, attn_implementation="sdpa"), pooling, computation="packed")
     assert can_separate_tasks(network) == separates
+
+
+@pytest.mark.parametrize(
+    ("model_type", "groups"), [("bert", {3}), ("distilbert", {3}), ("llama", {1, 2, 3}), ("gpt2", {1})]
+)
+def test_layers_that_read_the_same_rows_go_together_in_second_order(
+    model_type: str, groups: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Query, key and value projections, and the two into a gated layer, whatever an architecture calls them."""
+    sizes = {
+        "llama": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+        "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    }
+    torch.manual_seed(0)
+    hf_config = AutoConfig.for_model(model_type, vocab_size=600, **sizes[model_type])
+    more = {"add_pooling_layer": False} if model_type == "bert" else {}
+    model = AutoModel.from_config(hf_config, attn_implementation="eager", **more)
+    network = Network(model, "mean", computation="packed").eval()
+    seen, linears = [], twice.linears
+    monkeypatch.setattr(
+        twice,
+        "linears",
+        lambda rows, weights, *rest, **more: seen.append(len(weights)) or linears(rows, weights, *rest, **more),
+    )
+    work = [Work(index, task_batch(random_task(index)), None) for index in range(2)]
+    parameters = dict(network.named_parameters())
+    learner = Learner(network, MetaConfig(algorithm="maml", inner_lr=0.1, lm_weight=0.0), "fp32", 0)
+    found, _ = learner.gradient(parameters, work, 2)
+    assert groups <= set(seen)
+    network.computation = "plain"
+    expected, _ = learner.gradient(parameters, work, 2)
+    assert relative_error(found, expected)[0] < 1e-4

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from distmeta.engine import precision
-from distmeta.engine.precision import KEPT_BY_ONEDNN, choose_precision
+from distmeta.engine.precision import choose_precision
+from distmeta.models.large_products import KEPT_BY_ONEDNN
 
 CPU = torch.device("cpu")
 

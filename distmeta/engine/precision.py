@@ -1,12 +1,13 @@
 """Which arithmetic is the faster one here: CPUs differ, and some compute bf16 at half the speed of fp32."""
 
 import logging
-import os
 import time
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+
+from distmeta.models.large_products import FEW, keep_compiled
 
 logger = logging.getLogger(__name__)
 
@@ -15,20 +16,19 @@ Precision = Literal["fp32", "bf16", "auto"]
 SIZE = 512
 """Rows and columns of the matrices that are multiplied."""
 
-KEPT_BY_ONEDNN = dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), "64")
-"""Environment variables that oneDNN and torch's way to it read at their first use: how many products, each of matrices
-of some size, they keep what they compiled for. Enough for those of one length of a packed row."""
+KEPT_IN_BF16 = 64
+"""Compiled products to be kept where all are compiled: enough for those of one length of a packed row."""
 
 
 def set_up_arithmetic(wanted: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
     """Has torch compute in what is wanted, the same on every worker of a process group, and returns what that is.
 
     What oneDNN compiles for each length of a packed row stands in small pieces between the tensors and leaves freed
-    memory in parts that few fit in, so that a process grows with every length that it sees. In fp32 it would compute
-    little but GELU, at most a fifth faster, and is left out; in bf16 it computes all products, and keeps few.
+    memory in parts that few fit in, so that a process grows with every length that it sees. In fp32 torch would have it
+    compute little but GELU, at most a fifth faster, and it is left out, but for `distmeta.models.large_products`; in
+    bf16 it computes all products, and keeps few.
     """
-    for name, kept in KEPT_BY_ONEDNN.items():
-        os.environ.setdefault(name, kept)
+    keep_compiled(FEW if wanted == "fp32" else KEPT_IN_BF16)
     torch.backends.mkldnn.enabled = True  # type: ignore[assignment]  # typed as its property
     precision = _agreed(wanted, device)
     torch.backends.mkldnn.enabled = precision == "bf16"  # type: ignore[assignment]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from distmeta.models import batched, norm_twice, twice
+from distmeta.models import batched, large_products, norm_twice, twice
 from distmeta.models.destinations import Destination, add_product, destinations_of
 from distmeta.models.parts import Parts, is_batched
 
@@ -263,7 +263,7 @@ def _linear(module: Any, names: Sequence[str], parts: Parts, row: Tensor) -> Ten
     weight, bias = module.weight, module.bias
     if "weight" in names:
         return linear(row.squeeze(0), weight, bias, parts, turned=turned).unsqueeze(0)
-    out = functional.linear(row, weight.t() if turned else weight)
+    out = large_products.linear(row, weight.t() if turned else weight, None)
     return out + parts.spread(bias)
 
 

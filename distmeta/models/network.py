@@ -2,8 +2,8 @@
 
 import copy
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from distmeta.errors import UserError
 from distmeta.models.batch import TokenBatch
 from distmeta.models.by_task import layers_together, weights_by_task
 from distmeta.models.checkpointing import layers_computed_again
+from distmeta.models.large_products import large_products, linear_layers
 from distmeta.models.layers import above_layer, layers_of
 from distmeta.models.lora import Target, adapted, find_targets, make_adapters, merge
 from distmeta.models.packing import packed_attention, run
@@ -96,6 +97,7 @@ class Network(nn.Module):
         """Why texts are not packed, though that was left to the software."""
         self.separates_tasks = True
         """Whether its modules compute the same where each task has weights of its own."""
+        self._linear = linear_layers(model)
         self._together = layers_together(model)
         self._places = {
             f"{path}.{name}": (module, name, parameter.ndim)
@@ -238,22 +240,25 @@ class Network(nn.Module):
         """`forward` with the given parameters in the place of its own."""
 
         def again(layer: nn.Module, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
-            with self._tasks_of(parameters, batch):
+            with self._layers_for(parameters, batch):
                 return functional_call(self, parameters, ("layer", batch, (layer, given, options)))
 
         is_kept = not (self.checkpoints_activations and torch.is_grad_enabled())
         with (
             of_pass(batch.input_ids.device),
-            self._tasks_of(parameters, batch),
+            self._layers_for(parameters, batch),
             nullcontext() if is_kept else layers_computed_again(self.base, again),
         ):
             return functional_call(self, parameters, (what, batch, *arguments))
 
-    def _tasks_of(self, parameters: Parameters, batch: TokenBatch) -> AbstractContextManager[None]:
-        """A context in which each task has its own of those weights that have a dimension of tasks."""
-        if not batch.texts_per_task:
-            return nullcontext()
-        return weights_by_task(self._of_tasks(parameters), batch.tokens_of_tasks, self._together)
+    @contextmanager
+    def _layers_for(self, parameters: Parameters, batch: TokenBatch) -> Iterator[None]:
+        """While it is entered, each task has its own of those weights that have a dimension of tasks, and the layers
+        whose weights all tasks share make their products as suits a packed row."""
+        own = self._of_tasks(parameters) if batch.texts_per_task else {}
+        shared = [layer for layer in self._linear if layer not in own] if self.computation == "packed" else []
+        with weights_by_task(own, batch.tokens_of_tasks, self._together), large_products(shared):
+            yield
 
     def _has_tasks(self, parameters: Parameters) -> bool:
         """Whether a weight, or an adapter's factor, has a dimension of tasks."""
