@@ -88,10 +88,10 @@ def work_for(options: argparse.Namespace, workload: str) -> Work:
     )
 
 
-def draw(options: argparse.Namespace, shots: int, lengths: str) -> list[TaskBatch]:
-    """The tasks that all contestants get, as new tensors."""
+def draw(options: argparse.Namespace, shots: int, lengths: str, number: int = 0) -> list[TaskBatch]:
+    """The tasks that all contestants get in the round of a number, as new tensors."""
     work = work_for(options, options.workloads[0])
-    return draw_tasks(options.tasks, shots, options.queries, lengths, work.shape, options.seed, work.device)
+    return draw_tasks(options.tasks, shots, options.queries, lengths, work.shape, options.seed + number, work.device)
 
 
 def gradient_error(gradients: Weights, reference: Weights) -> float:
@@ -192,13 +192,14 @@ def compare(
     inner_seconds: dict[str, list[float]] = {name: [] for name in entered}
     turns = random.Random(options.seed)
     order = list(entered)
-    round_rates = []
-    for _ in range(options.rounds):
+    round_rates, operations = [], []
+    for number in range(1, options.rounds + 1):
         rates.append(products.rates())
         round_rates.append(rates[-1][options.precision])
         turns.shuffle(order)
         for name in order:
-            tasks = draw(options, shots, lengths)  # a task is seen once in training too: nothing can be kept of it
+            # A task is seen once in training too: nothing can be kept of it, nor of its lengths.
+            tasks = draw(options, shots, lengths, number)
             gc.collect()
             synchronize(work.device)
             started, processor_started = time.perf_counter(), time.process_time()
@@ -208,11 +209,13 @@ def compare(
             processor_seconds[name].append(time.process_time() - processor_started)
             if outcome.inner_seconds is not None:
                 inner_seconds[name].append(outcome.inner_seconds)
-    operations = needed(work.workload, work.shape, tasks, work.inner_steps)
+        operations.append(needed(work.workload, work.shape, tasks, work.inner_steps))
     rows = []
     for name in entered:
         median = statistics.median(seconds[name])
-        inner = share(operations.inner, inner_seconds[name], round_rates) if inner_seconds[name] else None
+        inner = None
+        if inner_seconds[name]:
+            inner = share([each.inner for each in operations], inner_seconds[name], round_rates)
         alone = work.device.type == "cpu" and options.threads == 1
         rows.append(
             Row(
@@ -227,7 +230,7 @@ def compare(
                 ratio(processor_seconds, name) if alone else None,
                 None if options.skip_memory else peak_memory_elsewhere(options, workload, shots, lengths, name, notes),
                 inner,
-                share(operations.whole, seconds[name], round_rates),
+                share([each.whole for each in operations], seconds[name], round_rates),
                 losses[name],
                 errors[name] if math.isfinite(errors[name]) else None,
                 not errors[name] <= TOLERANCE[work.precision],  # a NaN is wrong too
@@ -243,9 +246,9 @@ def ratio(seconds: dict[str, list[float]], name: str) -> float | None:
     return statistics.median(by_hand / own for by_hand, own in zip(seconds[BY_HAND], seconds[name], strict=True))
 
 
-def share(operations: float, seconds: list[float], rates: list[float]) -> float:
+def share(operations: list[float], seconds: list[float], rates: list[float]) -> float:
     """Of the rate of the matrix product: the median over the rounds."""
-    return statistics.median(operations / own / rate for own, rate in zip(seconds, rates, strict=True))
+    return statistics.median(each / own / rate for each, own, rate in zip(operations, seconds, rates, strict=True))
 
 
 def machine(device: torch.device, threads: int) -> dict[str, object]:
