@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from distmeta.models import by_task, twice
@@ -117,6 +117,17 @@ def test_layers_that_read_the_same_rows_are_as_each_alone(is_last_read: bool) ->
     pairs = zip(derivatives(by_task.linears, aside=True), derivatives(alone, aside=False), strict=True)
     for found, expected in pairs:
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_layer_that_reads_other_rows_than_those_beside_it_gets_what_it_makes_of_its_own() -> None:
+    layers = [nn.Linear(4, 4) for _ in range(3)]
+    for layer in layers:
+        layer.weight, layer.bias = nn.Parameter(torch.randn(2, 4, 4)), nn.Parameter(torch.randn(2, 4))
+    together = by_task._Together(layers, PARTS)
+    first, other = torch.randn(2, 1, 8, 4)
+    for layer, row in zip(layers, (first, other, first), strict=True):
+        expected = by_task.linear(row.squeeze(0), layer.weight, layer.bias, PARTS).unsqueeze(0)
+        torch.testing.assert_close(together(layer, row), expected)
 
 
 def test_no_gradient_of_a_weight_that_is_used_once_is_made() -> None:

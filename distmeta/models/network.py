@@ -257,7 +257,8 @@ class Network(nn.Module):
         whose weights all tasks share make their products as suits a packed row."""
         own = self._of_tasks(parameters) if batch.texts_per_task else {}
         shared = [layer for layer in self._linear if layer not in own] if self.computation == "packed" else []
-        with weights_by_task(own, batch.tokens_of_tasks, self._together), large_products(shared):
+        by_task = weights_by_task(own, batch.tokens_of_tasks, self._together) if own else nullcontext()
+        with by_task, large_products(shared):
             yield
 
     def _has_tasks(self, parameters: Parameters) -> bool:
