@@ -47,9 +47,9 @@ def test_a_large_product_and_its_derivatives_are_those_of_a_linear_layer(shape: 
         torch.testing.assert_close(each, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("layer", "width"), [(nn.Linear(6, 5), 6), (Conv1D(5, 6), 6)])
-def test_layers_take_rows_that_way_while_the_context_is_entered(layer: nn.Module, width: int):
-    rows = torch.randn(1, 7, width)
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), Conv1D(5, 6)])
+def test_layers_take_rows_that_way_while_the_context_is_entered(layer: nn.Module):
+    rows = torch.randn(1, 7, 6)
     expected = layer(rows)
     with large_products.large_products(large_products.linear_layers(nn.Sequential(layer))):
         found = layer(rows)
@@ -85,6 +85,15 @@ def test_what_is_small_or_in_another_precision_is_left_to_torch(monkeypatch: pyt
     assert large_products.linear(rows.double(), weight.double(), None).dtype == torch.float64
     monkeypatch.setattr(large_products, "LEAST", 7 * 6 * 5 + 1)
     assert large_products.linear(rows, weight, None).grad_fn.name() != "_LinearBackward"
+
+
+def test_a_processor_without_avx512_is_left_to_torch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not large_products.is_faster_here.__wrapped__()
+    monkeypatch.setattr(large_products, "LEAST", 1)
+    monkeypatch.setattr(large_products, "is_faster_here", lambda: False)
+    assert large_products.linear(random(7, 6), random(5, 6), None).grad_fn.name() != "_LinearBackward"
 
 
 def test_rows_are_not_kept_for_a_weight_that_is_not_trained():

@@ -119,6 +119,16 @@ def test_layers_that_read_the_same_rows_are_as_each_alone(is_last_read: bool) ->
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_layers_that_read_the_same_rows_with_a_bias_that_all_tasks_share() -> None:
+    rows, bias = torch.randn(8, 4), torch.randn(4)
+    weights = [torch.randn(2, 4, 4, requires_grad=True) for _ in range(2)]
+    for weight in weights:
+        twice.begin(weight, weight.shape)
+    for found, weight in zip(by_task.linears(rows, weights, [bias, bias], PARTS), weights, strict=True):
+        parts = zip(PARTS.split(rows), weight, strict=True)
+        torch.testing.assert_close(found, torch.cat([functional.linear(x, own, bias) for x, own in parts]))
+
+
 def test_a_layer_that_reads_other_rows_than_those_beside_it_gets_what_it_makes_of_its_own() -> None:
     layers = [nn.Linear(4, 4) for _ in range(3)]
     for layer in layers:

@@ -5,8 +5,8 @@ parts; all else, attention and activations and shared layers, sees the whole row
 hardly more calls than one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from distmeta.models import batched, large_products, norm_twice, twice
 from distmeta.models.destinations import Destination, add_product, destinations_of
+from distmeta.models.layers import computed_by
 from distmeta.models.parts import Parts, is_batched
 
 TOGETHER = (
@@ -219,10 +220,9 @@ class _Together:
         return own
 
 
-@contextmanager
 def weights_by_task(
     modules: Mapping[nn.Module, Sequence[str]], parts: Parts, together: Sequence[Sequence[nn.Module]] = ()
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """While it is entered, the modules take packed rows (1, tokens, ...) with weights (tasks, ...).
 
     Args:
@@ -230,18 +230,14 @@ def weights_by_task(
         parts: which tokens are whose.
         together: which of all modules are linear layers that read the same rows.
     """
-    for module, names in modules.items():
-        module.forward = partial(_FORWARD.get(type(module), _forward), module, names, parts)
+    functions: dict[nn.Module, Callable[..., Tensor]] = {
+        module: partial(_FORWARD.get(type(module), _forward), module, names, parts) for module, names in modules.items()
+    }
     for layers in together:
         if all("weight" in modules.get(layer, ()) for layer in layers):
             shared = _Together(layers, parts)
-            for layer in layers:
-                layer.forward = partial(shared, layer)
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
+            functions |= {layer: partial(shared, layer) for layer in layers}
+    return computed_by(functions)
 
 
 def _forward(module: Any, names: Sequence[str], parts: Parts, row: Tensor, *arguments: Any) -> Tensor:

@@ -5,8 +5,8 @@ network was called with are no longer in its modules, so they, and whatever else
 back for the second one.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -14,25 +14,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from distmeta.models.destinations import uncounted
-from distmeta.models.layers import layer_list
+from distmeta.models.layers import computed_by, layer_list
 
 
-@contextmanager
-def layers_computed_again(base: nn.Module, again: Callable[..., Any]) -> Iterator[None]:
+def layers_computed_again(base: nn.Module, again: Callable[..., Any]) -> AbstractContextManager[None]:
     """While it is entered, a forward pass through the network keeps no activations within its layers.
 
     Args:
         base: the network.
         again: computes a layer as the forward pass does, given the layer and its arguments.
     """
-    layers = layer_list(base)
-    for layer in layers:
-        layer.forward = partial(_checkpointed, layer, again)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+    return computed_by({layer: partial(_checkpointed, layer, again) for layer in layer_list(base)})
 
 
 def _checkpointed(layer: nn.Module, again: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

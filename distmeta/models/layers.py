@@ -1,6 +1,8 @@
-"""Which of a transformer's parameters belong to which layer, whatever the architecture calls them."""
+"""The layers of a transformer, whatever the architecture calls them, and the modules in them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -34,3 +36,15 @@ def above_layer(names: Iterable[str], lowest: int) -> list[str]:
         if seen or "final" in name if layer is None else layer >= lowest:
             kept.append(name)
     return kept
+
+
+@contextmanager
+def computed_by(functions: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """While it is entered, modules compute by these functions instead of their own `forward`."""
+    for module, function in functions.items():
+        module.forward = function
+    try:
+        yield
+    finally:
+        for module in functions:
+            del module.forward

@@ -265,7 +265,7 @@ class _Linears(torch.autograd.Function):
             return (None,) * (2 + 2 * len(layers))
         rows, *weights = ctx.saved_tensors
         given = [
-            rows.new_zeros(len(rows), layer.matrices(weight, there=True)[0].shape[1]).to(layer.dtype)
+            rows.new_zeros(len(rows), weight.shape[2 if layer.turned else 1], dtype=layer.dtype)
             if gradient is None
             else gradient
             for layer, weight, gradient in zip(layers, weights, gradients, strict=True)
