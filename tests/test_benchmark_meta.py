@@ -238,7 +238,7 @@ def test_peak_memory(benchmark, tmp_path, monkeypatch, capsys):
         return lambda weights, tasks: torch.frombuffer(mmap.mmap(-1, megabytes * 2**20), dtype=torch.uint8).fill_(1)
 
     take(256)({}, [])
-    peak = benchmark.peak_memory(take(64), {"weight": torch.zeros(1)}, [])
+    peak = benchmark.peak_memory(take(64), {"weight": torch.zeros(1)}, [[]])
     if peak is None:
         pytest.skip("the system does not say")
     assert 60 * 2**20 < peak < 100 * 2**20
@@ -250,7 +250,7 @@ def test_peak_memory(benchmark, tmp_path, monkeypatch, capsys):
 
     platform.processor()  # which Python asks another process once
     monkeypatch.setattr(subprocess, "run", run_here)
-    monkeypatch.setattr(benchmark, "peak_memory", lambda contestant, weights, tasks: len(tasks) * len(weights))
+    monkeypatch.setattr(benchmark, "peak_memory", lambda contestant, weights, rounds: len(rounds[0]) * len(weights))
     arguments = [*TINY, "--workloads", "fomaml/lora", "--contestants", "by hand", "--output", str(tmp_path)]
     assert benchmark.main(arguments) == 0
     assert [row["peak_bytes"] for row in rows_of(tmp_path)] == [2 * 25]  # a block of 16 tensors, embeddings 5, LoRA 4

@@ -31,8 +31,8 @@ from peers.work import N_WAY, WORKLOADS, Shape, Weights, Work, draw_tasks, new_w
 from distmeta.models import TaskBatch
 
 BY_HAND = "by hand"
-WARM_UPS = {"cpu": 1, "cuda": 3}
-"""Calls before anything is timed; on a GPU distmeta records in the second what it plays from then on."""
+WARM_UPS = {"cpu": 1, "cuda": 8}
+"""Meta-batches before anything is timed; on a GPU distmeta records in the first ones what it plays from then on."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
 """Relative error of a meta-gradient that the precision explains."""
 
@@ -94,6 +94,12 @@ def draw(options: argparse.Namespace, shots: int, lengths: str, number: int = 0)
     return draw_tasks(options.tasks, shots, options.queries, lengths, work.shape, options.seed + number, work.device)
 
 
+def warm_ups(options: argparse.Namespace, shots: int, lengths: str) -> list[list[TaskBatch]]:
+    """What comes before the first round."""
+    device = work_for(options, options.workloads[0]).device
+    return [draw(options, shots, lengths, number) for number in range(WARM_UPS[device.type])]
+
+
 def gradient_error(gradients: Weights, reference: Weights) -> float:
     """Relative error in the Euclidean norm over all weights; infinite where a gradient is missing or too many."""
     if gradients.keys() != reference.keys():
@@ -102,14 +108,14 @@ def gradient_error(gradients: Weights, reference: Weights) -> float:
     return math.sqrt(difference / sum(float(value.square().sum()) for value in reference.values()))
 
 
-def peak_memory(contestant: Contestant, weights: Weights, tasks: list[TaskBatch]) -> int | None:
-    """Bytes that the first meta-batches take beyond what was there before; None where the system does not say."""
+def peak_memory(contestant: Contestant, weights: Weights, rounds: list[list[TaskBatch]]) -> int | None:
+    """Bytes that meta-batches take beyond what was there before; None where the system does not say."""
     device = next(iter(weights.values())).device
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        for _ in range(WARM_UPS["cuda"]):  # what distmeta records stays
+        for tasks in rounds:
             contestant(weights, tasks)
         return torch.cuda.max_memory_allocated(device) - before
 
@@ -122,7 +128,8 @@ def peak_memory(contestant: Contestant, weights: Weights, tasks: list[TaskBatch]
         before = status("VmRSS")
     except OSError:
         return None
-    contestant(weights, tasks)
+    for tasks in rounds:
+        contestant(weights, tasks)
     return status("VmHWM") - before
 
 
@@ -162,10 +169,10 @@ def compare(
     """
     work = work_for(options, workload)
     weights = new_weights(work, options.seed)
-    tasks = draw(options, shots, lengths)
+    before = warm_ups(options, shots, lengths)
     make_reference = load(BY_HAND)(replace(work, precision="fp64"))
     assert make_reference is not None
-    reference = make_reference({name: value.double() for name, value in weights.items()}, tasks)
+    reference = make_reference({name: value.double() for name, value in weights.items()}, before[-1])
     entered: dict[str, Contestant] = {}
     errors, losses = {}, {}
     for name in options.contestants:
@@ -173,7 +180,7 @@ def compare(
             contestant = load(name)(work)
             if contestant is None:
                 continue
-            for _ in range(WARM_UPS[work.device.type]):
+            for tasks in before:
                 outcome = contestant(weights, tasks)
         except UnavailableError as error:
             note = str(error)
@@ -193,7 +200,7 @@ def compare(
     turns = random.Random(options.seed)
     order = list(entered)
     round_rates, operations = [], []
-    for number in range(1, options.rounds + 1):
+    for number in range(len(before), len(before) + options.rounds):
         rates.append(products.rates())
         round_rates.append(rates[-1][options.precision])
         turns.shuffle(order)
@@ -316,8 +323,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.memory_of:
         work = work_for(options, options.workloads[0])
         contestant: Any = load(options.memory_of)(work)
-        tasks = draw(options, options.shots[0], options.lengths)
-        print(peak_memory(contestant, new_weights(work, options.seed), tasks))
+        rounds = warm_ups(options, options.shots[0], options.lengths)
+        print(peak_memory(contestant, new_weights(work, options.seed), rounds))
         return 0
     benchmark = run(options)
     print(f"\n{benchmark.markdown()}\nwritten to {options.output}")
