@@ -95,7 +95,8 @@ def test_error_of_each_precision(algorithm: str, precision: str, tolerance: floa
     "case",
     [
         *(case(name, adapt, inner_lr=0.1) for name in ("maml", "fomaml") for adapt in ("all", "lora", "head")),
-        *(case(name, inner_lr=0.1) for name in ("metasgd", "anil", "protomaml", "leopard")),
+        *(case(name, inner_lr=0.1) for name in ("metasgd", "anil", "leopard")),
+        case("protomaml", inner_lr=0.01),  # which goes far from the prototypes at ten times that
         case("maml", recompute=True, inner_lr=0.1),
         case("fomaml", inner_clipping=0.2, inner_lr=0.1),
         case("fomaml", inner_optimizer="adam", inner_lr=0.01),
