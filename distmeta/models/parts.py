@@ -37,22 +37,26 @@ class Parts:
         return rows.view(len(self.sizes), self.sizes[0], *rows.shape[1:])
 
     def sums(self, rows: Tensor) -> Tensor:
-        """The sum over the rows of each task: (rows, width) to (tasks, width)."""
-        return self.batch(rows).sum(1) if is_batched(rows.device) else self._indicator.to(rows).t() @ rows
+        """The sum over the rows of each task: (rows, width) to (tasks, width), of half precision in fp32."""
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        if is_batched(rows.device):
+            return self.batch(rows).sum(1, dtype=dtype)
+        return rows.new_zeros(len(self.sizes), rows.shape[1], dtype=dtype).index_add_(0, self._numbers, rows.to(dtype))
 
     def spread(self, values: Tensor) -> Tensor:
         """The reverse: each row gets what its task has."""
         if is_batched(values.device):
             spread = values[:, None].expand(-1, self.sizes[0], -1)
             return spread.clone(memory_format=torch.contiguous_format).flatten(0, 1)
-        return self._indicator.to(values) @ values
+        return values.index_select(0, self._numbers)
 
     def numbers(self, like: Tensor) -> Tensor:
         """The task of each row, (rows,), on the device of `like`."""
         if is_batched(like.device):
             return torch.arange(len(self.sizes), device=like.device)[:, None].expand(-1, self.sizes[0]).flatten()
-        return torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
+        return self._numbers
 
     @cached_property
-    def _indicator(self) -> Tensor:
-        return torch.eye(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes), 0)
+    def _numbers(self) -> Tensor:
+        """Of rows on the CPU."""
+        return torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
