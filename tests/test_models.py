@@ -142,6 +142,11 @@ def test_what_is_above_a_layer_and_what_below(model_type):
     assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == top
 
 
+def test_no_row_of_the_embedding_is_left_out_where_the_model_looks_at_ids(tokenizer):
+    assert load("bert", tokenizer, computation="bucketed").embedding
+    assert load("mpnet", tokenizer, computation="bucketed", attention="eager").embedding is None
+
+
 def test_the_embedding_grows_with_the_tokenizer(tokenizer, tmp_path):
     network = load("gpt2", tokenizer)
     export(network, dict(network.named_parameters()), tokenizer, tmp_path)

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModel
 from distmeta.meta import algorithm_class
 from distmeta.meta.config import MetaConfig
 from distmeta.models import Network, TaskBatch, TokenBatch, collate_tokens
+from distmeta.models.batch import join
+from distmeta.models.load import can_leave_rows_out
 from distmeta.models.packing import ignores_padding, what_hinders_packing
 from tests.helpers import VOCABULARY, tiny_network
 from tests.meta_cases import relative_error, whole
@@ -19,6 +21,7 @@ from tests.references import hidden_states
 
 CPU = torch.device("cpu")
 NETWORKS = {name: tiny_network(name, attention="sdpa").double().eval() for name in ("bert", "gpt2")}
+EAGER = {name: tiny_network(name, attention="eager").double().eval() for name in NETWORKS}
 LENGTHS = st.lists(st.integers(1, 24), min_size=1, max_size=9)
 FEW = settings(max_examples=12, deadline=None, derandomize=True)
 
@@ -69,22 +72,30 @@ def test_features_do_not_depend_on_how_texts_are_put_together(model_type, poolin
             torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-10, atol=1e-11)
 
 
-@settings(FEW, max_examples=8)
+@settings(FEW, max_examples=20)
 @given(
     model_type=st.sampled_from(["bert", "gpt2"]),
-    name=st.sampled_from(["fomaml", "reptile", "anil", "protonet"]),
+    name=st.sampled_from(["fomaml", "maml", "reptile", "anil", "protonet"]),
     lengths=st.lists(st.integers(1, 24), min_size=9, max_size=12),
 )
 def test_meta_gradients_do_not_depend_on_how_texts_are_put_together(model_type, name, lengths):
-    network = NETWORKS[model_type]
+    """Nor on whether tasks go side by side."""
+    network = (EAGER if name == "maml" else NETWORKS)[model_type]
     network.pooling = "mean"
     parameters = dict(network.named_parameters())
     halves = [torch.arange(len(lengths[part])) % 3 for part in (slice(0, 5), slice(5, None))]
-    task = TaskBatch(texts(lengths[:5], 1), halves[0], texts(lengths[5:], 2), halves[1], 3)
+    tasks = [
+        TaskBatch(texts(order[:5], seed), halves[0], texts(order[5:], seed + 1), halves[1], 3)
+        for seed, order in ((1, lengths), (3, lengths[::-1]))
+    ]
     algorithm = algorithm_class(name)(network, MetaConfig(inner_lr=0.3, inner_steps=3))
     found = []
     for network.computation in ("plain", "packed", "bucketed"):
-        found.append(whole(algorithm.task_gradient(parameters, task), parameters))
+        each = [whole(algorithm.task_gradient(parameters, task), parameters) for task in tasks]
+        found.append({key: each[0][key] + each[1][key] for key in each[0]})
+    network.computation = "packed"
+    if algorithm.takes_tasks:
+        found.append(whole(algorithm.task_gradient(parameters, join(tasks)), parameters))
     for other in found[1:]:
         assert relative_error(other, found[0])[0] < 1e-9
 
@@ -226,3 +237,24 @@ def test_rows_of_the_embedding_that_a_task_does_not_use_stay_out():
             )[0]
             found = torch.zeros_like(wanted).index_add_(0, local.rows, gradient[0])
             torch.testing.assert_close(found, wanted, msg=lambda text: f"{model_type} {ids}: {text}")  # noqa: B023
+
+
+LOOK_AT_IDS = {
+    "esm": SMALL | {"intermediate_size": 64, "token_dropout": True, "mask_token_id": 4, "pad_token_id": 0},
+    "mpnet": SMALL | {"intermediate_size": 64, "pad_token_id": 0},
+    "gemma3n_text": SMALL
+    | {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "hidden_size_per_layer_input": 8}
+    | {"vocab_size_per_layer_input": 120, "laurel_rank": 4, "num_kv_shared_layers": 0, "altup_num_inputs": 2},
+}
+"""Scales by how many masks there are, counts positions from an id, has a second table of the same ids."""
+
+
+@pytest.mark.parametrize("model_type", [*FAMILIES, *LOOK_AT_IDS])
+def test_models_that_look_at_ids_keep_all_rows_of_the_embedding(model_type):
+    torch.manual_seed(0)
+    options = (FAMILIES | LOOK_AT_IDS)[model_type]
+    model = AutoModel.from_config(AutoConfig.for_model(model_type, **options), attn_implementation="eager")
+    hindered = what_hinders_packing(model, 30)
+    network = Network(model.train(), "mean", computation="bucketed" if hindered else "packed")
+    assert can_leave_rows_out(network) == (model_type in FAMILIES)
+    assert network.training

@@ -1,6 +1,7 @@
 """Making a network: from a folder, a hub name, or a Hugging Face configuration."""
 
 import difflib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from distmeta.errors import UserError
-from distmeta.models.batch import collate_tokens, side_by_side
+from distmeta.models.batch import TokenBatch, collate_tokens, side_by_side
 from distmeta.models.config import ModelConfig
 from distmeta.models.network import Computation, Network, Parameters, Pooling
 from distmeta.models.packing import ignores_padding, position_offset, what_hinders_packing
@@ -182,6 +183,8 @@ def load_network(
         )
     network.checkpoints_activations = checkpoints_activations
     network.fallback_reason = reason
+    if chosen != "plain" and not can_leave_rows_out(network):
+        network.embedding = None
     network.separates_tasks = chosen == "packed" and tasks_side_by_side and can_separate_tasks(network)
     return network
 
@@ -203,22 +206,51 @@ def _choose_computation(base: PreTrainedModel, wanted: str, max_length: int | No
 
 
 @torch.no_grad()
+def can_leave_rows_out(network: Network) -> bool:
+    """Whether the network computes the same of a table that has only those rows of the word embedding that texts use:
+    one that looks at the ids themselves may not. Tried out on short texts."""
+    words, mode = network.base.get_input_embeddings(), network.training
+    looked_up: list[torch.Tensor] = []  # in other tables, which may hold next to nothing yet
+    hooks = [
+        table.register_forward_pre_hook(lambda _, arguments: looked_up.append(arguments[0]))
+        for table in network.model.modules()
+        if isinstance(table, nn.Embedding) and table is not words
+    ]
+    network.eval()
+    try:
+        parameters: Parameters = dict(network.named_parameters())
+        batch = _short_texts(network, (7, 2, 5))
+        local = network.localized(parameters, [batch])
+        all_rows = network.features(parameters, batch)
+        few_rows = network.features(local.parameters, local.batches[0])
+        half = len(looked_up) // 2
+        is_same = all(map(torch.equal, looked_up[:half], looked_up[half:]))
+        return is_same and bool(torch.allclose(few_rows, all_rows, atol=1e-6, rtol=1e-5))
+    except Exception:  # whatever a model's own code makes of it
+        return False
+    finally:
+        network.train(mode)
+        for hook in hooks:
+            hook.remove()
+
+
+def _short_texts(network: Network, lengths: Sequence[int]) -> TokenBatch:
+    """Texts of high ids and, where the model knows one, its mask's."""
+    rows = len(network.base.get_input_embeddings().weight)  # type: ignore[arg-type]
+    texts = [[rows - 1 - (7 * n + 3 * at) % min(rows, 90) for at in range(n)] for n in lengths]
+    mask, padding = (getattr(network.base.config, f"{name}_token_id", None) for name in ("mask", "pad"))
+    texts[0][-1] = texts[0][-1] if mask is None else mask
+    return collate_tokens(texts, padding or 0, torch.device("cpu"), [1] * len(texts))
+
+
+@torch.no_grad()
 def can_separate_tasks(network: Network) -> bool:
     """Whether two tasks with weights of their own come out side by side as each alone: tried out on short texts, on the
     CPU and in its way."""
     mode = network.training
     network.eval()
     try:
-        highest = min(len(network.get_parameter(network.embedding or "")), 90)
-        batches = [
-            collate_tokens(
-                [[(7 * n + 3 * at) % highest for at in range(n)] for n in lengths],
-                0,
-                torch.device("cpu"),
-                [1] * len(lengths),
-            )
-            for lengths in ((7, 2), (5, 3, 4))
-        ]
+        batches = [_short_texts(network, lengths) for lengths in ((7, 2), (5, 3, 4))]
         first: Parameters = dict(network.named_parameters())
         names = [name for name in network.adapted_names("all") if name != network.embedding]
         own = {name: torch.stack([first[name], 0.9 * first[name]]) for name in names}
