@@ -97,6 +97,8 @@ class Algorithm(ABC):
     """Whether it makes something of the support examples of each class."""
     starts_at_chance: ClassVar[bool] = False
     """Whether the unadapted network gives every class the same score."""
+    localizes: ClassVar[bool] = True
+    """Whether rows of the word embedding that a task does not use are left out."""
 
     def __init__(
         self,
@@ -119,6 +121,11 @@ class Algorithm(ABC):
     def takes_tasks(self) -> bool:
         """Whether `task_gradient` takes several tasks side by side (`distmeta.models.batch.join`)."""
         return False
+
+    @property
+    def copies(self) -> int:
+        """How many versions of what it adapts a task holds at a time, its gradients left out."""
+        return 1
 
     @property
     def joins_halves(self) -> bool:

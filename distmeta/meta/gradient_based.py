@@ -9,7 +9,7 @@ back through it a step at a time: with v the gradient of L_Q with respect to phi
 
     v <- (d phi_{k+1} / d phi_k)^T v,    d theta += (d phi_{k+1} / d theta)^T v,
 
-each step computed again from the phi_k that was kept, with the dropout that it drew.
+each step computed again with the dropout that it drew, from phi_k, of which few are kept (`distmeta.meta.backwards`).
 
 A task may be several side by side: phi then has a dimension of tasks, and the gradient is the sum of the tasks'.
 """
@@ -17,12 +17,14 @@ A task may be several side by side: phi then has a dimension of tasks, and the g
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult, accuracy
+from distmeta.meta.backwards import backwards, most_states
 from distmeta.meta.gradients import accumulate, gradients_of, requiring, settled, summed
 from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, stepped, total_loss, zero_head
 from distmeta.meta.inner_optimizer import direction, state_tensors, with_state_tensors
@@ -32,6 +34,9 @@ from distmeta.models.destinations import send_gradient
 from distmeta.models.network import Localized
 from distmeta.models.parts import is_batched
 from distmeta.models.twice import Adjoint, begin
+
+State = tuple[Fast, dict[str, Any]]
+"""The fast weights and the optimizer's state between two steps."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,6 @@ class GradientBased(Algorithm):
     """Has an inner loop. A subclass says where the head starts and how fast each weight learns."""
 
     starts_at_chance = True
-    localizes = True
-    """Whether rows of the word embedding that a task does not use may be left out."""
 
     def __init__(self, network: Any, config: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(network, config, *arguments, **options)
@@ -78,6 +81,20 @@ class GradientBased(Algorithm):
             return False
         is_descent = self.config.inner_optimizer == "sgd" and not self.learns_rates
         return is_descent and not is_batched(next(self.network.parameters()).device)
+
+    @property
+    def copies(self) -> int:
+        """See `Algorithm`."""
+        steps = self.config.inner_steps
+        if self.is_second_order:
+            return most_states(steps) if self.config.recompute else steps
+        if not self.learns_rates:
+            return 1
+        return 1 + (steps if self._has_rates_by_step else 1)
+
+    @property
+    def _has_rates_by_step(self) -> bool:
+        return self.config.inner_rates != "fixed"
 
     @classmethod
     def learned(cls, network: Any, config: Any) -> Parameters:
@@ -216,7 +233,7 @@ class GradientBased(Algorithm):
         problem = self._problem(fixed, task.support, task.support_labels)
         directions: list[Parameters] = []
         if self.learns_rates:
-            problem.record = directions.append
+            problem.record = partial(self._keep, directions)
         gradients: Parameters = {}
         started = time.perf_counter()
         spent = 0.0
@@ -233,6 +250,13 @@ class GradientBased(Algorithm):
             started = time.perf_counter()
         kept = {name: gradient for name, gradient in gradients.items() if name in self.trained}
         return self._outcome(kept, loss, scores, task, problem, spent)
+
+    def _keep(self, directions: list[Parameters], moves: Parameters) -> None:
+        """Keeps what the rates of a step multiply; of steps with the same rates the sum."""
+        if directions and not self._has_rates_by_step:
+            accumulate(directions[0], moves)
+        else:
+            directions.append(dict(moves))
 
     def _send(self, body: Parameters, theta: Parameters, gradients: Parameters, factor: float) -> None:
         """Has the gradients at phi of several tasks added up as they arise."""
@@ -306,23 +330,28 @@ class GradientBased(Algorithm):
         fixed = {name: value.detach() for name, value in theta.items()}
         head = self.start_head(theta, task.support, task.support_labels, task.n_way)
         problem = self._problem(fixed, task.support, task.support_labels)
-        at_first = self._start(fixed, {n: v.detach() for n, v in head.items()}, task.support, own_rows)
-        kept: list[tuple[Fast, dict[str, Any]]] = [(at_first, {})]
+        first: State = (self._start(fixed, {n: v.detach() for n, v in head.items()}, task.support, own_rows), {})
+        device = task.support_labels.device
         drawn: list[Any] = []
-        started = time.perf_counter()
-        state: dict[str, Any] = {}
-        for step in range(self.config.inner_steps):
-            drawn.append(random_state(task.support_labels.device))
-            fast, state = self._one_step(problem, fixed, *kept[-1], step, graph=False)
-            kept.append((fast, state))
-        spent = time.perf_counter() - started
+        spent = 0.0
+
+        def advance(before: State, step: int) -> State:
+            nonlocal spent
+            if step < len(drawn):
+                with drawing_again(device, drawn[step]):
+                    return self._one_step(problem, fixed, *before, step, graph=False)
+            drawn.append(random_state(device))
+            started = time.perf_counter()
+            after = self._one_step(problem, fixed, *before, step, graph=False)
+            spent += time.perf_counter() - started
+            return after
 
         gradients: Parameters = {}
         back: Parameters = {}  # of the fast weights
         back_state: Parameters = {}  # of the optimizer's state
-        for step in reversed(range(self.config.inner_steps)):
+        for step, (before, state), (after, _) in backwards(first, self.config.inner_steps, advance):
             if weights[step]:
-                fast = Fast(requiring(kept[step + 1][0].body), requiring(kept[step + 1][0].head))
+                fast = Fast(requiring(after.body), requiring(after.head))
                 adjoints = self._begun(problem, fast.body, own_rows, fast.body)
                 query_loss, query_scores = self._query(theta, fast, task)
                 if step == self.config.inner_steps - 1:
@@ -331,15 +360,14 @@ class GradientBased(Algorithm):
                 accumulate(found, settled(adjoints))
                 accumulate(back, {n: g for n, g in found.items() if n in fast.all}, weights[step])
                 accumulate(gradients, {n: g for n, g in found.items() if n not in fast.all}, weights[step])
-            before, state = kept[step]
             leaves = Fast(requiring(before.body), requiring(before.head))
             adjoints = self._begun(problem, leaves.body, own_rows, leaves.body)
             state_leaves = {name: value.requires_grad_() for name, value in state_tensors(state).items()}
-            with drawing_again(task.support_labels.device, drawn.pop()):
-                after, after_state = self._one_step(
+            with drawing_again(device, drawn[step]):
+                moved, moved_state = self._one_step(
                     problem, theta, leaves, with_state_tensors(state, state_leaves), step, graph=True
                 )
-            outputs = after.all | state_tensors(after_state)
+            outputs = moved.all | state_tensors(moved_state)
             cotangents = back | back_state
             wanted = {name: value for name, value in outputs.items() if name in cotangents and value.requires_grad}
             inputs = {f"theta:{n}": v for n, v in theta.items() if v.requires_grad} | leaves.all | state_leaves
@@ -348,7 +376,7 @@ class GradientBased(Algorithm):
             accumulate(gradients, {n.removeprefix("theta:"): g for n, g in found.items() if n.startswith("theta:")})
             back = {name: gradient for name, gradient in found.items() if name in leaves.all}
             back_state = {name: gradient for name, gradient in found.items() if name in state_leaves}
-            kept.pop()
+        del problem.losses[self.config.inner_steps :]  # of steps that were computed again
         accumulate(gradients, {n: summed(g, theta[n]) for n, g in back.items() if n in theta})
         starts = {name: value for name, value in head.items() if value.requires_grad and name in back}
         if starts:
@@ -359,7 +387,7 @@ class GradientBased(Algorithm):
 
     def _one_step(
         self, problem: Problem, theta: Parameters, fast: Fast, state: Mapping[str, Any], step: int, *, graph: bool
-    ) -> tuple[Fast, dict[str, Any]]:
+    ) -> State:
         """phi_{k+1} from phi_k; with its graph back to the fast weights, the state and theta, or without any."""
         if not graph:
             fast = Fast(requiring(fast.body), requiring(fast.head))

@@ -191,9 +191,10 @@ class Learner:
     def _bytes_of_a_task(self, parameters: Parameters) -> int:
         """What its fast weights take."""
         # Of the word embedding a task has the rows that it uses.
-        own = sum(parameters[name].nbytes for name in self.algorithm.adapted if name != self.network.embedding)
-        # Second order keeps what each step made.
-        return own * (self.config.inner_steps if self.algorithm.is_second_order else 1)
+        left_out = self.network.embedding if self.algorithm.localizes else None
+        return self.algorithm.copies * sum(
+            parameters[name].nbytes for name in self.algorithm.adapted if name != left_out
+        )
 
     def _groups(self, work: Sequence[Work], parameters: Parameters, threads: int) -> Iterator[list[Work]]:
         """The work in pieces, each of as many tasks as go side by side, with the text beside them."""
