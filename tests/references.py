@@ -308,23 +308,27 @@ def protonet(network: Network, task: TaskBatch, distance: str, temperature: floa
     return Answer(gradients_of(loss, theta), float(loss.detach()), scores.detach(), [])
 
 
-def metaicl(network: Network, task: TaskBatch, order: Sequence[int]) -> Answer:
+def metaicl(network: Network, task: TaskBatch, order: Sequence[int], special: Sequence[int] = ()) -> Answer:
     """Min et al. 2022: -log p(y | x_1 y_1 ... x_K y_K x).
 
-    Label 0 is the last token of the vocabulary, label 1 the one before it. Every prompt goes through the language model
-    alone, without padding.
+    Labels are words that mean nothing for the task: label 0 is the vocabulary's last token that is no `special` one,
+    label 1 the one before it. Every prompt goes through the language model alone, without padding.
     """
     theta = double_parameters(network)
     weights = {name.removeprefix("model."): value for name, value in theta.items() if name.startswith("model.")}
-    vocabulary = network.model.config.vocab_size
+    words: list[int] = []
+    token = network.model.config.vocab_size
+    while len(words) < task.n_way:
+        token -= 1
+        if token not in special:
+            words.append(token)
 
     def texts(batch: TokenBatch) -> list[list[int]]:
         lengths = batch.attention_mask.sum(1).tolist()
         return [row[:length] for row, length in zip(batch.input_ids.tolist(), lengths, strict=True)]
 
     shots = [
-        [*text, vocabulary - 1 - label]
-        for text, label in zip(texts(task.support), task.support_labels.tolist(), strict=True)
+        [*text, words[label]] for text, label in zip(texts(task.support), task.support_labels.tolist(), strict=True)
     ]
     context = [token for number in order for token in shots[number]]
     logits = torch.stack(
@@ -333,6 +337,6 @@ def metaicl(network: Network, task: TaskBatch, order: Sequence[int]) -> Answer:
             for text in texts(task.query)
         ]
     )
-    loss = cross_entropy(logits, vocabulary - 1 - task.query_labels)
-    scores = torch.stack([logits[:, vocabulary - 1 - label] for label in range(task.n_way)], dim=1)
+    loss = cross_entropy(logits, torch.tensor([words[label] for label in task.query_labels.tolist()]))
+    scores = torch.stack([logits[:, word] for word in words], dim=1)
     return Answer(gradients_of(loss, theta), float(loss.detach()), scores.detach(), [])

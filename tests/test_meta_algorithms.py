@@ -2,16 +2,21 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
+from distmeta.corpus.tokenizer import save_tokenizer
 from distmeta.meta import Algorithm, Learner, TaskResult, Work, algorithm_class, register, registry
 from distmeta.meta.algorithm import Classifier, Parameters
 from distmeta.meta.config import MetaConfig
-from distmeta.models import TaskBatch
+from distmeta.models import TaskBatch, collate_tokens, load_network, load_tokenizer
+from distmeta.models.config import ModelConfig
 from tests import references
 from tests.helpers import random_task, task_batch, tiny_network
 from tests.meta_cases import (
@@ -29,6 +34,7 @@ from tests.meta_cases import (
 )
 from tests.references import Setting
 
+CPU = torch.device("cpu")
 COMPUTATIONS = ("plain", "packed", "bucketed")
 MODEL_TYPES = ("bert", "gpt2")
 TOLERANCE = 1e-9
@@ -157,6 +163,31 @@ def test_a_fitted_classifier_scores_as_the_reference(case: Case, model_type: str
         assert not scores.requires_grad
         torch.testing.assert_close(scores, expected.scores, rtol=1e-8, atol=1e-9)
     assert all(torch.equal(parameters[name], value) for name, value in before.items())
+
+
+def test_no_label_of_a_prompt_is_a_special_token(tmp_path: Path) -> None:
+    """GPT-2's tokenizer ends in its end of text, behind which come the padding and the mask that it lacked."""
+    backend = Tokenizer(models.WordLevel({f"w{number}": number for number in range(50)}, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<|role|>"])  # which is special, and has no role for the tokenizer
+    backend.add_tokens(["word"])
+    end = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **end), 8, tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.convert_tokens_to_ids(["<|role|>", "word", "<|endoftext|>", "[PAD]", "[MASK]"]) == [*range(50, 55)]
+    shape = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    options = {"pooling": "mean", "attention": "sdpa", "lora": False, "language_model": True, "seed": 0}
+    for empty in (False, True):
+        network = load_network(ModelConfig(config=shape), tokenizer, empty=empty, **options)
+        assert network.skeleton().special_tokens == {50, 52, 53, 54}
+    network = load_network(ModelConfig(config=shape), tokenizer, **options).double().eval()
+    support, query = collate_tokens([[3, 54, 4], [54, 5]], 53, CPU), collate_tokens([[54, 7]], 53, CPU)
+    task = TaskBatch(support, torch.tensor([1, 0]), query, torch.tensor([1]), 2)
+    algorithm = algorithm_class("metaicl")(network, case("metaicl").config)
+    order = torch.randperm(2, generator=torch.Generator().manual_seed(0)).tolist()
+    expected = references.metaicl(network, task, order, special=[50, 52, 53, 54])
+    scores = algorithm.fit(dict(network.named_parameters()), support, task.support_labels, 2, 0)(query)
+    torch.testing.assert_close(scores, expected.scores, rtol=1e-8, atol=1e-9)
 
 
 def test_reptile_is_used_as_first_order_maml() -> None:

@@ -4,8 +4,8 @@
     outer    gradient of -log p(y | prompt) over the whole vocabulary; there is no inner loop
     scores   log p(y | prompt) of the classes' labels
 
-A label is a token: the last ones of the vocabulary, in the task's order of classes, which means nothing. So the network
-has to read from the prompt which token stands for which class.
+A label is a token: the last ones of the vocabulary that are not special, in the task's order of classes, which means
+nothing. So the network has to read from the prompt which token stands for which class.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,12 @@ class MetaICL(Algorithm):
     """No inner loop, and no head: the language model answers."""
 
     needs_language_model = True
+
+    def __init__(self, network: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(network, *arguments, **options)
+        # A special token stands in the texts themselves: SMLMT hides a word of each behind the mask.
+        tokens = reversed(range(network.model.config.vocab_size))
+        self._label_tokens = torch.tensor([token for token in tokens if token not in network.special_tokens])
 
     @classmethod
     def differentiates_twice(cls, config: Any) -> bool:
@@ -62,7 +68,7 @@ class MetaICL(Algorithm):
         return classify
 
     def _tokens(self, labels: Tensor) -> Tensor:
-        return self.network.model.config.vocab_size - 1 - labels
+        return self._label_tokens.to(labels.device)[labels]
 
     def _prompts(self, support: TokenBatch, labels: Tensor, query: TokenBatch, order: Tensor) -> _Prompts:
         shots = list(zip(support.sequences(), self._tokens(labels).tolist(), strict=True))

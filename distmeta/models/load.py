@@ -181,6 +181,7 @@ def load_network(
             lora_targets=config.lora_targets,
             unused=unused,
         )
+    network.special_tokens = _special_tokens(tokenizer)
     network.checkpoints_activations = checkpoints_activations
     network.fallback_reason = reason
     if chosen != "plain" and not can_leave_rows_out(network):
@@ -313,6 +314,12 @@ def _fill_in(hf_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) ->
     for name in ("bos", "eos", "cls", "sep", "mask"):
         if hasattr(hf_config, f"{name}_token_id"):
             setattr(hf_config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids of a tokenizer's special tokens, those included that it knows no role for."""
+    added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset([*tokenizer.all_special_ids, *added])
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:

@@ -91,6 +91,8 @@ class Network(nn.Module):
             # It numbers a row of the whole table, and `localized` leaves rows out. Nobody attends to the padding, so
             # that its row takes no gradient anyway.
             words.padding_idx = None
+        self.special_tokens: frozenset[int] = frozenset()
+        """Ids of the tokens that are no words, as far as a tokenizer said."""
         self.checkpoints_activations = False
         """Whether a layer's activations are computed again on the way back instead of kept."""
         self.fallback_reason = ""
