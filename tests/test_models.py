@@ -268,11 +268,14 @@ def test_pooling_is_chosen_by_what_there_is():
         ({"config": {"model_type": "no-such-type"}}, "model.config"),
         ({"config": {"model_type": "bert", "hiden_size": 32}}, "model.config.hiden_size: unknown key"),
         ({"config": {"model_type": "t5"}}, "model: t5 has an encoder and a decoder"),
+        # Characters, by hashes of their numbers.
+        ({"config": {"model_type": "canine"}}, "model: canine has no embedding with a row for each token"),
+        ({"config": {"model_type": "vit"}}, "model: vit has no embedding with a row for each token"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused_in_a_line(options, key):
     with pytest.raises(UserError) as refusal:
-        network_without_weights(ModelConfig(**options), lora=False, language_model=True)
+        network_without_weights(ModelConfig(**options), lora=False, language_model=False)
     assert str(refusal.value).startswith(key)
     assert len(str(refusal.value).splitlines()) == 1
 

@@ -10,10 +10,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, GPT2Config, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, GPT2Config, PretrainedConfig
 
 from distmeta.meta import algorithm_class
 from distmeta.meta.config import MetaConfig
+from distmeta.models import Network
 from distmeta.tracking.cost import FlopCounter, NetworkSize, StepTokens, network_size
 from distmeta.tracking.versions import environment
 from tests.helpers import random_task, task_batch, tiny_network
@@ -147,6 +148,15 @@ def test_operations_add_up_over_tasks_and_steps() -> None:
     three = flop_counter(size, "fomaml", "all", 3).step(TOKENS)
     assert three - query_alone == pytest.approx(3 * (one - query_alone))
     assert flop_counter(size, "fomaml", "all", 1).step(StepTokens()) == 0
+
+
+def test_a_model_without_attention_costs_its_weights_alone() -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=100, hidden_size=32, num_hidden_layers=2)
+    network = Network(AutoModel.from_config(config), "mean")
+    counter = FlopCounter.of(network, MetaConfig(algorithm="fomaml", inner_steps=INNER_STEPS))
+    assert (counter.size.layers, counter.size.width) == (2, 0)
+    passes = 3 * (INNER_STEPS * TOKENS.support + TOKENS.query)
+    assert counter.step(TOKENS) == pytest.approx(2 * counter.size.matmul_parameters * passes)
 
 
 def test_versions_name_no_machine() -> None:

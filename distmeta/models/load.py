@@ -96,9 +96,26 @@ def network_without_weights(
             model = auto.from_config(hf_config, trust_remote_code=config.trust_remote_code)
         except Exception as error:  # whatever a model's own code may raise
             raise UserError(f"model.config: {_first_line(error)}") from None
+        _word_embedding(model)
         if not language_model:
             _take_pooler(model)
         return Network(model, "mean", lora_rank=config.lora_rank if lora else 0, lora_targets=config.lora_targets)
+
+
+def _word_embedding(model: PreTrainedModel) -> torch.Tensor:
+    """The table of what each token is embedded as.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        table = getattr(model.get_input_embeddings(), "weight", None)
+    except NotImplementedError:
+        table = None
+    if table is None or table.ndim != 2:
+        kind = model.config.model_type
+        raise UserError(f"model: {kind} has no embedding with a row for each token; choose a model that has one")
+    return table
 
 
 def _take_pooler(model: PreTrainedModel) -> Parameters:
@@ -281,7 +298,7 @@ def _build_model(
         model = _build(auto, config, hf_config, attention, empty)
     else:
         unused = _take_pooler(model)  # the export puts it back
-    if rows > len(model.get_input_embeddings().weight):  # type: ignore[arg-type]
+    if rows > len(_word_embedding(model)):
         # Without weights there is no mean of them that could be given to the rows that are added.
         model.resize_token_embeddings(rows, mean_resizing=not empty)
     for parameter in model.parameters():

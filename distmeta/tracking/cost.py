@@ -21,7 +21,7 @@ class NetworkSize:
 
     layers: int
     width: int
-    """Width of attention: the sum over the heads."""
+    """Width of attention: the sum over the heads; 0 where there is none (Mamba)."""
     matmul_parameters: int
     """Entries of the weight matrices in the layers; not embeddings, heads, biases and norms."""
     output_parameters: int
@@ -55,10 +55,10 @@ def network_size(model: nn.Module, config: PretrainedConfig) -> NetworkSize:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and any(part.isdigit() for part in name.split("."))
     ]
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 0
     return NetworkSize(
         layers=config.num_hidden_layers,
-        width=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+        width=heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
         matmul_parameters=sum(matrices),
         output_parameters=config.vocab_size * config.hidden_size,
     )
