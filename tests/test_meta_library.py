@@ -4,6 +4,7 @@ import copy
 import math
 import re
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from torch.nn import functional
 from distmeta.errors import UserError
 from distmeta.meta import MetaLearner
 from distmeta.models import TaskBatch
-from distmeta.models.batch import concatenate
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -151,8 +151,16 @@ def test_adapting_leaves_the_module_as_it_was_and_gradients_add_up():
         assert torch.equal(value, before[name]), name
 
 
-def test_reptile_puts_batches_of_any_make_together():
-    """A mapping of tensors as one tensor of the same numbers."""
+@dataclass
+class Pair:
+    """A batch that nobody knows."""
+
+    both: torch.Tensor
+
+
+@pytest.mark.parametrize("make", [lambda batch: batch, Pair, lambda batch: ["pair", {"both": batch}]])
+def test_reptile_takes_batches_of_any_make(make):
+    """As a mapping of tensors of the same numbers."""
 
     class OfOneTensor(nn.Module):
         def __init__(self) -> None:
@@ -160,8 +168,10 @@ def test_reptile_puts_batches_of_any_make_together():
             torch.manual_seed(0)
             self.own = Own()
 
-        def forward(self, batch: torch.Tensor) -> torch.Tensor:
-            left, right = batch.split(5, dim=1)
+        def forward(self, batch: torch.Tensor | Pair | list) -> torch.Tensor:
+            if isinstance(batch, list):
+                batch = Pair(**batch[1])
+            left, right = (batch.both if isinstance(batch, Pair) else batch).split(5, dim=1)
             return self.own({"left": left, "right": right})
 
     learner = own_learner(algorithm="reptile")
@@ -170,9 +180,9 @@ def test_reptile_puts_batches_of_any_make_together():
     other.backward(
         [
             TaskBatch(
-                torch.cat(list(task.support.values()), 1),
+                make(torch.cat(list(task.support.values()), 1)),
                 task.support_labels,
-                torch.cat(list(task.query.values()), 1),
+                make(torch.cat(list(task.query.values()), 1)),
                 task.query_labels,
                 3,
             )
@@ -182,8 +192,6 @@ def test_reptile_puts_batches_of_any_make_together():
     for found, wanted in zip(learner.parameters(), other.parameters(), strict=True):
         assert found.grad.any()
         torch.testing.assert_close(found.grad, wanted.grad)
-    in_lists = concatenate([torch.ones(1), (torch.zeros(1),)], [torch.ones(2), (torch.zeros(2),)])
-    assert [in_lists[0].tolist(), in_lists[1][0].tolist()] == [[1, 1, 1], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -289,6 +297,60 @@ def test_tasks_that_nothing_can_be_learned_from_are_refused():
         learner.adapt(task.support, task.support_labels)
     with pytest.raises(UserError, match="steps: must be 0 or more, got -1"):
         learner.adapt(task.support, task.support_labels, 3, steps=-1)
+
+
+ALGORITHMS = ["maml", "fomaml", "reptile", "anil", "metasgd", "protomaml", "protonet", "leopard"]
+CLASSES = torch.arange(12) % 3
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("width", [4, 6])
+def test_a_width_that_the_features_do_not_have_is_refused(algorithm, width):
+    learner, task = MetaLearner(Own().double(), width, algorithm=algorithm).double(), own_tasks(1)[0]
+    said = rf"hidden_size: .* \(examples, {width}\), and gave \(\d+, 5\); say their width"
+    with pytest.raises(UserError, match=said):
+        learner.backward([task])
+    with pytest.raises(UserError, match=said):
+        learner.adapt(task.support, task.support_labels, 3)(task.query)
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "reptile", "protomaml", "protonet"])
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (CLASSES.tolist(), "labels: must be a tensor, got one of list"),
+        (CLASSES.numpy(), "labels: must be a tensor, got one of ndarray"),
+        (torch.tensor(1), "labels: give one for each example, got a single number"),
+        (CLASSES.int(), r"labels: those of classes must be int64 of the shape \(examples,\), got int32 of \(12,\)"),
+        (CLASSES[:, None], r"labels: those of classes must be int64 .* got int64 of \(12, 1\)"),
+        (CLASSES[:9], "labels: give one for each example; there are 9 for 12 examples"),
+    ],
+    ids=["list", "array", "number", "int32", "columns", "too few"],
+)
+def test_labels_that_cannot_be_are_refused_in_a_line(algorithm, labels, said):
+    learner, task = own_learner(algorithm=algorithm), own_tasks(1)[0]
+    both = TaskBatch(task.support, task.support_labels, task.support, task.support_labels, 3)
+    for wrong in (replace(both, support_labels=labels), replace(both, query_labels=labels)):
+        with pytest.raises(UserError, match=said) as refusal:
+            learner.backward([wrong])
+        assert len(str(refusal.value).splitlines()) == 1
+    with pytest.raises(UserError, match=said):
+        learner.adapt(task.support, labels, 3)(task.query)
+
+
+@pytest.mark.parametrize("loss", [functional.mse_loss, nn.L1Loss()])
+@pytest.mark.parametrize(("algorithm", "width"), [("protonet", None), ("protonet", 5), ("fomaml", 5)])
+def test_a_loss_of_numbers_is_none_of_classes(algorithm, width, loss):
+    learner = MetaLearner(Own().double(), width, loss=loss, algorithm=algorithm)
+    with pytest.raises(UserError, match=r"loss: .*oss is of numbers, and the labels are classes; use cross_entropy"):
+        learner.backward(own_tasks(1))
+
+
+def test_a_regression_with_too_few_labels_is_refused():
+    learner = MetaLearner(nn.Linear(1, 1), loss=functional.mse_loss)
+    x = torch.ones(4, 1)
+    with pytest.raises(UserError, match="labels: give one for each example; there are 3 for 4 examples"):
+        learner.backward([TaskBatch(x, x[:3], x, x, 0)])
 
 
 # Sinusoid regression (Finn et al. 2017, section 5.1).

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,17 @@ from distmeta.meta.config import MetaConfig
 from distmeta.meta.registry import algorithm_class
 from distmeta.models.batch import TaskBatch
 from distmeta.models.network import Localized
+
+_OF_NUMBERS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
+"""Losses that, given scores and numbers of classes, compute something all the same where the shapes happen to fit."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Batches for a module, of which nothing is known but how many examples each has."""
+
+    batches: tuple[Any, ...]
+    counts: tuple[int, ...]
 
 
 class ModuleFeatures(nn.Module):
@@ -67,13 +79,39 @@ class ModuleFeatures(nn.Module):
         """Everything: nothing is known of the module's embeddings."""
         return Localized(parameters, list(batches), None, None)
 
+    def together(self, *batches: Examples) -> Examples:
+        """All of them, which go through the module one after the other: how to put them together nobody knows."""
+        return Examples(
+            tuple(batch for each in batches for batch in each.batches),
+            tuple(count for each in batches for count in each.counts),
+        )
+
     def features(self, parameters: Parameters, batch: Any) -> Tensor:
-        """The module's output."""
+        """The module's output for `Examples`, or for a batch.
+
+        Raises:
+            UserError: it has another width than was said, or is not of as many examples as there are labels.
+        """
         return functional_call(self, parameters, (batch,))
 
     def forward(self, batch: Any) -> Tensor:
         """For `features`."""
-        return self.module(batch)
+        if not isinstance(batch, Examples):
+            return self._checked(self.module(batch), None)
+        counted = zip(batch.batches, batch.counts, strict=True)
+        parts = [self._checked(self.module(each), count) for each, count in counted]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _checked(self, output: Tensor, count: int | None) -> Tensor:
+        shape = tuple(getattr(output, "shape", ()))
+        if self.hidden_size and shape[1:] != (self.hidden_size,):
+            raise UserError(
+                f"hidden_size: the module must give features of the shape (examples, {self.hidden_size}), and gave "
+                f"{shape}; say their width"
+            )
+        if count is not None and shape[:1] not in ((), (count,)):
+            raise UserError(f"labels: give one for each example; there are {count} for {shape[0]} examples")
+        return output
 
 
 class MetaLearner(nn.Module):
@@ -87,7 +125,7 @@ class MetaLearner(nn.Module):
 
     Args:
         module: maps a batch to features (examples, hidden_size), or, without a head, to the output itself. A batch is
-            whatever it takes; for `reptile` a tensor, or tensors in mappings, lists and tuples.
+            whatever it takes.
         hidden_size: width of the features; unset: there is no few-shot head, as in regression.
         loss: of scores and labels.
         **settings: those of `MetaConfig`, such as `algorithm`, `adapt`, `inner_lr`, `inner_steps`.
@@ -121,6 +159,7 @@ class MetaLearner(nn.Module):
         self.network = ModuleFeatures(module, hidden_size or 0)
         learned = algorithm.learned(self.network, config)
         self.network.learn({name: value.to(like) for name, value in learned.items()})
+        self._loss_name = getattr(loss, "__name__", type(loss).__name__)
         self._algorithm = algorithm(self.network, config, loss, zero_head=self._has_head)
         self._twice = algorithm.differentiates_twice(config)
 
@@ -131,7 +170,8 @@ class MetaLearner(nn.Module):
         as in any forward pass: in training mode, the running statistics of batch norms.
 
         Raises:
-            UserError: there are no tasks, or one is none that the algorithm could learn from.
+            UserError: there are no tasks, one is none that the algorithm could learn from, or the module's features
+                do not fit the labels or `hidden_size`.
         """
         if not tasks:
             raise UserError("tasks: there are none")
@@ -143,6 +183,11 @@ class MetaLearner(nn.Module):
         parameters: Parameters = dict(self.network.named_parameters())
         loss = 0.0
         for task in tasks:
+            task = replace(
+                task,
+                support=Examples((task.support,), (len(task.support_labels),)),
+                query=Examples((task.query,), (len(task.query_labels),)),
+            )
             # Fused attention cannot be differentiated twice.
             with sdpa_kernel(SDPBackend.MATH) if self._twice else nullcontext():
                 result = self._algorithm.task_gradient(parameters, task, progress)
@@ -157,7 +202,8 @@ class MetaLearner(nn.Module):
         """What the network becomes on a support set: a function of a batch. Nothing of the module changes.
 
         Raises:
-            UserError: the labels are not those of `n_way` classes, or `steps` is below 0.
+            UserError: the labels are not those of `n_way` classes, `steps` is below 0, or the module's features do not
+                fit the labels or `hidden_size`.
         """
         self._check(labels, n_way)
         steps = self._algorithm.config.inner_steps if steps is None else steps
@@ -166,10 +212,14 @@ class MetaLearner(nn.Module):
         values: Parameters = {name: value.detach() for name, value in self.network.named_parameters()}
         values |= {name: value.clone() for name, value in self.network.named_buffers()}
         with torch.enable_grad():
-            return self._algorithm.fit(values, support, labels, n_way, steps)
+            return self._algorithm.fit(values, Examples((support,), (len(labels),)), labels, n_way, steps)
 
-    def _check(self, labels: Tensor, n_way: int, *, is_support: bool = True) -> None:
-        """Raises UserError where labels are not those of `n_way` classes, if the algorithm needs any."""
+    def _check(self, labels: Any, n_way: int, *, is_support: bool = True) -> None:
+        """Raises UserError where labels are none, or not those of `n_way` classes, if the algorithm needs any."""
+        if not isinstance(labels, Tensor):
+            raise UserError(f"labels: must be a tensor, got one of {type(labels).__name__}; use torch.as_tensor")
+        if not labels.ndim:
+            raise UserError("labels: give one for each example, got a single number")
         every = self._algorithm.needs_every_class
         if not (self._has_head or every):
             return
@@ -179,6 +229,11 @@ class MetaLearner(nn.Module):
             if every:
                 raise UserError("labels: the algorithm needs numbers of classes")
             return
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            shape, dtype = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
+            raise UserError(f"labels: those of classes must be int64 of the shape (examples,), got {dtype} of {shape}")
+        if self._loss_name in _OF_NUMBERS:
+            raise UserError(f"loss: {self._loss_name} is of numbers, and the labels are classes; use cross_entropy")
         found = set(labels.tolist())
         if not found <= set(range(n_way)):
             raise UserError(f"n_way: labels of {n_way} classes are 0 to {n_way - 1}, got {sorted(found)}")

@@ -15,7 +15,7 @@ import torch
 from distmeta.meta.algorithm import TaskResult
 from distmeta.meta.gradient_based import GradientBased
 from distmeta.meta.inner_loop import inner_loop, scores_of
-from distmeta.models.batch import TaskBatch, concatenate
+from distmeta.models.batch import TaskBatch
 
 
 class Reptile(GradientBased):
@@ -25,7 +25,7 @@ class Reptile(GradientBased):
 
     def task_gradient(self, parameters: Any, task: TaskBatch, progress: float = 1.0) -> TaskResult:
         """See `Algorithm`."""
-        whole = concatenate(task.support, task.query)
+        whole = self.network.together(task.support, task.query)
         labels = torch.cat([task.support_labels, task.query_labels])
         local = self._localized({name: value.detach() for name, value in parameters.items()}, [whole])
         head = self.start_head(local.parameters, local.batches[0], labels, task.n_way)

@@ -1,6 +1,6 @@
 """Token batches as the network takes them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -88,15 +88,8 @@ def texts_of_tasks(batch: Any) -> tuple[int, ...]:
     return batch.texts_per_task if isinstance(batch, TokenBatch) else ()
 
 
-def concatenate(*batches: Any) -> Any:
-    """The examples of all: sequences, or the rows of tensors, which may be in mappings, lists and tuples."""
-    first = batches[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(batches)
-    if isinstance(first, Mapping):
-        return {key: concatenate(*(batch[key] for batch in batches)) for key in first}
-    if isinstance(first, list | tuple):
-        return type(first)([concatenate(*parts) for parts in zip(*batches, strict=True)])
+def concatenate(*batches: TokenBatch) -> TokenBatch:
+    """The sequences of all."""
     longest = max(batch.input_ids.shape[1] for batch in batches)
 
     def together(values: list[torch.Tensor]) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from distmeta.errors import UserError
-from distmeta.models.batch import TokenBatch
+from distmeta.models.batch import TokenBatch, concatenate
 from distmeta.models.by_task import layers_together, weights_by_task
 from distmeta.models.checkpointing import layers_computed_again
 from distmeta.models.large_products import large_products, linear_layers
@@ -212,6 +212,10 @@ class Network(nn.Module):
         rows = torch.cat([rows, rows[-1:].expand(max(0, least_rows - len(rows)))])
         embedding = parameters[self.embedding].index_select(0, rows)
         return Localized({**parameters, self.embedding: embedding}, local, self.embedding, rows)
+
+    def together(self, *batches: TokenBatch) -> TokenBatch:
+        """The texts of all as one batch."""
+        return concatenate(*batches)
 
     def skeleton(self) -> "Network":
         """A copy without weights of its own, to be called with parameters from outside whatever becomes of this one."""
