@@ -4,7 +4,7 @@
     outer    (theta - phi) / inner_lr, taken for a gradient (section 2), which is the sum of the inner directions
 
 The task is not split, so the query loss and accuracy that are reported are on texts that the inner loop has seen.
-Parameters that are not adapted do not move.
+Parameters that are not adapted get no gradient: `meta.weight_decay` alone moves them.
 """
 
 import time
