@@ -190,9 +190,14 @@ def test_what_changes_the_scores_of_attention_is_not_packed():
 
 
 def test_whether_padding_is_ignored_is_tried_out():
-    """ConvBERT's convolutions see it."""
+    """ConvBERT's convolutions see it, and MobileBERT's embedding, in which the next token's has a part."""
     conv = AutoConfig.for_model("convbert", **SMALL, intermediate_size=64, embedding_size=16)
     assert not ignores_padding(AutoModel.from_config(conv))
+    mobile = AutoModel.from_config(AutoConfig.for_model("mobilebert", **SMALL, intermediate_size=64))
+    before = {name: value.clone() for name, value in mobile.state_dict().items()}
+    assert not before["embeddings.word_embeddings.weight"][0].any()  # as a new model has it, so that nothing shows
+    assert not ignores_padding(mobile)
+    assert all(torch.equal(value, before[name]) for name, value in mobile.state_dict().items())
     for network in NETWORKS.values():
         assert ignores_padding(network.base)
 

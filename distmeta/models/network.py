@@ -88,8 +88,8 @@ class Network(nn.Module):
         words: Any = model.get_input_embeddings()
         self.embedding = parameter_names.get(id(words.weight))
         if getattr(words, "padding_idx", None) is not None:
-            # It numbers a row of the whole table, and `localized` leaves rows out. Nobody attends to the padding, so
-            # that its row takes no gradient anyway.
+            # It numbers a row of the whole table, and `localized` leaves rows out. Where the padding is not seen, its
+            # row takes no gradient anyway; where it is, as by MobileBERT's look at the neighbours, the row is trained.
             words.padding_idx = None
         self.special_tokens: frozenset[int] = frozenset()
         """Ids of the tokens that are no words, as far as a tokenizer said."""

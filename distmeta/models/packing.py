@@ -133,6 +133,10 @@ def what_hinders_packing(base: PreTrainedModel, max_length: int | None) -> str:
 def ignores_padding(base: PreTrainedModel) -> bool:
     """Whether the network computes the same of a text however far it is padded: tried out on three short ones."""
     batch, training = _short_texts(base), base.training
+    table: Any = base.get_input_embeddings()
+    padding = table.weight[_padding(base)]
+    usual = padding.clone()
+    padding.copy_(torch.linspace(-1, 1, len(padding)))  # a new one is 0, which a sum over neighbours would not show
     base.eval()
     try:
         together = run(base, batch, packed=False).last_hidden_state
@@ -144,6 +148,7 @@ def ignores_padding(base: PreTrainedModel) -> bool:
     except Exception:  # whatever a model's own code makes of it
         return False
     finally:
+        padding.copy_(usual)
         base.train(training)
 
 
@@ -154,7 +159,11 @@ def _short_texts(base: PreTrainedModel) -> "TokenBatch":
     texts = [[(7 * length + 3 * place) % highest for place in range(length)] for length in (7, 2, 5)]
     # Of which some models see how many a text has.
     texts[0][-1] = getattr(base.config, "mask_token_id", None) or texts[0][-1]
-    return collate_tokens(texts, getattr(base.config, "pad_token_id", None) or 0, torch.device("cpu"))
+    return collate_tokens(texts, _padding(base), torch.device("cpu"))
+
+
+def _padding(base: PreTrainedModel) -> int:
+    return getattr(base.config, "pad_token_id", None) or 0
 
 
 def run(model: PreTrainedModel, batch: "TokenBatch", *, packed: bool) -> Any:
