@@ -1,6 +1,7 @@
 """What the keys of a configuration allow alone and no run can do together."""
 
 import glob
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,8 +67,8 @@ def impossible(config: "Config") -> Iterable[str]:
         yield "engine.offload_optimizer: needs engine.zero_stage 1, 2 or 3, which is 0"
     if config.engine.weights == "partitioned":
         for key, value, possible in partitioned_needs(config):
-            wanted = " or ".join(map(str, possible))
-            yield f"engine.weights: partitioned needs {key} {wanted}, which is {value}"
+            wanted = " or ".join(map(written, possible))
+            yield f"engine.weights: partitioned needs {key} {wanted}, which is {written(value)}"
     yield from contradictions(meta)
     if (config.engine.tasks_at_a_time or 1) > 1 and config.engine.computation == "plain":
         yield "engine.tasks_at_a_time: engine.computation plain takes one after the other; leave one of them out"
@@ -116,13 +117,22 @@ def partitioned_needs(config: "Config") -> Iterable[tuple[str, Any, tuple[Any, .
         "meta.inner_clipping": (meta.inner_clipping, (0.0,)),
         "meta.inner_rates": (meta.inner_rates, ("fixed",)),
         "meta.multi_step_loss": (meta.multi_step_loss, (0.0,)),
+        "meta.recompute": (meta.recompute, (False,)),
         "train.select_by": (train.select_by, ("inner-loop",)),
         "train.average_with_start": (train.average_with_start, ([],)),
         "engine.activation_checkpointing": (config.engine.activation_checkpointing, (False,)),
+        # In groups of like length workers would take different numbers of passes, for which weights are gathered.
+        "engine.computation": (config.engine.computation, ("auto", "packed", "plain")),
+        "engine.tasks_at_a_time": (config.engine.tasks_at_a_time, (1, None)),
     }
-    if meta.algorithm == "maml":  # whose differences of gradients bf16 rounds away
+    if meta.algorithm == "maml" and meta.second_order is not False:  # whose differences of gradients bf16 rounds away
         needed["engine.precision"] = (config.engine.precision, ("fp32",))
     return [(key, value, possible) for key, (value, possible) in needed.items() if value not in possible]
+
+
+def written(value: Any) -> str:
+    """A value as it stands in YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _with_passwords(node: Any, key: str = "") -> Iterable[str]:

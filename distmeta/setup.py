@@ -181,6 +181,8 @@ class Setup:
                 tasks_side_by_side=not partitioned,
                 empty=empty,
             )
+        if partitioned and network.computation == "bucketed":  # by auto; see `partitioned_needs`
+            network.computation = "plain"
         _complete(network, self.config)
         return network
 

@@ -136,6 +136,9 @@ def test_a_model_without_sdpa_gets_eager_attention(model):
     assert "sdpa attention;" in _choices(resolve(load_config(None)))
 
 
+PARTITIONED = ("engine.weights=partitioned", "engine.zero_stage=3")
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -148,9 +151,12 @@ def test_a_model_without_sdpa_gets_eager_attention(model):
         (["engine.offload_optimizer=true"], "needs engine.zero_stage 1, 2 or 3, which is 0"),
         (["engine.weights=partitioned"], "needs engine.zero_stage 3, which is 0"),
         (
-            ["engine.weights=partitioned", "engine.zero_stage=3", "meta.algorithm=maml", "engine.precision=auto"],
+            [*PARTITIONED, "meta.algorithm=maml", "engine.precision=auto"],
             "needs engine.precision fp32, which is auto",
         ),
+        ([*PARTITIONED, "meta.algorithm=maml", "meta.recompute=true"], "needs meta.recompute false, which is true"),
+        ([*PARTITIONED, "engine.computation=bucketed"], "needs engine.computation auto or packed or plain"),
+        ([*PARTITIONED, "engine.tasks_at_a_time=4"], "needs engine.tasks_at_a_time 1 or null, which is 4"),
         (["meta.algorithm=metaicl"], "needs a decoder, and bert is none"),
         (["meta.algorithm=protonet", "meta.second_order=true"], "meta.second_order: protonet has no inner loop"),
         (["meta.algorithm=fomaml", "meta.recompute=true"], "meta.recompute: fomaml"),
@@ -187,6 +193,8 @@ def test_what_the_core_cannot_do_is_refused(overrides: list[str], said: str):
         ["meta.algorithm=leopard", "meta.second_order=true", "meta.recompute=true"],
         ["meta.algorithm=reptile", "engine.tasks_at_a_time=1", "engine.computation=plain", "meta.second_order=false"],
         ["engine.tasks_at_a_time=4"],
+        [*PARTITIONED, "meta.algorithm=maml", "meta.second_order=false", "engine.precision=bf16"],
+        [*PARTITIONED, "engine.computation=plain", "engine.tasks_at_a_time=1"],
     ],
 )
 def test_what_has_an_effect_is_not_refused(overrides: list[str]):

@@ -141,6 +141,18 @@ def test_weights_that_stay_partitioned_come_to_the_same(algorithm, adapt, bound,
     assert_same(again, rows, tolerance=1e-4)
 
 
+def test_groups_of_like_length_are_not_made_with_partitioned_weights(corpus, caplog):
+    """Of a model that auto does not pack; what is said is what is done."""
+    mpnet = {"model_type": "mpnet", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for weights, taken in (("whole", "bucketed"), ("partitioned", "plain")):
+        engine = {"zero_stage": 3, "weights": weights}
+        config = configure(corpus, model={"config": mpnet, "attention": "eager"}, engine=engine)
+        network = Setup(config, RunDirectory(corpus)).network()
+        assert network.computation == taken
+        loop.say_computation(config, network)
+        assert f"auto takes {taken} for mpnet" in caplog.messages[-1]
+
+
 def test_the_number_of_workers_changes_nothing(worlds, corpus, tmp_path):
     """Four tasks on one worker, two on each of two, and two, one and one on three; dropout included."""
     dropout = {"config": Config().model.config | tiny_config(corpus)["model"]["config"] | {"hidden_dropout_prob": 0.1}}
