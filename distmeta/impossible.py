@@ -70,8 +70,15 @@ def impossible(config: "Config") -> Iterable[str]:
             wanted = " or ".join(map(written, possible))
             yield f"engine.weights: partitioned needs {key} {wanted}, which is {written(value)}"
     yield from contradictions(meta)
-    if (config.engine.tasks_at_a_time or 1) > 1 and config.engine.computation == "plain":
+    at_a_time = config.engine.tasks_at_a_time or 1
+    threads = 1 if config.engine.device == "cuda" else max(1, round(train.cpus_per_worker))
+    if at_a_time > 1 and config.engine.computation == "plain":
         yield "engine.tasks_at_a_time: engine.computation plain takes one after the other; leave one of them out"
+    elif at_a_time > threads and (alone := _takes_tasks_alone(config)):
+        yield (
+            f"engine.tasks_at_a_time: with {alone} none go side by side, and a worker takes {threads} at a time, "
+            "one for each of its threads (train.cpus_per_worker); lower it to that, or leave it out"
+        )
     if config.model.name_or_path is None and not isinstance(config.model.config.get("model_type"), str):
         yield "model.config.model_type: must name a Hugging Face model type, such as bert or gpt2"
 
@@ -105,6 +112,18 @@ def contradictions(meta: "MetaConfig") -> Iterable[str]:
         for key, is_set in (changed | {"learn_temperature": meta.learn_temperature}).items():
             if is_set:
                 yield f"meta.{key}: is protonet's alone, and meta.algorithm is {name}; leave it out"
+
+
+def _takes_tasks_alone(config: "Config") -> str:
+    """The setting for which a thread takes one task after the other, if there is one."""
+    meta = config.meta
+    if config.engine.computation == "bucketed":
+        return "engine.computation bucketed"
+    if meta.algorithm in ("reptile", "metaicl"):
+        return f"meta.algorithm {meta.algorithm}"
+    if meta.inner_clipping and meta.algorithm not in WITHOUT_INNER_LOOP:
+        return f"meta.inner_clipping {meta.inner_clipping}"
+    return ""
 
 
 def partitioned_needs(config: "Config") -> Iterable[tuple[str, Any, tuple[Any, ...]]]:

@@ -213,6 +213,8 @@ def test_how_texts_go_together_is_chosen_and_said(model_type, taken, reason, tok
     say_computation(Config(), network)
     since = f" for {model_type}: {reason}" if reason else ""
     assert caplog.messages == [f"engine.computation: auto takes {taken}{since}"]
+    say_computation(Config(engine=EngineConfig(tasks_at_a_time=4)), network)
+    assert ("tasks do not go side by side" in caplog.messages[-1]) == (taken != "packed")
     for wanted in ("packed", "bucketed"):
         if taken == "plain" or (taken, wanted) == ("bucketed", "packed"):
             with pytest.raises(UserError, match=r"engine.computation: .* use auto"):

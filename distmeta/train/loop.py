@@ -199,6 +199,8 @@ def say_computation(config: Config, network: Network) -> None:
     is_one = config.engine.tasks_at_a_time == 1 or config.engine.weights == "partitioned"
     if network.computation == "packed" and not network.separates_tasks and not is_one:
         said.append("tasks go one at a time, since the model's layers do not keep their weights apart")
+    elif network.computation != "packed" and (config.engine.tasks_at_a_time or 1) > 1:
+        said.append("tasks do not go side by side, as engine.tasks_at_a_time asks for")
     if said:
         logger.warning("engine.computation: %s", "; ".join(said))
 
