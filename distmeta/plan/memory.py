@@ -8,12 +8,10 @@ from typing import Any
 
 from distmeta.config import Config
 from distmeta.errors import UserError
-from distmeta.impossible import partitioned_needs
+from distmeta.impossible import NOTHING_BUT_A_HEAD, partitioned_needs
 from distmeta.plan.states import ModelStates, PartitionedStates, States
 
 STAGES = (0, 1, 2, 3)
-NOTHING_BUT_A_HEAD = ("anil", "protonet", "metaicl")
-"""Algorithms that have no fast weights in the network, whatever `meta.adapt` says."""
 MOST_DOUBLINGS = 10
 """Of the workers, when a number is looked for with which a run would fit."""
 
