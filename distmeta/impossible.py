@@ -87,6 +87,8 @@ WITHOUT_INNER_LOOP = ("protonet", "metaicl")
 NOTHING_BUT_A_HEAD = ("anil", *WITHOUT_INNER_LOOP)
 """Algorithms that have no fast weights in the network, whatever `meta.adapt` says."""
 WITHOUT_DISTANCES = ("maml", "fomaml", "reptile", "anil", "metasgd", "protomaml", "leopard", "metaicl")
+OWN_TO_ALGORITHMS = ("second_order", "distance", "temperature", "learn_temperature")
+"""Settings of meta-learning that another algorithm may not have."""
 
 
 def contradictions(meta: "MetaConfig") -> Iterable[str]:
@@ -136,7 +138,7 @@ def partitioned_needs(config: "Config") -> Iterable[tuple[str, Any, tuple[Any, .
     meta, train = config.meta, config.train
     needed: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "engine.zero_stage": (config.engine.zero_stage, (3,)),
-        "meta.algorithm": (meta.algorithm, ("maml", "fomaml")),
+        "meta.algorithm": (meta.algorithm, ("fomaml", "maml")),
         "meta.inner_optimizer": (meta.inner_optimizer, ("sgd",)),
         "meta.inner_clipping": (meta.inner_clipping, (0.0,)),
         "meta.inner_rates": (meta.inner_rates, ("fixed",)),

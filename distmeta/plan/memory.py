@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from distmeta.config import Config
+from distmeta.config import Config, read_key, with_values
 from distmeta.errors import UserError
-from distmeta.impossible import NOTHING_BUT_A_HEAD, partitioned_needs
+from distmeta.impossible import NOTHING_BUT_A_HEAD, OWN_TO_ALGORITHMS, contradictions, partitioned_needs, written
+from distmeta.meta.config import MetaConfig
 from distmeta.plan.states import ModelStates, PartitionedStates, States
 
 STAGES = (0, 1, 2, 3)
@@ -149,11 +151,21 @@ def check_memory(plan: Mapping[str, Any], memory_bytes: float | None, config: Co
     if needed <= available:
         return
     other = max(0.0, needed - worker_bytes(config, states_of(config, sizes)))
-    remedy = "no ZeRO stage and no number of workers makes it fit: take a smaller model, or meta.adapt lora or head"
-    for words, states in _alternatives(config, sizes):
-        if worker_bytes(config, states) + other <= available:
-            remedy = f"{words} needs {gib(worker_bytes(config, states) + other)}"
+    least = needed, ""
+    for changes, states in _alternatives(config, sizes):
+        # Activations take twice as much in fp32 as in bf16.
+        takes = worker_bytes(config, states) + other * (2 if "engine.precision" in changes else 1)
+        if takes < least[0]:
+            least = takes, ", ".join(f"{key} {written(value)}" for key, value in changes.items())
+        if takes <= available:
+            remedy = f"set {least[1]}, which needs {gib(takes)}"
             break
+    else:
+        tried = f" ({least[1]})" if least[1] else ""
+        remedy = (
+            "no ZeRO stage and no number of workers makes it fit, and the least that a setting was found to need is "
+            f"{gib(least[0])}{tried}: take a smaller model, or give each worker more memory"
+        )
     where = "with partitioned weights" if config.engine.weights == "partitioned" else "with whole weights"
     raise UserError(
         f"engine.zero_stage: at stage {config.engine.zero_stage} {where} a worker needs {gib(needed)}, {has} "
@@ -165,27 +177,47 @@ SIZES = ("parameters", "trained_parameters", "adapted_parameters", "largest_modu
 """Keys of a plan, in the order of `Sizes`."""
 
 
-def _alternatives(config: Config, sizes: Sizes) -> Iterator[tuple[str, States]]:
-    """Settings that take less, in words and in what a worker's engine holds, the nearest first."""
-    offloaded = config.model_copy(deep=True)
-    offloaded.engine.offload_optimizer = True
-    head_only = Sizes(sizes.parameters, sizes.trained, 0, sizes.largest)
-    for doubling in range(MOST_DOUBLINGS + 1):
-        workers = config.train.num_workers * 2**doubling
-        on = f" on train.num_workers {workers}" if doubling else ""
-        stages = range(config.engine.zero_stage, 4)
-        if config.engine.weights != "partitioned":
-            for stage in stages:
-                yield f"engine.zero_stage {stage}{on}", states_of(config, sizes, workers=workers, stage=stage)
-        if on_gpu(config):
-            for stage in (stage for stage in stages if stage):
-                states = states_of(offloaded, sizes, workers=workers, stage=stage)
-                yield f"engine.zero_stage {stage} with engine.offload_optimizer true{on}", states
-        if can_be_partitioned(config):
-            setting = "engine.zero_stage 3 with engine.weights partitioned"
-            yield setting + on, states_of(config, sizes, workers=workers, stage=3, weights="partitioned")
-            smaller = states_of(config, head_only, workers=workers, stage=3, weights="partitioned")
-            yield f"{setting} and meta.adapt head (or lora){on}", smaller
+def _alternatives(config: Config, sizes: Sizes) -> Iterator[tuple[dict[str, Any], States]]:
+    """Values of keys to set, and what a worker's engine holds then; those that change the least come first."""
+    engine, train = config.engine, config.train
+    offloads = [False, True] if on_gpu(config) and not engine.offload_optimizer else [engine.offload_optimizer]
+    for changes, its_sizes in _learners(config, sizes):
+        changed = with_values(config, changes)
+        needed = {key: possible[0] for key, _, possible in partitioned_needs(changed)}
+        wholes: list[tuple[int, str, bool]] = []
+        if engine.weights != "partitioned" and changes.keys() <= {"meta.adapt"}:
+            stages = range(engine.zero_stage, 4)
+            wholes = [(stage, "whole", offload) for offload in offloads for stage in stages if stage or not offload]
+        is_possible = not any(key.startswith("meta.") for key in needed)
+        partitioned = [(3, "partitioned", offload) for offload in offloads if is_possible]
+        for doubling in range(MOST_DOUBLINGS + 1):
+            workers = train.num_workers * 2**doubling
+            for stage, weights, offload in [*wholes, *partitioned]:
+                values: dict[str, Any] = {"engine.zero_stage": stage}
+                if weights == "partitioned":
+                    values |= {"engine.weights": weights, **needed}
+                values |= {"engine.offload_optimizer": offload, **changes, "train.num_workers": workers}
+                values["meta.meta_batch_size"] = max(config.meta.meta_batch_size, workers)
+                changed.engine.offload_optimizer = offload
+                states = states_of(changed, its_sizes, workers=workers, stage=stage, weights=weights)
+                yield {key: value for key, value in values.items() if value != read_key(config, key)}, states
+
+
+def _learners(config: Config, sizes: Sizes) -> Iterator[tuple[dict[str, Any], Sizes]]:
+    """Settings of what is learned that may take less, first those as they are, and the sizes of the network then."""
+    yield {}, sizes
+    learned = {key: possible[0] for key, _, possible in partitioned_needs(config) if key.startswith("meta.")}
+    if "meta.algorithm" in learned:  # which may have settings of its own
+        learned |= {f"meta.{key}": getattr(MetaConfig(), key) for key in OWN_TO_ALGORITHMS}
+    adapted = config.meta.adapt
+    lesser = [each for each in ("lora", "head") if adapted not in (each, "head")]
+    for adapt, changes in [*((each, {}) for each in lesser), *((each, learned) for each in [adapted, *lesser])]:
+        changes = {**changes, "meta.adapt": adapt}
+        changed = with_values(config, changes)
+        if any(contradictions(changed.meta)) or changed == config:
+            continue
+        with suppress(UserError):  # a network that cannot have adapters
+            yield changes, network_sizes(changed, config.tokenizer.vocab_size)
 
 
 def check_model_states_fit(config: Config, memory_bytes: float | None = None) -> None:
