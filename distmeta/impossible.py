@@ -98,9 +98,8 @@ def contradictions(meta: "MetaConfig") -> Iterable[str]:
     first_order |= name in ("protomaml", "leopard") and not meta.second_order
     if name == "reptile" and meta.adapt == "head":
         yield "meta.adapt: reptile moves what it adapts, and head leaves nothing that is kept; use another"
-    if name in NOTHING_BUT_A_HEAD and meta.adapt not in ("all", *(("head",) if name == "anil" else ())):
-        adapts = "the head alone" if name == "anil" else "nothing"
-        yield f"meta.adapt: {name} adapts {adapts}, whatever is set, and it is {meta.adapt}; leave it out"
+    if name in NOTHING_BUT_A_HEAD and meta.adapt not in ("all", "head"):
+        yield f"meta.adapt: {name} adapts nothing in the network, whatever is set, and it is {meta.adapt}; leave it out"
     if name in ("fomaml", "reptile") and meta.second_order:
         yield f"meta.second_order: {name} is first order; use maml"
     if name in WITHOUT_INNER_LOOP and meta.second_order:
