@@ -139,11 +139,13 @@ def paper_answer(case: Case, network: Network, task: TaskBatch, prompt_order: Se
 
 
 def whole(result: TaskResult, parameters: Parameters) -> Parameters:
-    """The gradients, that of the word embedding with all its rows."""
+    """The gradients, those of the word embedding and of its rates with all rows."""
     gradients = dict(result.gradients)
-    if result.rows is not None and result.embedding in gradients:
-        full = torch.zeros_like(parameters[result.embedding])
-        gradients[result.embedding] = full.index_add_(0, result.rows, gradients[result.embedding])
+    for name in gradients.keys() & set(result.of_rows):
+        assert result.rows is not None
+        rows = gradients[name].view(len(result.rows), -1)
+        full = torch.zeros_like(parameters[name]).view(-1, rows.shape[1]).index_add_(0, result.rows, rows)
+        gradients[name] = full.view_as(parameters[name])
     return gradients
 
 

@@ -282,3 +282,19 @@ def test_names_of_algorithms_that_stay() -> None:
         "leopard",
         "metaicl",
     ]
+
+
+def test_rates_of_rows_that_a_task_does_not_use_stay_out() -> None:
+    """Of Meta-SGD, which has a rate for every weight of the embedding."""
+    setting = case("metasgd")
+    network = make_network(setting, "bert")
+    network.computation = "packed"
+    task = make_task(setting)
+    parameters = dict(network.named_parameters())
+    result = algorithm_class("metasgd")(network, setting.config).task_gradient(parameters, task)
+    used = torch.cat([task.support.input_ids.flatten(), task.query.input_ids.flatten()]).unique()
+    width = parameters[network.embedding].shape[1]
+    weights, rates = (result.gradients[name] for name in result.of_rows)
+    assert weights.shape == (len(result.rows), width)
+    assert rates.shape == (len(result.rows) * width,)
+    assert len(used) <= len(result.rows) <= len(used) + 1  # and the padding's

@@ -51,8 +51,8 @@ class TaskResult:
     """Mean loss on the support set before each inner step."""
     inner_seconds: float = 0.0
     """Time of the inner loop."""
-    embedding: str | None = None
-    """The parameter whose gradient is of some rows alone: those of `rows`."""
+    of_rows: tuple[str, ...] = ()
+    """The parameters whose gradients are of some rows alone: those of `rows`."""
     rows: Tensor | None = None
 
 
@@ -67,7 +67,7 @@ class Outcome:
     support_losses: list[Tensor] = field(default_factory=list)
     inner_seconds: float = 0.0
 
-    def read(self, embedding: str | None = None, rows: Tensor | None = None) -> TaskResult:
+    def read(self, of_rows: tuple[str, ...] = (), rows: Tensor | None = None) -> TaskResult:
         """Waits for all numbers at once."""
         accuracies = [each for each in (self.query_accuracy, self.query_accuracy_before) if each is not None]
         numbers = [self.query_loss, *self.support_losses, *accuracies]
@@ -75,7 +75,7 @@ class Outcome:
         losses, rest = rest[: len(self.support_losses)], rest[len(self.support_losses) :]
         accuracy = None if self.query_accuracy is None else rest.pop(0)
         before = None if self.query_accuracy_before is None else rest.pop(0)
-        return TaskResult(self.gradients, loss, accuracy, before, losses, self.inner_seconds, embedding, rows)
+        return TaskResult(self.gradients, loss, accuracy, before, losses, self.inner_seconds, of_rows, rows)
 
 
 class Algorithm(ABC):
@@ -98,8 +98,6 @@ class Algorithm(ABC):
     """Whether it makes something of the support examples of each class."""
     starts_at_chance: ClassVar[bool] = False
     """Whether the unadapted network gives every class the same score."""
-    localizes: ClassVar[bool] = True
-    """Whether rows of the word embedding that a task does not use are left out."""
 
     def __init__(
         self,

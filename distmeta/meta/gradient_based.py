@@ -51,6 +51,8 @@ class Prepared:
     """The parameter that holds rows of this task alone."""
     rows: Tensor | None
     """The rows that it holds."""
+    of_rows: tuple[str, ...]
+    """The parameters that hold those rows alone."""
 
 
 class GradientBased(Algorithm):
@@ -139,7 +141,7 @@ class GradientBased(Algorithm):
     def task_gradient(self, parameters: Parameters, task: TaskBatch, progress: float = 1.0) -> TaskResult:
         """See `Algorithm`."""
         prepared = self.prepared(parameters, task)
-        return self.outcome(prepared, self.step_weights(progress)).read(prepared.embedding, prepared.rows)
+        return self.outcome(prepared, self.step_weights(progress)).read(prepared.of_rows, prepared.rows)
 
     def prepared(self, parameters: Parameters, task: TaskBatch, least_rows: int = 0) -> Prepared:
         """All that is done for a task which a recording cannot hold: what asks for ids and lengths.
@@ -152,7 +154,7 @@ class GradientBased(Algorithm):
         both = concatenate(task.support, task.query) if self.joins_halves else None
         if self.keeps_aside and not _tasks(task.support):
             task = join([task])
-        return Prepared(local.parameters, task, both, local.embedding, local.rows)
+        return Prepared(local.parameters, task, both, local.embedding, local.rows, local.of_rows)
 
     def outcome(self, prepared: Prepared, weights: Sequence[float]) -> Outcome:
         """What a task gives, with weights as of `step_weights`; which launches it takes is a matter of sizes alone."""
@@ -188,9 +190,7 @@ class GradientBased(Algorithm):
         return classify
 
     def _localized(self, parameters: Parameters, batches: list[Any], least_rows: int = 0) -> Localized:
-        if self.localizes:
-            return self.network.localized(parameters, batches, least_rows)
-        return Localized(parameters, batches, None, None)
+        return self.network.localized(parameters, batches, least_rows)
 
     def _problem(self, parameters: Parameters, support: Any, labels: Tensor) -> Problem:
         return Problem(

@@ -118,7 +118,8 @@ class Learner:
                 if rows is not None:
                     if name not in gradients:
                         gradients[name] = torch.zeros_like(parameters[name], dtype=torch.float32)
-                    gradients[name].index_add_(0, rows, gradient.float(), alpha=weight)
+                    gradient = gradient.reshape(len(rows), -1)
+                    gradients[name].view(-1, gradient.shape[1]).index_add_(0, rows, gradient.float(), alpha=weight)
                 elif name in gradients:
                     gradients[name].add_(gradient, alpha=weight)
                 else:
@@ -148,7 +149,7 @@ class Learner:
                 else:
                     result = algorithm.task_gradient(parameters, task, progress)
                 for name, gradient in result.gradients.items():
-                    terms.append((name, gradient, 1.0, result.rows if name == result.embedding else None))
+                    terms.append((name, gradient, 1.0, result.rows if name in result.of_rows else None))
                 metrics["seconds/inner"] = result.inner_seconds
                 metrics["query_loss"] = result.query_loss
                 for key in ("query_accuracy", "query_accuracy_before"):
@@ -191,10 +192,8 @@ class Learner:
     def _bytes_of_a_task(self, parameters: Parameters) -> int:
         """What its fast weights take."""
         # Of the word embedding a task has the rows that it uses.
-        left_out = self.network.embedding if self.algorithm.localizes else None
-        return self.algorithm.copies * sum(
-            parameters[name].nbytes for name in self.algorithm.adapted if name != left_out
-        )
+        own = sum(parameters[name].nbytes for name in self.algorithm.adapted if name != self.network.embedding)
+        return own * self.algorithm.copies
 
     def _groups(self, work: Sequence[Work], parameters: Parameters, threads: int) -> Iterator[list[Work]]:
         """The work in pieces, each of as many tasks as go side by side, with the text beside them."""

@@ -6,6 +6,7 @@
 Classes have no order, so the rates of the head are one for each feature and one for the bias, the same for all classes.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,13 +14,13 @@ import torch
 from distmeta.meta.algorithm import Parameters
 from distmeta.meta.gradient_based import GradientBased
 from distmeta.meta.inner_loop import Rate
+from distmeta.models.network import Localized
 
 
 class MetaSGD(GradientBased):
     """Second order, unless `meta.second_order` is false."""
 
     second_order = True
-    localizes = False  # rates and weights of the embedding would part
 
     @classmethod
     def learned(cls, network: Any, config: Any) -> Parameters:
@@ -37,6 +38,15 @@ class MetaSGD(GradientBased):
             return alpha if name.startswith("head.") else alpha.view(parameters[name].shape)
 
         return rate
+
+    def _localized(self, parameters: Parameters, batches: list[Any], least_rows: int = 0) -> Localized:
+        """With the rates of those rows of the word embedding that are left."""
+        local = super()._localized(parameters, batches, least_rows)
+        if local.embedding is None or local.rows is None or local.embedding not in self.adapted:
+            return local
+        key = f"learned.{_key(local.embedding)}"
+        rates = parameters[key].view_as(parameters[local.embedding]).index_select(0, local.rows).flatten()
+        return replace(local, parameters={**local.parameters, key: rates}, of_rows=(*local.of_rows, key))
 
 
 def _key(name: str) -> str:

@@ -85,7 +85,7 @@ class PrototypicalNetwork(Algorithm):
         found = torch.autograd.grad(loss, list(sources.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(sources, found, strict=True) if gradient is not None}
         outcome = Outcome(gradients, loss, accuracy(scores, task.query_labels, task.query_sizes))
-        return outcome.read(local.embedding, local.rows)
+        return outcome.read(local.of_rows, local.rows)
 
     @torch.no_grad()
     def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:

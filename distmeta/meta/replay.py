@@ -106,10 +106,10 @@ class Replay:
         elif kind.recording is None:
             self._record(kind, algorithm, prepared, weights)
         if kind.recording is None:
-            result = algorithm.outcome(prepared, weights).read(prepared.embedding, prepared.rows)
+            result = algorithm.outcome(prepared, weights).read(prepared.of_rows, prepared.rows)
             kind.share = result.inner_seconds / (time.perf_counter() - started)
             return result
-        result = kind.recording.play(inputs).read(prepared.embedding, prepared.rows)
+        result = kind.recording.play(inputs).read(prepared.of_rows, prepared.rows)
         # Inside a recording no clock is read: the share is that of the tasks that were computed as ever.
         result.inner_seconds = kind.share * (time.perf_counter() - started)
         return result

@@ -46,4 +46,4 @@ class Reptile(GradientBased):
             features = self.network.features({**local.parameters, **fast.body}, local.batches[0])
             scores = scores_of(features, fast.head)[len(task.support_labels) :]
             loss = self.criterion(scores, task.query_labels)
-        return self._outcome(gradients, loss, scores, task, problem, spent).read(local.embedding, local.rows)
+        return self._outcome(gradients, loss, scores, task, problem, spent).read(local.of_rows, local.rows)

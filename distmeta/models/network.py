@@ -45,6 +45,8 @@ class Localized:
     """Name of the word embedding; None where it is whole."""
     rows: torch.Tensor | None
     """(rows,): the token ids that they belong to."""
+    of_rows: tuple[str, ...] = ()
+    """Names of all parameters of which there are those rows alone."""
 
 
 class Network(nn.Module):
@@ -211,7 +213,8 @@ class Network(nn.Module):
         ]
         rows = torch.cat([rows, rows[-1:].expand(max(0, least_rows - len(rows)))])
         embedding = parameters[self.embedding].index_select(0, rows)
-        return Localized({**parameters, self.embedding: embedding}, local, self.embedding, rows)
+        parameters = {**parameters, self.embedding: embedding}
+        return Localized(parameters, local, self.embedding, rows, (self.embedding,))
 
     def together(self, *batches: TokenBatch) -> TokenBatch:
         """The texts of all as one batch."""
