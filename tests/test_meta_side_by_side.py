@@ -247,6 +247,28 @@ def test_what_does_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "settings", "copies"),
+    [
+        ("fomaml", {}, 1),
+        ("fomaml", {"inner_rates": "layer_step"}, 7),  # and what the rates of each step multiply
+        ("metasgd", {"second_order": False}, 2),  # and the sum of that
+        ("maml", {}, 6),
+        ("maml", {"recompute": True}, 4),
+        ("anil", {"adapt": "head"}, 0),
+    ],
+)
+def test_what_tasks_side_by_side_take_is_counted(name: str, settings: dict[str, Any], copies: int) -> None:
+    """Without the word embedding, of which a task has few rows."""
+    network = tiny_network("bert")
+    config = MetaConfig(algorithm=name, inner_steps=6, lm_weight=0.0, **settings)
+    network.learn(algorithm_class(name).learned(network, config))
+    parameters = dict(network.named_parameters())
+    adapted = set(network.adapted_names(config.adapt)) - {network.embedding}
+    counted = Learner(network, config, "fp32", 0)._bytes_of_a_task(parameters)
+    assert counted == copies * sum(parameters[each].nbytes for each in adapted or parameters)
+
+
+@pytest.mark.parametrize(
     ("model_type", "options", "separates"),
     [
         ("llama", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}, True),

@@ -245,7 +245,7 @@ def test_rows_of_the_embedding_that_a_task_does_not_use_stay_out():
 
 
 LOOK_AT_IDS = {
-    "esm": SMALL | {"intermediate_size": 64, "token_dropout": True, "mask_token_id": 4, "pad_token_id": 0},
+    "esm": SMALL | {"intermediate_size": 64, "token_dropout": True, "mask_token_id": 110, "pad_token_id": 0},
     "mpnet": SMALL | {"intermediate_size": 64, "pad_token_id": 0},
     "gemma3n_text": SMALL
     | {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "hidden_size_per_layer_input": 8}
