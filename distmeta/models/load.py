@@ -1,7 +1,6 @@
 """Making a network: from a folder, a hub name, or a Hugging Face configuration."""
 
 import difflib
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -22,10 +21,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from distmeta.errors import UserError
-from distmeta.models.batch import TokenBatch, collate_tokens, side_by_side
+from distmeta.models.batch import side_by_side
 from distmeta.models.config import ModelConfig
 from distmeta.models.network import Computation, Network, Parameters, Pooling
-from distmeta.models.packing import ignores_padding, position_offset, what_hinders_packing
+from distmeta.models.packing import ignores_padding, position_offset, short_texts, what_hinders_packing
 
 Kind = Literal["encoder", "decoder", "features"]
 
@@ -237,7 +236,7 @@ def can_leave_rows_out(network: Network) -> bool:
     network.eval()
     try:
         parameters: Parameters = dict(network.named_parameters())
-        batch = _short_texts(network, (7, 2, 5))
+        batch = short_texts(network.base)
         local = network.localized(parameters, [batch])
         all_rows = network.features(parameters, batch)
         few_rows = network.features(local.parameters, local.batches[0])
@@ -252,15 +251,6 @@ def can_leave_rows_out(network: Network) -> bool:
             hook.remove()
 
 
-def _short_texts(network: Network, lengths: Sequence[int]) -> TokenBatch:
-    """Texts of high ids and, where the model knows one, its mask's."""
-    rows = len(network.base.get_input_embeddings().weight)  # type: ignore[arg-type]
-    texts = [[rows - 1 - (7 * n + 3 * at) % min(rows, 90) for at in range(n)] for n in lengths]
-    mask, padding = (getattr(network.base.config, f"{name}_token_id", None) for name in ("mask", "pad"))
-    texts[0][-1] = texts[0][-1] if mask is None else mask
-    return collate_tokens(texts, padding or 0, torch.device("cpu"), [1] * len(texts))
-
-
 @torch.no_grad()
 def can_separate_tasks(network: Network) -> bool:
     """Whether two tasks with weights of their own come out side by side as each alone: tried out on short texts, on the
@@ -268,7 +258,7 @@ def can_separate_tasks(network: Network) -> bool:
     mode = network.training
     network.eval()
     try:
-        batches = [_short_texts(network, lengths) for lengths in ((7, 2), (5, 3, 4))]
+        batches = [short_texts(network.base, lengths) for lengths in ((7, 2), (5, 3, 4))]
         first: Parameters = dict(network.named_parameters())
         names = [name for name in network.adapted_names("all") if name != network.embedding]
         own = {name: torch.stack([first[name], 0.9 * first[name]]) for name in names}

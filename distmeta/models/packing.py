@@ -7,7 +7,7 @@ in which `transformers` lets one register attention, so it serves every architec
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def what_hinders_packing(base: PreTrainedModel, max_length: int | None) -> str:
     window = min(getattr(config, key, None) or 2**31 for key in ("sliding_window", "local_attention"))
     if max_length * 2 > window:
         return f"its window of attention, {window} tokens, may not hold a text of {max_length}"
-    batch, training = _short_texts(base), base.training
+    batch, training = short_texts(base), base.training
     base.eval()
     try:
         padded = run(base, batch, packed=False).last_hidden_state.flatten(0, 1)[batch.layout.to_row]
@@ -132,7 +132,7 @@ def what_hinders_packing(base: PreTrainedModel, max_length: int | None) -> str:
 @torch.no_grad()
 def ignores_padding(base: PreTrainedModel) -> bool:
     """Whether the network computes the same of a text however far it is padded: tried out on three short ones."""
-    batch, training = _short_texts(base), base.training
+    batch, training = short_texts(base), base.training
     table: Any = base.get_input_embeddings()
     padding = table.weight[_padding(base)]
     usual = padding.clone()
@@ -152,14 +152,14 @@ def ignores_padding(base: PreTrainedModel) -> bool:
         base.train(training)
 
 
-def _short_texts(base: PreTrainedModel) -> "TokenBatch":
+def short_texts(base: PreTrainedModel, lengths: Sequence[int] = (7, 2, 5)) -> "TokenBatch":
+    """Texts to try a network out on: of high ids, which no model knows for special, and with a mask if it has one."""
     from distmeta.models.batch import collate_tokens  # which imports this file
 
-    highest = min(base.config.vocab_size, 90)
-    texts = [[(7 * length + 3 * place) % highest for place in range(length)] for length in (7, 2, 5)]
-    # Of which some models see how many a text has.
+    rows = len(base.get_input_embeddings().weight)  # type: ignore[arg-type]
+    texts = [[rows - 1 - (7 * n + 3 * place) % min(rows, 90) for place in range(n)] for n in lengths]
     texts[0][-1] = getattr(base.config, "mask_token_id", None) or texts[0][-1]
-    return collate_tokens(texts, _padding(base), torch.device("cpu"))
+    return collate_tokens(texts, _padding(base), torch.device("cpu"), [1] * len(texts))
 
 
 def _padding(base: PreTrainedModel) -> int:
