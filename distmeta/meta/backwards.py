@@ -3,8 +3,8 @@
 Steps are cut into segments of m, m - 1, m - 2, ... steps, the first of which is the longest. Only where each begins is
 kept, and the states within a segment are computed again when it is gone back through: by then the segments behind it
 are done with, so that there never are more than m + 1 states, the first one not counted, with m (m + 1) / 2 at least
-the number of steps. That is as few as there can be where each step may be computed twice (Griewank and Walther 2000,
-https://doi.org/10.1145/347837.347846).
+the number of steps. It is the schedule of Griewank and Walther 2000 (https://doi.org/10.1145/347837.347846) for steps
+that may be computed twice.
 """
 
 import math

@@ -68,7 +68,8 @@ class MetaICL(Algorithm):
         return classify
 
     def _tokens(self, labels: Tensor) -> Tensor:
-        return self._label_tokens.to(labels.device)[labels]
+        self._label_tokens = self._label_tokens.to(labels.device)  # once, and not the vocabulary each time
+        return self._label_tokens[labels]
 
     def _prompts(self, support: TokenBatch, labels: Tensor, query: TokenBatch, order: Tensor) -> _Prompts:
         shots = list(zip(support.sequences(), self._tokens(labels).tolist(), strict=True))
