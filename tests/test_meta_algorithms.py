@@ -285,7 +285,7 @@ def test_names_of_algorithms_that_stay() -> None:
 
 
 def test_rates_of_rows_that_a_task_does_not_use_stay_out() -> None:
-    """Of Meta-SGD, which has a rate for every weight of the embedding."""
+    """Of Meta-SGD, which has a rate for every weight of the embedding; a learner puts them back where they belong."""
     setting = case("metasgd")
     network = make_network(setting, "bert")
     network.computation = "packed"
@@ -298,3 +298,11 @@ def test_rates_of_rows_that_a_task_does_not_use_stay_out() -> None:
     assert weights.shape == (len(result.rows), width)
     assert rates.shape == (len(result.rows) * width,)
     assert len(used) <= len(result.rows) <= len(used) + 1  # and the padding's
+    work = [Work(index, make_task(setting, index), None) for index in (4, 5)]
+    found, _ = Learner(network, setting.config, "fp32", 0).gradient(parameters, work, 2)
+    network.computation = "plain"
+    expected, _ = Learner(network, setting.config, "fp32", 0).gradient(parameters, work, 2)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert found[name].shape == gradient.shape == parameters[name].shape
+    assert relative_error(found, expected)[0] < 1e-6
