@@ -49,9 +49,13 @@ def config(config: ConfigFile = None, set: Overrides = None) -> None:
 @app.command()
 def prepare(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir = None) -> None:
     """Prepare the corpus: clean, split, tokenize, and gather the examples of each class. Finished work is kept."""
-    from distmeta.pipeline import open_run, prepare
+    from distmeta.opening import open_run
 
-    prepare(*open_run(config, set or [], run_dir), say)
+    run = open_run(config, set or [], run_dir)
+
+    from distmeta.pipeline import prepare
+
+    prepare(*run, say)
 
 
 @app.command()
@@ -65,9 +69,13 @@ def tasks(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a task instead of text.")] = False,
 ) -> None:
     """Show the tasks that a run draws, without a cluster and model weights. Prepares the corpus if that is missing."""
-    from distmeta.pipeline import draw_tasks, open_run
+    from distmeta.opening import open_run
 
-    for task in draw_tasks(*open_run(config, set or [], run_dir), split, start, count, say):
+    run = open_run(config, set or [], run_dir)
+
+    from distmeta.pipeline import draw_tasks
+
+    for task in draw_tasks(*run, split, start, count, say):
         print(json.dumps(task.as_json(), ensure_ascii=False) if as_json else task.as_text(), flush=True)
 
 
@@ -81,9 +89,13 @@ def pretrain(
     ] = False,
 ) -> None:
     """Prepare what is missing, meta-pretrain, export and evaluate."""
-    from distmeta.pipeline import open_run, pretrain
+    from distmeta.opening import open_run
 
-    print(pretrain(*open_run(config, set or [], run_dir), resume=resume, say=say))
+    run = open_run(config, set or [], run_dir)
+
+    from distmeta.pipeline import pretrain
+
+    print(pretrain(*run, resume=resume, say=say))
 
 
 @app.command()
@@ -92,17 +104,25 @@ def evaluate(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir =
 
     Without --config the run's own is used: distmeta evaluate --run-dir runs/demo --set evaluate.n_way=all
     """
-    from distmeta.pipeline import evaluate, reopen_run
+    from distmeta.opening import reopen_run
 
-    print(evaluate(*reopen_run(config, set or [], run_dir), say))
+    run = reopen_run(config, set or [], run_dir)
+
+    from distmeta.pipeline import evaluate
+
+    print(evaluate(*run, say))
 
 
 @app.command()
 def export(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir = None) -> None:
     """Write the kept network of a run as a Hugging Face folder (DIR/model) again, and print where it is."""
-    from distmeta.pipeline import export, reopen_run
+    from distmeta.opening import reopen_run
 
-    print(export(*reopen_run(config, set or [], run_dir)))
+    run = reopen_run(config, set or [], run_dir)
+
+    from distmeta.pipeline import export
+
+    print(export(*run))
 
 
 @app.command()

@@ -12,17 +12,15 @@ from distmeta.corpus.executor import Executor, LocalExecutor, RayExecutor
 from distmeta.corpus.prepare import total_bytes
 from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
+from distmeta.opening import refuse_changes
 from distmeta.rundir import RunDirectory
-from distmeta.setup import Setup, bare_network, corpus_directory, differentiates_twice, has_sdpa, resolve
+from distmeta.setup import Setup, bare_network, corpus_directory, differentiates_twice, has_sdpa
 from distmeta.sweep.config import SweepConfig
 from distmeta.tasks.config import SPLITS, Split
 from distmeta.tasks.episode import Task
 from distmeta.tracking.config import TrackingConfig
 
 Say = Callable[[str], None]
-
-STRUCTURE = {"meta.adapt", "meta.algorithm", "meta.inner_rates", "meta.last_k", "meta.learn_temperature"}
-"""Settings of meta-learning that say which parameters there are."""
 
 LOCAL_BYTES = 8_000_000
 """Below this size `corpus.executor: auto` works in this process: a cluster takes longer to start than the work."""
@@ -44,44 +42,6 @@ CHANGEABLE = {
     *(f"sweep.{key}" for key in SweepConfig.model_fields),
 }
 """What may differ when a run is resumed: where it runs and how long (by which the learning rate falls)."""
-
-
-def open_run(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
-    """The resolved configuration, and the directory of its run, which need not be there yet.
-
-    Where no configuration is given and the directory holds a run, it is the run's own.
-    """
-    path = run_dir or Path("runs") / (config_file.stem if config_file else "default")
-    run = RunDirectory(path.resolve())
-    if config_file is None and run_dir and run.config.exists():
-        config_file = run.config
-    return resolve(load_config(config_file, overrides)), run
-
-
-def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
-    """The same for a run that has kept a network, which must be the same; its sources need not be there any more."""
-    if config_file is None and run_dir is None:
-        raise UserError("give --run-dir DIR (a run), or the --config FILE that it was made with")
-    run = RunDirectory((run_dir or Path("runs") / config_file.stem).resolve())  # type: ignore[union-attr]
-    if not run.best_weights.exists() or not run.config.exists():
-        raise UserError(f"{run.path}: no run is there that has kept a network; see `distmeta pretrain`")
-    config = resolve(load_config(config_file or run.config, overrides, check=config_file is not None))
-    structure = STRUCTURE | ({"meta.inner_steps"} if config.meta.inner_rates == "layer_step" else set())
-    _refuse_changes(config, run, lambda key: key.startswith(("model.", "tokenizer.")) or key in structure)
-    return config, run
-
-
-def _refuse_changes(config: Config, run: RunDirectory, matters: Callable[[str], bool]) -> None:
-    """Raises UserError with a line for each key that matters and is not as the run has it."""
-    before, now = load_config(run.config, check=False).model_dump(), config.model_dump()
-    changed = [
-        f"{section}.{key}: {before[section][key]!r} before, {now[section][key]!r} now"
-        for section in now
-        for key in now[section]
-        if before[section][key] != now[section][key] and matters(f"{section}.{key}")
-    ]
-    if changed:
-        raise UserError("\n".join([*changed, f"{run.path}: such a change makes another run; give another --run-dir"]))
 
 
 def prepare(config: Config, run: RunDirectory, say: Say) -> None:
@@ -184,7 +144,7 @@ def _check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
         return
     if not resume:
         raise UserError(f"{run.path}: a run is there; go on with it by --resume, or give another --run-dir")
-    _refuse_changes(config, run, lambda key: key not in CHANGEABLE)
+    refuse_changes(config, run, lambda key: key not in CHANGEABLE)
 
 
 def claim(config: Config, run: RunDirectory) -> None:
@@ -291,7 +251,8 @@ def export(config: Config, run: RunDirectory) -> Path:
     """Writes the kept network, and the starting one, as Hugging Face folders; returns the former's."""
     import torch
 
-    from distmeta.models import export, load_weights
+    from distmeta.models import load_weights
+    from distmeta.models.export import export
 
     setup = Setup(config, run)
     network = setup.network()

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from distmeta.config import to_yaml
 from distmeta.errors import UserError
-from distmeta.pipeline import draw_tasks, open_run, prepare
+from distmeta.opening import open_run
+from distmeta.pipeline import draw_tasks, prepare
 from tests.corpora import TINY_MODEL
 
 SMALL = {"tokenizer": {"vocab_size": 600, "max_length": 32}, "model": {"config": TINY_MODEL}}

@@ -7,8 +7,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from distmeta.config import Config, load_config
 from distmeta.engine.config import EngineConfig
 from distmeta.errors import UserError
-from distmeta.models import Network, collate_tokens, export, load_network
+from distmeta.models import Network, collate_tokens, load_network
 from distmeta.models.config import ModelConfig
+from distmeta.models.export import export
 from distmeta.models.load import (
     load_model_config,
     max_sequence_length,

@@ -19,7 +19,8 @@ from distmeta.config import Config, load_config
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
 from distmeta.meta import Learner
-from distmeta.pipeline import open_run, prepare_with
+from distmeta.opening import open_run
+from distmeta.pipeline import prepare_with
 from distmeta.plan import asha_share, calibrate, make_plan, plan_table, sweep_totals
 from distmeta.plan.memory import Sizes, network_sizes
 from distmeta.plan.states import FLOAT

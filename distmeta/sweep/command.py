@@ -5,10 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from distmeta.cluster import runs_at_a_time
 from distmeta.config import Config, load_config
 from distmeta.rundir import RunDirectory
-from distmeta.setup import resolve
 from distmeta.sweep.config import SweepConfig
 from distmeta.sweep.directory import SweepDirectory
 
@@ -60,6 +58,8 @@ def plan(
     Raises:
         UserError: it does not fit into the memory that there is.
     """
+    config, sweep = open_sweep(config_file, overrides, run_dir)
+
     from distmeta.plan import (
         asha_share,
         check_memory,
@@ -70,9 +70,9 @@ def plan(
         sweep_totals,
         write_plan,
     )
+    from distmeta.setup import resolve
     from distmeta.sweep.space import grace_steps
 
-    config, sweep = open_sweep(config_file, overrides, run_dir)
     run = RunDirectory(sweep.path)
     made = resolve(config)
     memory_bytes = None if memory is None else memory * 2**30
@@ -95,5 +95,7 @@ def plan(
 
 def trials_at_a_time(config: Config) -> int:
     """How many trials this machine holds, one at least."""
+    from distmeta.cluster import runs_at_a_time
+
     room = runs_at_a_time(config, [{"CPU": len(os.sched_getaffinity(0))}])
     return max(1, min(room, config.sweep.max_concurrent or room, config.sweep.num_trials))

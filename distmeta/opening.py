@@ -1,0 +1,60 @@
+"""From what a command is given to a run: its configuration, checked, and its directory.
+
+The tree is read and checked before the libraries are loaded that a run needs, so that a mistake is told at once.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from distmeta.config import Config, load_config
+from distmeta.errors import UserError
+from distmeta.rundir import RunDirectory
+
+STRUCTURE = {"meta.adapt", "meta.algorithm", "meta.inner_rates", "meta.last_k", "meta.learn_temperature"}
+"""Settings of meta-learning that say which parameters there are."""
+
+
+def open_run(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
+    """The resolved configuration, and the directory of its run, which need not be there yet.
+
+    Where no configuration is given and the directory holds a run, it is the run's own.
+    """
+    path = run_dir or Path("runs") / (config_file.stem if config_file else "default")
+    run = RunDirectory(path.resolve())
+    if config_file is None and run_dir and run.config.exists():
+        config_file = run.config
+    config = load_config(config_file, overrides)
+
+    from distmeta.setup import resolve
+
+    return resolve(config), run
+
+
+def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
+    """The same for a run that has kept a network, which must be the same; its sources need not be there any more."""
+    if config_file is None and run_dir is None:
+        raise UserError("give --run-dir DIR (a run), or the --config FILE that it was made with")
+    run = RunDirectory((run_dir or Path("runs") / config_file.stem).resolve())  # type: ignore[union-attr]
+    if not run.best_weights.exists() or not run.config.exists():
+        raise UserError(f"{run.path}: no run is there that has kept a network; see `distmeta pretrain`")
+    config = load_config(config_file or run.config, overrides, check=config_file is not None)
+
+    from distmeta.setup import resolve
+
+    config = resolve(config)
+    structure = STRUCTURE | ({"meta.inner_steps"} if config.meta.inner_rates == "layer_step" else set())
+    refuse_changes(config, run, lambda key: key.startswith(("model.", "tokenizer.")) or key in structure)
+    return config, run
+
+
+def refuse_changes(config: Config, run: RunDirectory, matters: Callable[[str], bool]) -> None:
+    """Raises UserError with a line for each key that matters and is not as the run has it."""
+    before, now = load_config(run.config, check=False).model_dump(), config.model_dump()
+    changed = [
+        f"{section}.{key}: {before[section][key]!r} before, {now[section][key]!r} now"
+        for section in now
+        for key in now[section]
+        if before[section][key] != now[section][key] and matters(f"{section}.{key}")
+    ]
+    if changed:
+        raise UserError("\n".join([*changed, f"{run.path}: such a change makes another run; give another --run-dir"]))
