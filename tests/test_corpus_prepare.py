@@ -219,3 +219,60 @@ def test_a_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
     for directory in (source, source / "corpus"):
         with pytest.raises(UserError, match=rf"corpus\.directory: {directory}: no folder can be made there"):
             prepare_small(directory, [source])
+
+
+def test_the_order_of_the_sources_means_nothing(tmp_path: Path) -> None:
+    """Also where files have the same name or the same texts: a corpus is its content, and so are its tasks."""
+    one = sentences()
+    for folder, lines in (("a", one[:120]), ("b", [f"{line[:-1]} in b." for line in one]), ("c", one[60:])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "z.txt").write_text("\n".join(one[30:90]) + "\n")
+    sources = [tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path / "z.txt"]
+    first = prepare_small(tmp_path / "out", sources)
+    for number, order in enumerate(([3, 2, 1, 0], [1, 3, 0, 2])):
+        other = prepare_small(tmp_path / f"out{number}", [sources[place] for place in order])
+        assert other.model_dump() | {"sources": []} == first.model_dump() | {"sources": []}
+        assert segments(tmp_path / f"out{number}", other) == segments(tmp_path / "out", first)
+        assert examples(tmp_path / f"out{number}", other) == examples(tmp_path / "out", first)
+    assert [source.name for source in first.sources] == ["text.txt", "text.txt~2", "text.txt~3", "z.txt"]
+
+
+@pytest.mark.parametrize("moment", ["unfinished", "staged", "installed"])
+def test_a_corpus_is_whole_whenever_what_replaces_it_is_interrupted(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one until the new one is whole; from then on the new one, if need be when it is next looked for."""
+    text = write_sentences(tmp_path / "in/a.txt")
+    old = prepare_small(tmp_path / "out", [text])
+    before = examples(tmp_path / "out", old)
+    text.write_text(text.read_text().replace(" barn ", " shed "))
+    new = prepare_small(tmp_path / "fresh", [text])
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    rename = Path.rename
+    patches = {
+        "unfinished": ("distmeta.corpus.prepare._publish_tokenizer", killed),
+        "staged": ("distmeta.corpus.prepare.install", killed),
+        "installed": (
+            "pathlib.Path.rename",
+            lambda self, to: killed() if to.name == "tokenizer" else rename(self, to),
+        ),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*patches[moment])
+        with pytest.raises(Killed):
+            prepare_small(tmp_path / "out", [text])
+
+    if moment != "installed":  # while it takes its place there is none; that does not last a second
+        assert Manifest.load_whole(tmp_path / "out") == old
+        assert examples(tmp_path / "out", old) == before
+    assert prepare_small(tmp_path / "out", [text]) == new
+    assert Manifest.load_whole(tmp_path / "out") == new
+    assert examples(tmp_path / "out", new) == examples(tmp_path / "fresh", new)
+    assert set(os.listdir(tmp_path / "out")) == {"manifest.json", "segments", "classes", "tokenizer", "work"}

@@ -1,6 +1,7 @@
 """First step: sources are hashed, read, cleaned and cut into sentences, and kept as shards of bounded size."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -69,6 +70,30 @@ def hash_sources(files: Sequence[Piece], settings: RecordSettings, executor: Exe
                 lines += each.line_breaks
             result.append(each)
     return result
+
+
+def in_canonical_order(hashed: Sequence[HashedPiece]) -> list[HashedPiece]:
+    """Return the pieces in the order of their files' names and content, whatever the order of the sources was.
+
+    Files of the same name are told apart by `~2`, `~3` and so on behind it, in this order.
+    """
+    files = [list(pieces) for _, pieces in groupby(hashed, key=lambda each: each.piece.name)]
+    named = sorted(
+        ((_name_of_file(pieces[0].piece), [each.content for each in pieces], pieces) for pieces in files),
+        key=lambda file: file[:2],
+    )
+    result: list[HashedPiece] = []
+    for name, group in groupby(named, key=lambda file: file[0]):
+        for number, (_, _, pieces) in enumerate(group, start=1):
+            own = name if number == 1 else f"{name}~{number}"
+            result += (replace(each, piece=replace(each.piece, name=own)) for each in pieces)
+    return result
+
+
+def _name_of_file(piece: Piece) -> str:
+    """Return a piece's name without the number that it was given among files of the same name."""
+    is_its_own = piece.path.endswith(piece.name)
+    return piece.name if is_its_own else re.sub(r"~\d+$", "", piece.name)
 
 
 def ingest(hashed: Sequence[HashedPiece], settings: RecordSettings, work: Path, executor: Executor) -> list[Part]:

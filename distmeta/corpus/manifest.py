@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from distmeta.corpus.parts import write_json
+from distmeta.files import write_json
 
 FILE = "manifest.json"
 
@@ -83,7 +83,8 @@ class Manifest(_Frozen):
     config_hash: str
     """Names the settings that the corpus depends on."""
     content_digest: str
-    """Names what was made: the same for the same content and settings, wherever and by whatever it was made."""
+    """Names what was made: the same for the same content and settings, wherever and by whatever it was made, and in
+    whatever order the sources were given."""
     input_hash: str
     """Names settings and content of the sources: while it stays the same there is nothing to do."""
     segment_parts: list[SegmentPart]
@@ -101,9 +102,21 @@ class Manifest(_Frozen):
         """Return the manifest of a corpus directory. Raises FileNotFoundError where none is finished."""
         return cls.model_validate_json((directory / FILE).read_bytes())
 
+    @classmethod
+    def load_whole(cls, directory: Path) -> Self | None:
+        """Return the manifest where it can be read and all that it names is there, else None."""
+        try:
+            manifest = cls.load(directory)
+        except (OSError, ValueError):
+            return None
+        parts = [part.path for part in manifest.segment_parts]
+        parts += [path for each in manifest.classes.values() for path in each.parts]
+        is_whole = all((directory / path).is_file() for path in [*parts, "tokenizer/tokenizer.json"])
+        return manifest if is_whole else None
+
     def save(self, directory: Path) -> None:
         """Write the manifest, whole or not at all."""
-        write_json(directory / FILE, self.model_dump())
+        write_json(directory / FILE, self.model_dump(), indent=1)
 
     def class_parts(self, directory: Path, split: str) -> list[Path]:
         """Return the class-complete shards of a split, in order."""

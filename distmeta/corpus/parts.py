@@ -18,6 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distmeta.files import write_json
+
 FORMAT_VERSION = 2
 """Raise it when a part's content changes for the same inputs."""
 SUMMARY = "summary.json"
@@ -89,6 +91,24 @@ def publish(files: Sequence[Path], folder: Path, names: Sequence[str]) -> None:
         _remove(folder / stale)
 
 
+def install(staged: Path, folder: Path, last: str) -> bool:
+    """Move all that stands in `staged` to `folder`, in the place of what has its name there; the file `last` last.
+
+    It is removed from `folder` first, so what is there with it is whole. Call it again where it was interrupted.
+    Return whether there was anything to move.
+    """
+    if not staged.is_dir():
+        return False
+    (folder / last).unlink(missing_ok=True)
+    for name in sorted(os.listdir(staged), key=lambda name: name == last):
+        target = folder / name
+        if target.exists():
+            _remove(target)
+        (staged / name).rename(target)
+    staged.rmdir()
+    return True
+
+
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -105,14 +125,6 @@ def load_list(folder: Path, name: str) -> list[str]:
     """Return the list that `save_list` kept."""
     items: list[str] = json.loads((folder / f"{name}.json").read_text())
     return items
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    unfinished.replace(path)
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

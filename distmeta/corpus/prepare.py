@@ -1,16 +1,17 @@
 """From sources to a prepared corpus: segments for language modelling, and class-complete shards for tasks."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 from distmeta.corpus.config import BUILTIN, CorpusConfig, TokenizerConfig
 from distmeta.corpus.executor import Executor, Result, Unit
 from distmeta.corpus.ingest import STEP as RECORDS
-from distmeta.corpus.ingest import HashedPiece, hash_sources, ingest
+from distmeta.corpus.ingest import HashedPiece, hash_sources, in_canonical_order, ingest
 from distmeta.corpus.manifest import FILE, ClassParts, Manifest, RowCounts, SegmentPart, SourceReport
-from distmeta.corpus.parts import FORMAT_VERSION, SUMMARY, Part, digest, publish, remove_other_parts, save_list
+from distmeta.corpus.parts import FORMAT_VERSION, SUMMARY, Part, digest, install, publish, remove_other_parts, save_list
 from distmeta.corpus.records import RecordSettings, Tally
 from distmeta.corpus.repeats import find_repeats
 from distmeta.corpus.segments import TABLE as SEGMENTS_TABLE
@@ -27,6 +28,9 @@ from distmeta.tasks.index_draw import TABLE as CLASSES_TABLE
 
 __all__ = ["prepare", "total_bytes"]
 
+UNFINISHED, STAGED = "unfinished", "staged"
+"""Folders in which a corpus is put together, and from which it takes its place."""
+
 
 def prepare(
     directory: Path,
@@ -38,8 +42,12 @@ def prepare(
     max_length: int,
     executor: Executor,
     splits: Sequence[Split] = SPLITS,
+    before_writing: Callable[[Manifest | None, list[str]], None] = lambda standing, changes: None,
+    before_publishing: Callable[[Manifest], None] = lambda manifest: None,
 ) -> Manifest:
     """Prepare a corpus in `directory`, as far as it is not yet, and return its manifest.
+
+    What is there stays, whole, until what takes its place is whole.
 
     Args:
         directory: where `manifest.json`, `tokenizer/`, `segments/` and `classes/` go, and `work/`, which makes the next
@@ -48,6 +56,9 @@ def prepare(
         max_length: longest sequence, special tokens included (tokens).
         executor: where the work is done. The result does not depend on it.
         splits: the splits that must have enough classes for a task. Where one has not, all is prepared nevertheless.
+        before_writing: called before anything is written, unless the corpus is finished, with the manifest of the
+            corpus that would be replaced, if any, and what has changed since that was made. It may refuse.
+        before_publishing: called with the manifest of what was made, before it takes its place. It may refuse.
 
     Raises:
         UserError: a source without anything that can be read, a tokenizer that is not fast, a directory that cannot be
@@ -64,12 +75,8 @@ def prepare(
     )
     stop_words = load_stop_words(corpus.stop_words_file) if corpus.remove_stop_words else None
     split_names = read_split_files(tasks)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"corpus.directory: {directory}: no folder can be made there ({error.strerror})") from error
     resolved = resolve_sources(corpus, directory)
-    hashed = hash_sources(resolved.files, settings, executor)
+    hashed = in_canonical_order(hash_sources(resolved.files, settings, executor))
     config_hash = digest(
         [
             FORMAT_VERSION,
@@ -84,12 +91,19 @@ def prepare(
     )
     input_hash = digest([config_hash, resolved.skipped, [[each.piece.identity(), each.content] for each in hashed]])
 
-    manifest = _finished(directory, input_hash)
-    if manifest is not None:
-        require_classes(manifest, tasks, splits)
-        return manifest
+    standing = Manifest.load_whole(directory)
+    if standing is None or standing.input_hash != input_hash:
+        before_writing(standing, _changes(standing, config_hash, hashed) if standing else [])
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"corpus.directory: {directory}: no folder can be made there ({error.strerror})") from error
+        if install(directory / STAGED, directory, FILE):  # made by a process that was ended just then
+            standing = Manifest.load_whole(directory)
+    if standing is not None and standing.input_hash == input_hash:
+        require_classes(standing, tasks, splits)
+        return standing
 
-    (directory / FILE).unlink(missing_ok=True)
     work = directory / "work"
     keeper = _Keeper(executor)
     ingested = ingest(hashed, settings, work, keeper)
@@ -118,10 +132,11 @@ def prepare(
     labels = choice.names("train") if tasks.label_column is not None else None
     segments = encode_segments(shards, tokens, max_length, stop_words, labels, work, keeper)
 
-    segment_parts = _publish_segments(segments, directory)
-    class_parts = _publish_classes(classes, directory)
-    _publish_tokenizer(tokens, directory)
-    remove_other_parts(work, [*keeper.parts, tokens])
+    unfinished = directory / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    segment_parts = _publish_segments(segments, unfinished)
+    class_parts = _publish_classes(classes, unfinished)
+    _publish_tokenizer(tokens, unfinished)
     repeated = sum(part.summary["repeats"] for part in repeats)
     made = [*segments, *(part for _, part in classes)]
     manifest = Manifest(
@@ -148,7 +163,11 @@ def prepare(
         classes_left_out_total=choice.too_small_total,
         classes_in_no_split=choice.in_no_split,
     )
-    manifest.save(directory)
+    before_publishing(manifest)
+    manifest.save(unfinished)
+    unfinished.rename(directory / STAGED)  # from here on it is this one, or is made so by whoever comes next
+    install(directory / STAGED, directory, FILE)
+    remove_other_parts(work, [*keeper.parts, tokens])
     require_classes(manifest, tasks, splits)
     return manifest
 
@@ -167,16 +186,28 @@ class _Keeper:
             yield result
 
 
-def _finished(directory: Path, input_hash: str) -> Manifest | None:
-    """Return the manifest where everything that it names is there and made from the same input."""
-    try:
-        manifest = Manifest.load(directory)
-    except (FileNotFoundError, ValueError):
-        return None
-    parts = [part.path for part in manifest.segment_parts]
-    parts += [path for each in manifest.classes.values() for path in each.parts]
-    is_whole = all((directory / path).is_file() for path in [*parts, "tokenizer/tokenizer.json"])
-    return manifest if is_whole and manifest.input_hash == input_hash else None
+def _changes(standing: Manifest, config_hash: str, hashed: Sequence[HashedPiece]) -> list[str]:
+    """Return what makes a corpus another one than that which stands there, a line each."""
+    if standing.version != FORMAT_VERSION:
+        return ["it was prepared by another version of distmeta"]
+    changes = []
+    if standing.config_hash != config_hash:
+        changes.append("other settings of corpus, tokenizer or tasks, or another tokenizer or list of words")
+    before = {source.name: source.content_hash for source in standing.sources}
+    now = {name: content for name, _, content in _contents(hashed)}
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            what = "is new" if name not in before else "is gone" if name not in now else "has changed"
+            changes.append(f"the source {name} {what}")
+    return changes or ["other files were skipped, or are read in another way"]
+
+
+def _contents(hashed: Sequence[HashedPiece]) -> Iterator[tuple[str, list[HashedPiece], str]]:
+    """Yield each source's name, its pieces, and a hash of its content."""
+    for name, group in groupby(hashed, key=lambda each: each.piece.name):
+        pieces = list(group)
+        contents = [each.content for each in pieces]
+        yield name, pieces, contents[0] if len(contents) == 1 else digest(contents)
 
 
 def _require_rows(hashed: Sequence[HashedPiece], tallies: Sequence[Tally]) -> None:
@@ -241,20 +272,17 @@ def _publish_tokenizer(tokenizer: Part, directory: Path) -> None:
 
 
 def _source_reports(hashed: Sequence[HashedPiece], tallies: Sequence[Tally]) -> list[SourceReport]:
-    reports = []
-    pairs = zip(hashed, tallies, strict=True)
-    for name, group in groupby(pairs, key=lambda pair: pair[0].piece.name):
-        pieces = list(group)
-        first = pieces[0][0].piece
-        contents = [each.content for each, _ in pieces]
+    reports, left = [], iter(tallies)
+    for name, pieces, content in _contents(hashed):
+        first, own = pieces[0].piece, list(islice(left, len(pieces)))
         reports.append(
             SourceReport(
                 name=name,
                 path=first.path or BUILTIN,
                 bytes=first.size,
-                content_hash=contents[0] if len(contents) == 1 else digest(contents),
-                records=sum(tally.read for _, tally in pieces),
-                problems=[problem for _, tally in pieces for problem in tally.problems],
+                content_hash=content,
+                records=sum(tally.read for tally in own),
+                problems=[problem for tally in own for problem in tally.problems],
             )
         )
     return reports
