@@ -135,7 +135,7 @@ def _check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
     """Refuses to overwrite a run, and to go on with it as if it were another."""
     from distmeta.train.storage import newest_checkpoint, storage_path
 
-    if not run.config.exists():
+    if not _has_begun(run):
         if config.train.storage and not resume and newest_checkpoint(config, run):
             raise UserError(
                 f"train.storage: {storage_path(config, run)} holds the checkpoints of another run; give another "
@@ -147,12 +147,20 @@ def _check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
     refuse_changes(config, run, lambda key: key not in CHANGEABLE)
 
 
+def _has_begun(run: RunDirectory) -> bool:
+    """Whether the directory is a run's that has scored a network or made a step, or a trial's. Until then nothing is
+    lost when another configuration takes it, such as one that mends what kept the first from beginning."""
+    if not run.config.exists():
+        return False
+    return any(path.exists() for path in (run.trial, run.starting_weights, run.validation, run.metrics))
+
+
 def claim(config: Config, run: RunDirectory) -> None:
     """Makes the run directory this configuration's, with everything that is needed to run it again."""
     from distmeta.tracking.versions import environment
 
     corpus = Setup(config, run).manifest.content_digest
-    if run.environment.exists():
+    if run.environment.exists() and _has_begun(run):
         before = json.loads(run.environment.read_text(encoding="utf-8"))["corpus"]
         if before != corpus:
             raise UserError(f"{run.path}: the corpus is not the one that this run began with; give another --run-dir")

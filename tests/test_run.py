@@ -171,7 +171,8 @@ def test_a_killed_worker_is_made_good(whole: Path, folder: Path):
     workers[1].kill()
     assert run.wait() == 0, run.log.read_text()[-4000:]
     assert_same_rows(run.run, whole)
-    assert "was lost" in run.log.read_text()
+    loss = r"\nworker \d was lost \(process \d+ on node [\d.]+\): its process ended without a word.*\(loss 1 of 3 .*\n"
+    assert len(re.findall(loss, run.log.read_text())) == 1
     assert re.search(r"going on from the checkpoint of outer step [2468]0\n", run.log.read_text())
     assert_gone(processes)
 

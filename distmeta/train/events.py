@@ -4,28 +4,13 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
-
-from ray.train import UserCallback
 
 
-def note(path: Path, rank: int, text: str, details: str = "") -> None:
-    """Adds an event to the file at `path`."""
+def note(path: Path, rank: int, text: str, details: str = "", *, tell: bool = True) -> None:
+    """Adds an event to the file at `path`; `tell`: whether the driver is to say its text when it comes by."""
     with path.open("a", encoding="utf-8") as file:
-        event = {"time": time.time(), "rank": rank, "text": text, "details": details}
+        event = {"time": time.time(), "rank": rank, "text": text, "details": details, "tell": tell}
         file.write(json.dumps(event, ensure_ascii=False) + "\n")
-
-
-class NoteLosses(UserCallback):
-    """Notes what workers were lost to, for the driver to tell and the user to look up. Runs in Ray's controller."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for rank, error in worker_exceptions.items():
-            details = str(error).strip() or type(error).__name__
-            note(self._path, rank, f"worker {rank} was lost ({details.splitlines()[-1]})", details)
 
 
 class NoteWarnings(logging.Handler):

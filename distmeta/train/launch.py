@@ -24,7 +24,8 @@ from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint
 from distmeta.errors import Interrupted, UserError
 from distmeta.rundir import RunDirectory
 from distmeta.tracking.metrics import MetricsTail
-from distmeta.train.events import NoteLosses, NoteWarnings
+from distmeta.train.events import NoteWarnings
+from distmeta.train.failures import Failures, SureFailure, describe, sure_failure, told_apart
 from distmeta.train.signals import stop_on_signal
 from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path
 
@@ -45,7 +46,8 @@ class TrainingRun:
         run.stop_request.unlink(missing_ok=True)
         use_gpu = _use_gpu(config)
         self._trainer = _Trainer(
-            _train_worker,  # type: ignore[arg-type]  # Ray's annotation forgets that it may return something
+            run.events,
+            _train_worker,
             train_loop_config={
                 "config": config.model_dump(),
                 "run": str(run.path),
@@ -62,7 +64,6 @@ class TrainingRun:
                 storage_path=storage_path(config, run),
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=config.train.checkpoints_to_keep),
-                callbacks=[NoteLosses(run.events)],  # type: ignore[list-item]  # annotated as Tune's
             ),
         )
         self._thread = threading.Thread(target=self._fit, daemon=True, name="distmeta-fit")
@@ -98,7 +99,15 @@ class TrainingRun:
 
 class _Trainer(TorchTrainer):
     """Ray's trainer without helper processes that these runs have no use for: at each start they cost a third of what
-    the worker itself costs."""
+    the worker itself costs. And it starts workers again only where that may help; the losses are noted in `events`."""
+
+    def __init__(self, events: Path, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._events = events
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        options["failure_policy"] = Failures(self.run_config.failure_config, self._events)
+        return super()._initialize_and_run_controller(**options)  # type: ignore[misc]  # of Train V2
 
     def _create_default_callbacks(self) -> list[Any]:
         # Tasks are read from files, not from Ray Data. Placement groups end with the controller that made them.
@@ -145,15 +154,25 @@ def _explain(error: BaseException, run: RunDirectory) -> BaseException:
     """What training ended with, as the user can use it."""
     if not isinstance(error, ray.train.TrainingFailedError):
         return error
-    for cause in getattr(error, "worker_failures", {}).values():
-        if isinstance(cause, UserError):
-            return cause
-    line = str(error).strip().splitlines()[-1]
-    return UserError(f"training was given up: {line}\nsee {run.events}; --resume goes on from the newest checkpoint")
+    if sure := sure_failure(getattr(error, "worker_failures", {})):
+        rank, cause = sure
+        if isinstance(cause, SureFailure):
+            return UserError(
+                f"training was given up: worker {rank} failed, as it would again: {cause}\n"
+                f"the traceback is in {run.events}"
+            )
+        return cause
+    return UserError(
+        f"training was given up: {describe(error)}\nsee {run.events}; --resume goes on from the newest checkpoint"
+    )
 
 
 def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Runs in each worker process."""
+    return told_apart(lambda: _train(settings))
+
+
+def _train(settings: dict[str, Any]) -> dict[str, Any]:
     # Here, so that the driver of a trial need not load what only its workers need.
     from distmeta.train.loop import Worker, train
 
@@ -215,12 +234,15 @@ class _Progress:
         """Shows what has come since the last call."""
         events = self._read_events()
         for event in events[self._seen_events :]:
-            self._say(json.loads(event)["text"])
+            told = json.loads(event)
+            if told.get("tell", True):
+                self._say(told["text"])
         self._seen_events = len(events)
         for row in self._tail.new():
             step = row["outer_step"]
             if step != self._last_step + 1:
-                self._say(f"going on from the checkpoint of outer step {step - 1}")
+                where = f"going on from the checkpoint of outer step {step - 1}"
+                self._say(where if step > 1 else "beginning again: there was no checkpoint yet")
             self._last_step = step
             text = _describe(row)
             self._bar.n = step

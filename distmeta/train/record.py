@@ -21,8 +21,10 @@ class Recorder:
 
     def __init__(self, config: Config, run: RunDirectory, outer_step: int) -> None:
         self._metrics, self._validation = MetricsFile(run.metrics), MetricsFile(run.validation)
-        self._metrics.truncate_after(outer_step)
-        self._validation.truncate_after(outer_step)
+        # A beginning scores the network of step 0 again: what an attempt before it wrote is replaced as well.
+        last_kept = outer_step if outer_step else -1
+        self._metrics.truncate_after(last_kept)
+        self._validation.truncate_after(last_kept)
         self._pending: list[dict[str, Any]] = []
         if outer_step and run.metrics.exists():
             self._pending = read_metrics(run.metrics)

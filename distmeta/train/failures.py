@@ -1,0 +1,169 @@
+"""Which failures of workers a new attempt can mend, and how they are told. Light: Ray's controller loads it too."""
+
+import errno
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+from distmeta.errors import UserError
+from distmeta.train.events import note
+
+_CONNECTION = re.compile("gloo|nccl|connection|socket|broken pipe|timed ?out|unavailable|cuda error", re.IGNORECASE)
+"""What is in messages about a worker, a network or a device that is not there any more."""
+
+_LASTING = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}
+"""Faults of a file system that a new attempt meets again."""
+
+_DEATHS = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+
+
+class SureFailure(Exception):
+    """An exception out of a worker's own code, which a new attempt would end by as well.
+
+    Args:
+        line: the exception in a line.
+        details: its traceback.
+    """
+
+    def __init__(self, line: str, details: str) -> None:
+        super().__init__(line, details)
+        self.line, self.details = line, details
+
+    def __str__(self) -> str:
+        return self.line
+
+
+def told_apart(work: Callable[[], Any]) -> Any:
+    """Does a worker's work; turns what it raises into a `SureFailure`, unless a new attempt may do without it.
+
+    What only says that another worker, a connection or a storage is not there, is left as it is, and so is `UserError`,
+    which is as sure a failure, but has been told apart already.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if isinstance(error, UserError) or may_pass(error):
+            raise
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise SureFailure(f"{type(error).__name__}: {line}".rstrip(": "), traceback.format_exc()) from None
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the exception tells of something outside of the worker that may be otherwise the next time."""
+    import torch
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    if isinstance(error, RayError | RayTrainError | torch.distributed.DistError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno not in _LASTING
+    return isinstance(error, RuntimeError) and bool(_CONNECTION.search(str(error)))
+
+
+class Failures(DefaultFailurePolicy):
+    """Starts the workers again after a loss, `train.max_failures` times, and never after a sure failure. Notes each
+    loss for the driver to tell and the user to look up. Runs in Ray's controller.
+
+    Args:
+        failure_config: Ray's.
+        path: the file of events.
+    """
+
+    def __init__(self, failure_config: Any, path: Path) -> None:
+        super().__init__(failure_config)
+        self._path = path
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Whether to start the workers again."""
+        failures = getattr(training_failed_error, "worker_failures", {})
+        if sure := sure_failure(failures):
+            rank, error = sure
+            if isinstance(error, SureFailure):
+                note(self._path, rank, f"worker {rank} failed: {error}", error.details, tell=False)
+            return FailureDecision.RAISE
+        decision = super().make_decision(training_failed_error)
+        text = describe(training_failed_error)
+        if decision is FailureDecision.RETRY:
+            allowed = self.failure_config.max_failures
+            count = f" (loss {self._worker_group_failures} of {allowed} that train.max_failures allows)"
+            is_counted = bool(failures) and allowed >= 0 and self._worker_group_failures > 0
+            text += f"; all workers are started again{count if is_counted else ''}"
+        # Else the driver says it at the end.
+        is_over = decision is not FailureDecision.RETRY
+        rank = min(_lost(failures) or failures, default=0)
+        note(self._path, rank, text, str(training_failed_error), tell=not is_over)
+        return decision
+
+
+def sure_failure(failures: Mapping[int, BaseException]) -> tuple[int, BaseException] | None:
+    """The rank and the exception of a failure that no new attempt can mend. None: there is no such one, or a worker was
+    lost besides, which others' failures may come of."""
+    if _lost(failures):
+        return None
+    sure = ((rank, error) for rank, error in failures.items() if isinstance(error, UserError | SureFailure))
+    return next(sure, None)
+
+
+def describe(error: Any) -> str:
+    """A failure of training as a line."""
+    failures = getattr(error, "worker_failures", {})
+    if lost := _lost(failures):
+        return "; ".join(_describe_loss(rank, failures[rank]) for rank in lost)
+    if failures:
+        rank, cause = next(iter(failures.items()))
+        return f"worker {rank} failed: {_last_line(cause)}"
+    if ranks := getattr(getattr(error, "preemption_info", None), "preempted_ranks", None):
+        names = ", ".join(str(rank) for rank in sorted(ranks))
+        return f"worker {names} was lost: its node was taken away"
+    return f"the workers could not be kept going: {_last_line(getattr(error, 'controller_failure', error))}"
+
+
+def _lost(failures: Mapping[int, BaseException]) -> list[int]:
+    """The ranks of the workers whose processes are gone; what the others failed by came of that."""
+    return sorted(rank for rank, error in failures.items() if isinstance(error, _DEATHS))
+
+
+def _describe_loss(rank: int, error: BaseException) -> str:
+    text = str(error)
+    process, node = re.search(r"\bpid: ?(\d+)", text), re.search(r"\bip: ?([\w.:]+)", text)
+    parts = [f"process {process[1]}"] if process else []
+    parts += [f"on node {node[1]}"] if node else []
+    where = f" ({' '.join(parts)})" if parts else ""
+    return f"worker {rank} was lost{where}: {_cause(error, text)}"
+
+
+def _cause(error: BaseException, text: str) -> str:
+    """Why a process is gone, as far as Ray knows."""
+    if isinstance(error, WorkerHealthCheckTimeoutError):
+        return "it does not answer"
+    if getattr(getattr(error, "health_check_failure", None), "preempted", False):
+        return "its node was taken away"
+    if "running low on memory" in text:
+        return "Ray ended its process, since the node was running out of memory"
+    if re.search(r"node (has )?died|node was terminated|node.{0,80}(dead|terminated)", text, re.IGNORECASE):
+        return "its node is gone"
+    if "serializ" in text:
+        return _last_line(error)
+    return "its process ended without a word, as one that is killed, is out of memory or has crashed"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,176 @@
+"""What a lost worker, a sure failure and a start from nothing lead to, and how they are told. Without a cluster."""
+
+import errno
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError
+from ray.train import FailureConfig, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import ControllerError
+
+from distmeta.config import Config
+from distmeta.errors import UserError
+from distmeta.pipeline import _check_claim, claim
+from distmeta.rundir import RunDirectory
+from distmeta.tracking.config import TrackingConfig
+from distmeta.train.failures import Failures, SureFailure, told_apart
+from distmeta.train.launch import _explain, _Progress
+from distmeta.train.record import Recorder
+
+GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:31274")
+DEATH = (
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+    "unexpectedly exits with a connection error code 2. End of file. There are some potential root causes. (1) The "
+    "process is killed by SIGKILL by OOM killer due to high memory usage. (2) ray stop --force is called. (3) The "
+    "worker is crashed unexpectedly due to SIGSEGV or other unexpected errors."
+)
+
+
+def died(message: str = DEATH) -> WorkerHealthCheckFailedError:
+    context = ActorDiedErrorContext(
+        class_name="RayTrainWorker", actor_id=b"x" * 16, pid=4711, node_ip_address="10.0.0.2", error_message=message
+    )
+    return WorkerHealthCheckFailedError(
+        "A worker health check failed.\nWorker info: Worker(...)", ActorDiedError(context)
+    )
+
+
+def events_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def raised(error: BaseException) -> BaseException:
+    def work() -> None:
+        raise error
+
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (which one is what is asked)
+        told_apart(work)
+    return pickle.loads(pickle.dumps(caught.value))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no such layer"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),
+    ],
+)
+def test_an_exception_of_the_code_itself_is_not_tried_again(error, tmp_path):
+    """And its traceback is kept, of which Ray passes on a part at best."""
+    failures = {0: raised(error), 1: GLOO}
+    policy = Failures(FailureConfig(max_failures=3), tmp_path / "events")
+    assert policy.make_decision(WorkerGroupError("...", failures)) is FailureDecision.RAISE
+    (event,) = events_of(tmp_path / "events")
+    assert not event["tell"]
+    assert "Traceback" in event["details"]
+    said = _explain(WorkerGroupError("...", failures), RunDirectory(tmp_path))
+    assert isinstance(said, UserError)
+    assert f"worker 0 failed, as it would again: {type(error).__name__}: {str(error)[:20]}" in str(said)
+
+
+def test_what_the_user_can_mend_is_told_once_and_as_it_is(tmp_path):
+    mistake = UserError("model.name_or_path: the weights are not there")
+    failures = {0: raised(mistake), 1: raised(mistake)}
+    policy = Failures(FailureConfig(max_failures=3), tmp_path / "events")
+    assert policy.make_decision(WorkerGroupError("...", failures)) is FailureDecision.RAISE
+    assert not events_of(tmp_path / "events")
+    assert str(_explain(WorkerGroupError("...", failures), RunDirectory(tmp_path))) == str(mistake)
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [
+        {1: died()},
+        {0: GLOO, 1: died(), 2: GLOO},
+        {0: raised(ValueError("of the loss of another")), 1: died()},
+        {0: raised(GLOO)},
+        {0: raised(torch.distributed.DistNetworkError("The client socket has failed to connect"))},
+        {0: raised(OSError(errno.EIO, "AWS Error NETWORK_CONNECTION during PutObject"))},
+        {0: raised(TimeoutError("timed out"))},
+    ],
+)
+def test_a_lost_worker_is_tried_again_and_told_in_a_line(failures, tmp_path):
+    policy = Failures(FailureConfig(max_failures=2), tmp_path / "events")
+    error = WorkerGroupError("...", failures)
+    assert [policy.make_decision(error) for _ in range(3)] == [FailureDecision.RETRY] * 2 + [FailureDecision.RAISE]
+    first, second, last = events_of(tmp_path / "events")
+    assert (first["tell"], second["tell"], last["tell"]) == (True, True, False)
+    assert len(first["text"].splitlines()) == 1
+    assert len(first["text"]) < 260
+    assert first["text"].endswith("all workers are started again (loss 1 of 2 that train.max_failures allows)")
+    if 1 in failures:
+        assert first["text"].startswith("worker 1 was lost (process 4711 on node 10.0.0.2): its process ended without")
+        assert first["rank"] == 1
+    said = str(_explain(error, RunDirectory(tmp_path)))
+    assert said.startswith("training was given up: worker ")
+    assert "--resume goes on" in said
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("Task was killed due to the node running low on memory.", "the node was running out of memory"),
+        ("The actor died because its node has died. Node Id: 8f0c", "its node is gone"),
+    ],
+)
+def test_the_cause_of_a_loss_is_named_where_it_is_known(message, cause, tmp_path):
+    Failures(FailureConfig(max_failures=2), tmp_path / "events").make_decision(WorkerGroupError("", {3: died(message)}))
+    (event,) = events_of(tmp_path / "events")
+    assert event["text"].startswith("worker 3 was lost")
+    assert cause in event["text"]
+
+
+def test_workers_that_cannot_be_started_are_told(tmp_path):
+    """Ray itself tries for ever, without a word."""
+    policy = Failures(FailureConfig(max_failures=0), tmp_path / "events")
+    assert policy.make_decision(ControllerError(WorkerGroupStartupTimeoutError(2))) is FailureDecision.RETRY
+    (event,) = events_of(tmp_path / "events")
+    assert event["text"].startswith("the workers could not be kept going: The worker group startup timed out")
+
+
+def test_a_run_that_begins_again_from_nothing_says_so_and_keeps_no_row_twice(tmp_path):
+    config, run, said = Config(tracking=TrackingConfig(wandb="disabled")), RunDirectory(tmp_path), []
+    with _Progress(config, run, said.append) as shown:
+        for attempt in range(2):  # the first attempt is lost in its second step
+            recorder = Recorder(config, run, 0)
+            recorder.validation(0, {"inner-loop": 0.5})
+            for step in (1, 2):
+                recorder.step({"outer_step": step, "outer_lr": 0.1, "tokens_per_second": 1.0 + attempt})
+                shown.update()
+    assert [json.loads(line)["outer_step"] for line in run.validation.read_text().splitlines()] == [0]
+    assert [line for line in said if "again" in line] == ["beginning again: there was no checkpoint yet"]
+    assert not any("outer step 0" in line for line in said)
+
+
+def test_a_run_that_never_began_holds_no_directory(tmp_path, monkeypatch):
+    """One that has scored its starting network does."""
+
+    class Prepared:
+        def __init__(self, config: Config, run: RunDirectory) -> None:
+            self.manifest = type("Manifest", (), {"content_digest": config.corpus.sources[0]})
+
+    monkeypatch.setattr("distmeta.pipeline.Setup", Prepared)
+    run = RunDirectory(tmp_path / "run")
+    for source in ("first", "other"):
+        config = Config.model_validate({"corpus": {"sources": [source]}})
+        _check_claim(config, run, resume=False)
+        claim(config, run)
+    run.validation.write_text('{"outer_step": 0}\n')
+    with pytest.raises(UserError, match="go on with it by --resume"):
+        _check_claim(config, run, resume=False)
+    with pytest.raises(UserError, match=r"corpus.sources: .*/other'\] before, \['third'\] now"):
+        _check_claim(Config.model_validate({"corpus": {"sources": ["third"]}}), run, resume=True)
+
+
+def test_a_sure_failure_is_passed_on_between_processes():
+    error = pickle.loads(pickle.dumps(SureFailure("ValueError: no", "Traceback ...")))
+    assert (str(error), error.details) == ("ValueError: no", "Traceback ...")
