@@ -14,7 +14,7 @@ from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
 from distmeta.opening import refuse_changes
 from distmeta.rundir import RunDirectory
-from distmeta.setup import Setup, bare_network, corpus_directory, differentiates_twice, has_sdpa
+from distmeta.setup import Setup, bare_network, check_weights, corpus_directory, differentiates_twice, has_sdpa
 from distmeta.sweep.config import SweepConfig
 from distmeta.tasks.config import SPLITS, Split
 from distmeta.tasks.episode import Task
@@ -90,6 +90,8 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
     choose_weights(config, say)
     check_model_states_fit(config)
     _check_claim(config, run, resume)
+    if weights := check_weights(config):
+        say(weights)
     say(_choices(config))
     large = is_large(config)
     if not large:

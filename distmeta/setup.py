@@ -9,6 +9,7 @@ from distmeta.corpus.manifest import Manifest
 from distmeta.errors import UserError
 from distmeta.meta import algorithm_class
 from distmeta.models import Network, load_network, load_tokenizer
+from distmeta.models.folder import check_small_files
 from distmeta.models.load import (
     load_model_config,
     max_sequence_length,
@@ -16,6 +17,7 @@ from distmeta.models.load import (
     network_without_weights,
     resolve_pooling,
 )
+from distmeta.models.look import look_at_weights
 from distmeta.models.on_disk import parameters_on_disk
 from distmeta.rundir import RunDirectory
 from distmeta.tasks.config import Split
@@ -32,6 +34,8 @@ def resolve(config: Config) -> Config:
     config = config.model_copy(deep=True)
     is_new = config.model.name_or_path is None
     hf_config = load_model_config(config.model)
+    if config.tokenizer.name_or_path is not None:
+        check_small_files(config.tokenizer.name_or_path, "tokenizer.name_or_path")
     smlmt = config.tasks.label_column is None
     config.model.pooling = resolve_pooling(config.model.pooling, model_kind(hf_config), smlmt)
     if algorithm_class(config.meta.algorithm).needs_language_model and model_kind(hf_config) != "decoder":
@@ -56,6 +60,19 @@ def resolve(config: Config) -> Config:
     if config.evaluate.inner_steps is None:
         config.evaluate.inner_steps = config.meta.inner_steps
     return config
+
+
+def check_weights(config: Config) -> str | None:
+    """Whether the weights that the model is to be loaded with fill it, without reading them; returns a line about them,
+    or None of a new model.
+
+    Raises:
+        UserError: they are not there, cannot be read, or do not fill it.
+    """
+    if config.model.name_or_path is None:
+        return None
+    language_model = wants_language_model(config) or config.evaluate.language_model_baseline
+    return look_at_weights(config.model, language_model=language_model)
 
 
 def bare_network(config: Config, vocab_size: int | None = None) -> Network:

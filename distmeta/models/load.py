@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,8 +24,11 @@ from transformers.utils import logging as transformers_logging
 from distmeta.errors import UserError
 from distmeta.models.batch import side_by_side
 from distmeta.models.config import ModelConfig
+from distmeta.models.fit import read_weights
+from distmeta.models.folder import check_folder
 from distmeta.models.network import Computation, Network, Parameters, Pooling
 from distmeta.models.packing import ignores_padding, position_offset, short_texts, what_hinders_packing
+from distmeta.models.weight_files import find_weights
 
 Kind = Literal["encoder", "decoder", "features"]
 
@@ -47,6 +51,7 @@ def load_model_config(config: ModelConfig) -> PretrainedConfig:
     """
     try:
         if config.name_or_path is not None:
+            check_folder(config.name_or_path)
             loaded = AutoConfig.from_pretrained(config.name_or_path, trust_remote_code=config.trust_remote_code)
         else:
             _refuse_unknown_keys(config.config)
@@ -55,9 +60,14 @@ def load_model_config(config: ModelConfig) -> PretrainedConfig:
         raise
     except Exception as error:  # whatever a hub, a file system or a model's own code may raise
         key = "name_or_path" if config.name_or_path is not None else "config"
-        raise UserError(f"model.{key}: {_first_line(error)}") from None
+        raise UserError(f"model.{key}: {first_line(error)}") from None
     if loaded.is_encoder_decoder:
         raise UserError(f"model: {loaded.model_type} has an encoder and a decoder; choose a model that is one of them")
+    if getattr(loaded, "quantization_config", None) is not None:
+        raise UserError(
+            f"model.name_or_path: {config.name_or_path} is quantized, and training needs the weights that it was made "
+            "from"
+        )
     return loaded
 
 
@@ -87,14 +97,12 @@ def network_without_weights(
         raise UserError(f"meta.lm_weight: {hf_config.model_type} has no language model; set it to 0")
     if vocab_size is not None and config.name_or_path is None:
         hf_config.vocab_size, hf_config.pad_token_id = vocab_size, 0
-    auto: Any = AutoModel
-    if language_model:
-        auto = AutoModelForMaskedLM if kind == "encoder" else AutoModelForCausalLM
+    auto = language_model_class(hf_config) if language_model else AutoModel
     with torch.device("meta"):
         try:
             model = auto.from_config(hf_config, trust_remote_code=config.trust_remote_code)
         except Exception as error:  # whatever a model's own code may raise
-            raise UserError(f"model.config: {_first_line(error)}") from None
+            raise UserError(f"model.config: {first_line(error)}") from None
         _word_embedding(model)
         if not language_model:
             _take_pooler(model)
@@ -185,7 +193,7 @@ def load_network(
     if config.name_or_path is None:
         _fill_in(hf_config, tokenizer)
     with torch.device("meta") if empty else nullcontext():
-        model, unused = _build_model(config, hf_config, attention, language_model, len(tokenizer), empty)
+        model, unused, remarks = _build_model(config, hf_config, attention, language_model, len(tokenizer), empty)
         wanted = "plain" if empty else computation
         chosen, reason = _choose_computation(model.base_model, wanted, max_length)  # type: ignore[arg-type]
         network = Network(
@@ -200,6 +208,7 @@ def load_network(
     network.special_tokens = _special_tokens(tokenizer)
     network.checkpoints_activations = checkpoints_activations
     network.fallback_reason = reason
+    network.remarks = remarks
     if chosen != "plain" and not can_leave_rows_out(network):
         network.embedding = None
     network.separates_tasks = chosen == "packed" and tasks_side_by_side and can_separate_tasks(network)
@@ -274,45 +283,63 @@ def can_separate_tasks(network: Network) -> bool:
 
 def _build_model(
     config: ModelConfig, hf_config: PretrainedConfig, attention: str, language_model: bool, rows: int, empty: bool
-) -> tuple[PreTrainedModel, Parameters]:
-    """The model, with an embedding of at least `rows` rows, and those tensors of the bare network that it lacks."""
-    model = _build(AutoModel, config, hf_config, attention, empty)
+) -> tuple[PreTrainedModel, Parameters, list[str]]:
+    """The model, with an embedding of at least `rows` rows, those tensors of the bare network that it lacks, and what
+    is to be said of its weights."""
+    model, remarks = _build(AutoModel, config, hf_config, attention, empty)
     unused: Parameters = {}
     if language_model:
-        is_encoder = model_kind(hf_config) == "encoder"
-        auto: type = AutoModelForMaskedLM if is_encoder else AutoModelForCausalLM
+        auto = language_model_class(hf_config)
         with torch.device("meta"):
-            held = _build(auto, config, hf_config, attention, empty=True).base_model.state_dict()
+            held = _build(auto, config, hf_config, attention, empty=True)[0].base_model.state_dict()
         unused = {name: value for name, value in model.state_dict().items() if name not in held}
         del model  # before there is another one
-        model = _build(auto, config, hf_config, attention, empty)
+        model, remarks = _build(auto, config, hf_config, attention, empty)
     else:
         unused = _take_pooler(model)  # the export puts it back
-    if rows > len(_word_embedding(model)):
+    own_rows = len(_word_embedding(model))
+    if rows > own_rows:
         # Without weights there is no mean of them that could be given to the rows that are added.
         model.resize_token_embeddings(rows, mean_resizing=not empty)
+        if config.name_or_path is not None:
+            remarks.append(
+                f"the tokenizer has {rows} tokens and the embedding of {config.name_or_path} {own_rows} rows: "
+                f"{rows - own_rows} rows are new"
+            )
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    return model, unused
+    return model, unused, remarks
 
 
 def _build(
-    auto: type, config: ModelConfig, hf_config: PretrainedConfig, attention: str, empty: bool
-) -> PreTrainedModel:
+    auto: Any, config: ModelConfig, hf_config: PretrainedConfig, attention: str, empty: bool
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and what is to be said of its weights."""
     arguments = {"attn_implementation": attention, "dtype": torch.float32}
     try:
         if config.name_or_path is None or empty:
-            return auto.from_config(  # type: ignore[attr-defined]
-                hf_config, trust_remote_code=config.trust_remote_code, **arguments
-            )
-        return auto.from_pretrained(  # type: ignore[attr-defined]
-            config.name_or_path, trust_remote_code=config.trust_remote_code, use_safetensors=True, **arguments
-        )
+            return auto.from_config(hf_config, trust_remote_code=config.trust_remote_code, **arguments), []
+        files = find_weights(config.name_or_path, hf_config)
+        options: dict[str, Any] = {"attn_implementation": attention}
+        if (files.folder / "generation_config.json").exists():
+            options["generation_config"] = GenerationConfig.from_pretrained(files.folder)
+        return read_weights(class_of(auto, config, hf_config), hf_config, files, **options)
     except UserError:
         raise
     except Exception as error:  # whatever a hub, a file system or a model's own code may raise
         key = "name_or_path" if config.name_or_path is not None else "config"
-        raise UserError(f"model.{key}: {_first_line(error)}") from None
+        raise UserError(f"model.{key}: {first_line(error)}") from None
+
+
+def class_of(auto: Any, config: ModelConfig, hf_config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The class that one of transformers' `Auto` classes makes a model of."""
+    with torch.device("meta"):
+        return type(auto.from_config(hf_config, trust_remote_code=config.trust_remote_code))
+
+
+def language_model_class(hf_config: PretrainedConfig) -> Any:
+    """Which of transformers' `Auto` classes makes a language model of the configuration."""
+    return AutoModelForMaskedLM if model_kind(hf_config) == "encoder" else AutoModelForCausalLM
 
 
 def _fill_in(hf_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -334,5 +361,5 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, use_fast=True)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__

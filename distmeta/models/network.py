@@ -99,6 +99,8 @@ class Network(nn.Module):
         """Whether a layer's activations are computed again on the way back instead of kept."""
         self.fallback_reason = ""
         """Why texts are not packed, though that was left to the software."""
+        self.remarks: list[str] = []
+        """What is to be said of the weights that it was loaded with, a line each."""
         self.separates_tasks = True
         """Whether its modules compute the same where each task has weights of its own."""
         self._linear = linear_layers(model)

@@ -70,7 +70,7 @@ def plan(
         sweep_totals,
         write_plan,
     )
-    from distmeta.setup import resolve
+    from distmeta.setup import check_weights, resolve
     from distmeta.sweep.space import grace_steps
 
     run = RunDirectory(sweep.path)
@@ -78,6 +78,8 @@ def plan(
     memory_bytes = None if memory is None else memory * 2**30
     choose_weights(made, say, memory_bytes)
     check_model_states_fit(made, memory_bytes)
+    if weights := check_weights(made):
+        say(weights)
     forecast = make_plan(made, run, rate=rate, say=say)
     if config.sweep != SweepConfig():
         options, share = config.sweep, 1.0

@@ -10,7 +10,7 @@ from distmeta.errors import UserError
 from distmeta.pipeline import check_tasks, claim, is_large, prepare_with
 from distmeta.plan.memory import choose_weights
 from distmeta.rundir import RunDirectory
-from distmeta.setup import resolve
+from distmeta.setup import check_weights, resolve, wants_language_model
 from distmeta.sweep.directory import SweepDirectory, write_trial
 from distmeta.sweep.space import Values, trial_config
 
@@ -23,6 +23,7 @@ class TrialMaker:
         self._own_corpus = config.corpus.directory or str(sweep.path / "corpus")
         self._first = _corpus_identity(resolve(trial_config(config, {})))
         self._prepared: set[str] = set()
+        self._weights: set[tuple[str | None, bool]] = set()
 
     def check(self, trials: Sequence[Values]) -> None:
         """Refuses trials that cannot be run.
@@ -33,7 +34,7 @@ class TrialMaker:
         faults: dict[str, None] = {}
         for values in trials:
             try:
-                self.resolved(values)
+                self._check_weights(self.resolved(values))
             except UserError as error:
                 faults |= dict.fromkeys(str(error).splitlines())
         if faults:
@@ -50,6 +51,14 @@ class TrialMaker:
             # What is taken over is the network of the validation that decided it.
             made.train.checkpoint_every = made.train.validate_every
         return made
+
+    def _check_weights(self, made: Config) -> None:
+        """Looks at the weights of a trial, once for all that load the same."""
+        loaded = made.model.name_or_path, wants_language_model(made)
+        if loaded not in self._weights:
+            if weights := check_weights(made):
+                self._say(weights)
+            self._weights.add(loaded)
 
     def prepare_corpus(self, made: Config) -> None:
         """Prepares the corpus of a trial, once for all that share it."""
@@ -69,6 +78,7 @@ class TrialMaker:
         trial = {"trial_id": trial_id, "config": values}
         try:
             made = self.resolved(values)
+            self._check_weights(made)
             self.prepare_corpus(made)
         except UserError as error:
             write_trial(run, trial | {"status": "failed", "reason": str(error)})

@@ -191,7 +191,9 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
 
 
 def say_computation(config: Config, network: Network) -> None:
-    """Says how texts, and tasks, go together where that was left to the software."""
+    """Says how texts, and tasks, go together where that was left to the software, and what the weights are like."""
+    for remark in network.remarks:
+        logger.warning("model: %s", remark)
     said = []
     if config.engine.computation == "auto":
         since = f" for {network.base.config.model_type}: {network.fallback_reason}" if network.fallback_reason else ""
