@@ -198,3 +198,33 @@ def test_stop_words_and_normal_form_are_asked_for(tmp_path: Path) -> None:
     assert "cat" in classes
     assert not classes & {"the", "on", "of", "our"}
     assert " the " in examples(tmp_path / "out", manifest)[0]["text"]  # as people read it
+
+
+@pytest.mark.parametrize("algorithm", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("strips", [False, True])
+def test_folding_case_keeps_accents_and_taking_them_away_keeps_vowel_signs(
+    tmp_path: Path, algorithm: str, strips: bool
+) -> None:
+    from transformers import AutoTokenizer
+
+    lines = [f"Ich möchte oder mochte {line} में मां ма йод" for line in sentences(60)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    prepare_small(
+        tmp_path / "out",
+        [tmp_path / "a.txt"],
+        tokenizer={"algorithm": algorithm, "strip_accents": strips},
+        tasks={"min_sentences": 1000, "max_sentences": 1000},
+        splits=(),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/tokenizer")
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text)["input_ids"])
+
+    assert ids("MÖCHTE") == ids("möchte")
+    assert (ids("möchte") == ids("mochte")) == strips
+    assert (ids("йод") == ids("иод")) == strips
+    assert ids("में") != ids("म")
+    assert ids("मां") != ids("मा")
+    assert tokenizer.unk_token_id not in ids("Möchte में йод")
+    assert Encoder(tmp_path / "out/tokenizer").encode(["möchte में"]) == [ids("möchte में")[1:-1]]

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distmeta.corpus.boundaries import find_words
 from distmeta.corpus.sentences import split_sentences
-from distmeta.corpus.words import WORD, StopWords, load_stop_words, text_key
+from distmeta.corpus.words import StopWords, load_stop_words, near_key, text_key
 from distmeta.errors import UserError
 
 
@@ -25,6 +26,15 @@ from distmeta.errors import UserError
         ),
         ("“你好！”，他说。", ["“你好！”，他说。"]),
         ("I like 猫。It is small. 狗也好！", ["I like 猫。", "It is small.", "狗也好！"]),
+        ("हमने पाया। तुमने सुना॥ है", ["हमने पाया।", "तुमने सुना॥", "है"]),
+        ("هل هو؟ نعم، قال. كتب۔ ثم", ["هل هو؟", "نعم، قال.", "كتب۔", "ثم"]),
+        ("ሰላም። እንዴት ነህ፧ ደህና", ["ሰላም።", "እንዴት ነህ፧", "ደህና"]),
+        ("Բարեւ։ Ես եմ։", ["Բարեւ։", "Ես եմ։"]),
+        ("စာဖတ်သည်။ ကျောင်း", ["စာဖတ်သည်။", "ကျောင်း"]),
+        ("ខ្ញុំទៅ។ ឆ្មា៕", ["ខ្ញុំទៅ។", "ឆ្មា៕"]),
+        ("བོད་སྐད། །སྐད་ཡིག།", ["བོད་སྐད། །", "སྐད་ཡིག།"]),
+        ("はい！？「ええ。」3．5円．次", ["はい！？", "「ええ。」", "3．5円．", "次"]),
+        ("А. С. Пушкин родился. Это я. Да.", ["А. С. Пушкин родился.", "Это я.", "Да."]),
     ],
 )
 def test_sentences_are_cut_where_a_reader_would(text: str, expected: list[str]) -> None:
@@ -38,13 +48,20 @@ def test_no_character_is_lost(text: str) -> None:
     assert all(sentence == sentence.strip() != "" for sentence in sentences)
 
 
-def test_words_are_runs_of_letters_and_single_chinese_characters() -> None:
-    assert WORD.findall("Don't STOP the 3rd_café, 猫狗！") == ["Don", "t", "STOP", "the", "rd", "café", "猫", "狗"]
+def test_words_have_letters_and_chinese_characters_are_words() -> None:
+    assert find_words("Don't STOP the 3rd_café, 猫狗 20！")[0] == ["don't", "stop", "the", "3rd_café", "猫", "狗"]
 
 
 def test_texts_are_the_same_without_case_and_white_space() -> None:
     assert text_key("A  cat\n sat") == text_key(" a CAT sat ")
     assert text_key("a", "b c") != text_key("a b", "c")
+
+
+def test_texts_are_nearly_the_same_without_case_spaces_and_punctuation() -> None:
+    assert near_key("A cat, sat!") == near_key("“a CAT” sat")
+    assert near_key("पढ़ा है।") == near_key("पढ़ा है") != near_key("पढ है")  # signs are no punctuation
+    assert near_key(":-)") != near_key(":-(")
+    assert near_key("a", "b c") != near_key("a b", "c")
 
 
 def test_stop_words_are_taken_out_whole_and_in_any_case(tmp_path) -> None:

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from distmeta.corpus.boundaries import find_words
 from distmeta.corpus.manifest import Manifest
-from distmeta.corpus.words import WORD
 from distmeta.errors import UserError
 from distmeta.tasks import index_draw
 from distmeta.tasks.config import SPLITS
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.index import split_counts
-from distmeta.tasks.smlmt import split_at_word
 from tests.preparing import ANIMALS, PLACES, examples, prepare_small, segments, sentences, write_sentences
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -65,7 +62,7 @@ def test_a_class_is_a_word_and_its_examples_its_sentences(tmp_path: Path) -> Non
     assert masked["row"] == "a.txt:241.0"
     for word, rows in classes.items():
         for row in rows:
-            assert word not in map(str.casefold, WORD.findall(row["text"].replace("[MASK]", "")))
+            assert word not in find_words(row["text"].replace("[MASK]", ""))[0]
             ids = row["input_ids"]
             assert ids.count(4) == row["text"].count("[MASK]") >= 1
             assert ids.index(4) == row["mask_position"]
@@ -148,23 +145,6 @@ def test_chinese_words_are_characters(tmp_path: Path) -> None:
     assert all(row["text"].startswith("[MASK]在第") for row in classes["猫"])
 
 
-def masked_by_reference(sentence: str, word: str) -> list[str]:
-    pieces, start = [], 0
-    for match in WORD.finditer(sentence):
-        if match[0].casefold() == word:
-            pieces.append(sentence[start : match.start()])
-            start = match.end()
-    return [*pieces, sentence[start:]]
-
-
-@given(st.text(st.sampled_from("aA sSß猫狗İiΣσς_1-\u0307é"), max_size=20) | st.text(max_size=20))
-def test_every_word_of_a_sentence_can_be_hidden(sentence: str) -> None:
-    for word in map(str.casefold, WORD.findall(sentence)):
-        pieces = split_at_word(sentence, word)
-        assert len(pieces) >= 2
-        assert pieces == masked_by_reference(sentence, word)
-
-
 def test_too_few_words_is_an_error_with_the_numbers(tmp_path: Path) -> None:
     source = write_sentences(tmp_path / "a.txt")
     with pytest.raises(
@@ -179,8 +159,8 @@ def test_too_few_words_is_an_error_with_the_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stop", "line", "word", "masked"),
     [
-        ("don't", "I don't know number {} from you", "don", "I [MASK] ' t know number {} from you"),
-        ("don't", "I don't know number {} from you", "t", "I don ' [MASK] know number {} from you"),
+        ("don't know", "I don't know number {} from you", "don't", "I [MASK] know number {} from you"),
+        ("of course", "Of course I know number {} of you", "course", "Of [MASK] I know number {} of you"),
         ("因为", "他说因为猫去了{}次", "因", "他 说 [MASK] 为 猫 去 了 {} 次"),
         ("number", "I don't know  number {} from you", "know", "I don ' t [MASK] {} from you"),
     ],

@@ -68,7 +68,9 @@ class TokenizerConfig(Section):
     vocab_size: int = Field(default=8000, ge=300)
     """Size of a trained vocabulary, special tokens included (tokens)."""
     lowercase: bool = True
-    """Whether a trained tokenizer folds case."""
+    """Whether a trained tokenizer folds case, and nothing else (in every language alike: a Turkish I becomes i)."""
+    strip_accents: bool = False
+    """Whether a trained tokenizer takes the accents off Latin, Greek and Cyrillic letters, so that möchte is mochte."""
     train_bytes: int = Field(default=50_000_000, ge=10_000)
     """A trained tokenizer sees an even sample of the corpus of at most this size (bytes)."""
     max_length: int = Field(default=128, ge=8)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -40,7 +41,10 @@ class Encoder:
         start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
         self.prefix: list[int] = whole[:start]
         self.suffix: list[int] = whole[start + len(plain) :]
-        self._cut = _cut_of(self.tokenizer)
+        settings = json.loads(self.tokenizer.to_str())
+        self.unknown_id: int | None = _unknown_id(self.tokenizer, settings["model"])
+        """What stands for text that the tokenizer cannot spell; None where it can spell everything."""
+        self._cut = _cut_of(settings)
         self._remembered: dict[str, list[int]] = {}
 
     def _find_mask(self, folder: Path) -> tuple[int, bool]:
@@ -111,33 +115,72 @@ def load_encoder(folder: Path) -> Encoder:
     return Encoder(folder)
 
 
-def _cut_of(tokenizer: Tokenizer) -> Cut | None:
+def _unknown_id(tokenizer: Tokenizer, model: dict[str, Any]) -> int | None:
+    if model["type"] == "Unigram":
+        number: int | None = model.get("unk_id")
+        return number
+    token = model.get("unk_token")
+    return None if token is None else tokenizer.token_to_id(token)
+
+
+BYTE_LEVEL_WORDS = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\x{200c}\x{200d}]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
+"""How GPT-2 cuts a text before it encodes bytes, but that a word keeps its combining signs."""
+ACCENTS = r"(?<=[\p{Latin}\p{Greek}\p{Cyrillic}])\p{M}+"
+"""Signs that are accents, in decomposed text. Those of other scripts are vowels."""
+UNPRINTABLE = r"[^\P{C}\s\x{200b}\x{200c}\x{200d}]|\x{fffd}"
+"""What BERT takes out of a text, but for the joiners that many scripts spell words with."""
+ZERO_WIDTH_SPACE = r"\x{200b}"
+_WITHIN_WORDS = ("BertNormalizer", "Lowercase", "NFC", "NFD", "Replace")
+"""Normalizers that do the same to a stretch between white space as to the whole text, `Replace` where it is ours."""
+
+
+def _cut_of(settings: dict[str, Any]) -> Cut | None:
     """Return a function that cuts a text where the tokenizer does in any case, or None for the texts that it can't cut.
 
     None instead of a function: this kind of tokenizer may look across white space.
     """
-    settings = json.loads(tokenizer.to_str())
     if any(not token["special"] for token in settings["added_tokens"]):
         return None
     pre_tokenizer = settings["pre_tokenizer"] or {}
-    normalizer = settings["normalizer"] or {}
-    if pre_tokenizer.get("type") == "BertPreTokenizer" and normalizer.get("type") in (
-        None,
-        "BertNormalizer",
-        "Lowercase",
-    ):
-        return _characters_or_words if normalizer.get("handle_chinese_chars") else _words
-    is_byte_level = pre_tokenizer.get("type") == "ByteLevel" and pre_tokenizer.get("use_regex", True)
-    if is_byte_level and not pre_tokenizer["add_prefix_space"] and normalizer.get("type") in (None, "Lowercase"):
-        return _words_with_spaces
-    return None
+    steps = _steps(settings["normalizer"], "normalizers")
+    replaced = [step["pattern"].get("Regex") for step in steps if step["type"] == "Replace"]
+    if not {step["type"] for step in steps} <= {*_WITHIN_WORDS}:
+        return None
+    if not {*replaced} <= {ACCENTS, UNPRINTABLE, ZERO_WIDTH_SPACE}:
+        return None
+    if pre_tokenizer.get("type") == "BertPreTokenizer":
+        return _characters_or_words if any(step.get("handle_chinese_chars") for step in steps) else _words
+    *before, last = _steps(pre_tokenizer, "pretokenizers") or [{}]
+    if last.get("type") != "ByteLevel" or last["add_prefix_space"]:
+        return None
+    if before:
+        cuts_words = before == [
+            {"type": "Split", "pattern": {"Regex": BYTE_LEVEL_WORDS}, "behavior": "Isolated", "invert": False}
+        ]
+    else:
+        cuts_words = last.get("use_regex", True)
+    return _words_with_spaces if cuts_words else None
 
 
-# Printable text has no white space but the plain space, and no control characters, which normalizers treat apart.
+def _steps(settings: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    if not settings:
+        return []
+    steps: list[dict[str, Any]] = settings.get(name, [settings])
+    return steps
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text has no white space but the plain space, and no control characters, which normalizers treat apart.
+
+    Joiners stand within words.
+    """
+    return text.isprintable() or text.replace("\u200c", "").replace("\u200d", "").isprintable()
 
 
 def _words(text: str) -> list[str] | None:
-    return text.split() if text.isprintable() else None
+    return text.split() if _is_plain(text) else None
 
 
 # The characters that BERT's normalizer sets apart by spaces.
@@ -148,11 +191,11 @@ _CHARACTERS_OR_WORDS = re.compile(rf"[{BERT_CHINESE}]|[^\s{BERT_CHINESE}]+")
 def _characters_or_words(text: str) -> list[str] | None:
     if text.isascii():
         return _words(text)
-    return _CHARACTERS_OR_WORDS.findall(text) if text.isprintable() else None
+    return _CHARACTERS_OR_WORDS.findall(text) if _is_plain(text) else None
 
 
 def _words_with_spaces(text: str) -> list[str] | None:
-    if not text.isprintable() or "  " in text or text[-1:] == " ":
+    if not _is_plain(text) or "  " in text or text[-1:] == " ":
         return None
     first, *others = text.split(" ")
     return [first, *(" " + other for other in others)]

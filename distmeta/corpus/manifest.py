@@ -77,6 +77,10 @@ class Manifest(_Frozen):
     cut: int
     """Rows (sentences of unlabelled text) longer than `max_length`, which were cut."""
     max_length: int
+    unknown_tokens: int = 0
+    """How many of the tokens stand for text that the tokenizer cannot spell."""
+    stop_words_removed: int | None = None
+    """Taken out of the text; null where none are asked for."""
     tokenizer_hash: str
     tokenizer_tokens_added: int
     """Special tokens (padding, mask) that the loaded tokenizer did not have."""
@@ -96,6 +100,8 @@ class Manifest(_Frozen):
     """How many such labels there are."""
     classes_in_no_split: int
     """Labels that stand in none of `tasks.split_files`."""
+    words_left_out: dict[str, int] = {}
+    """SMLMT: stretches of text that are no classes since nothing tells where words end in them, by script."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -144,6 +150,22 @@ class Manifest(_Frozen):
             lines.append(f"{self.classes_left_out_total} classes are too small for a task and left out: {names}")
         if self.classes_in_no_split:
             lines.append(f"{self.classes_in_no_split} classes stand in no split file and are left out")
+        lines += self.describe_left_out()
+        if self.unknown_tokens:
+            share = 100 * self.unknown_tokens / self.tokens
+            lines.append(f"{self.unknown_tokens} tokens ({share:.2g}%) stand for text that the tokenizer cannot spell")
+        if self.stop_words_removed is not None:
+            none = (
+                "" if self.stop_words_removed else "; the built-in list is English and Chinese (corpus.stop_words_file)"
+            )
+            lines.append(f"{self.stop_words_removed} stop words were taken out{none}")
         lines += [f"{source.name}: {problem}" for source in self.sources for problem in source.problems]
         lines += [f"skipped {count} files ending in {ending}" for ending, count in self.files_skipped.items()]
         return "\n".join(lines)
+
+    def describe_left_out(self) -> list[str]:
+        """Return a line about the text that can give no classes; none where all can."""
+        if not self.words_left_out:
+            return []
+        told = ", ".join(f"{count} of {script}" for script, count in self.words_left_out.items())
+        return [f"words that no dictionary here can tell from their neighbours are no classes: {told}"]

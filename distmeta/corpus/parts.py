@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from distmeta.files import write_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raise it when a part's content changes for the same inputs."""
 SUMMARY = "summary.json"
 

@@ -152,6 +152,8 @@ def prepare(
         texts_under_two_labels=_total(repeats, "under_two_labels"),
         cut=_total(segments, "cut") if labels is None else _total([part for _, part in classes], "cut"),
         max_length=max_length,
+        unknown_tokens=_total(segments, "unknown"),
+        stop_words_removed=None if stop_words is None else _total(segments, "stop_words"),
         tokenizer_hash=tokens.summary["hash"],
         tokenizer_tokens_added=tokens.summary["tokens_added"],
         config_hash=config_hash,
@@ -162,6 +164,7 @@ def prepare(
         classes_left_out=choice.too_small,
         classes_left_out_total=choice.too_small_total,
         classes_in_no_split=choice.in_no_split,
+        words_left_out=choice.left_out,
     )
     before_publishing(manifest)
     manifest.save(unfinished)

@@ -81,8 +81,9 @@ def encode_segments(
     """Encode every shard for language modelling, in order; of a labelled set only the rows under `labels`.
 
     A part holds `segments.parquet`: `document`, `segment`, and the fields of `Segment`. Its summary counts over all
-    records `records`, `sentences` and `bytes`, and over what is encoded `segments`, `tokens`, and `cut`, the sentences
-    that are longer than `max_length` tokens, special tokens included.
+    records `records`, `sentences` and `bytes`, and over what is encoded `segments`, `tokens`, how many of them are
+    `unknown`, `stop_words` taken out, and `cut`, the sentences that are longer than `max_length` tokens, special tokens
+    included.
     """
     lists = work / "lists"
     stop_list = None if stop_words is None else save_list(lists, sorted(stop_words))
@@ -113,8 +114,9 @@ def _write_segments(unit: SegmentsUnit, folder: Path) -> dict[str, Any]:
         records = records.filter(pc.is_in(records["label"], pa.array(load_list(lists, unit.labels), pa.string())))
         texts = records["sentences"].combine_chunks()
     sentences = texts.flatten().to_pylist()
+    stop_words = StopWords([] if unit.stop_words is None else load_list(lists, unit.stop_words))
     if unit.stop_words is not None:
-        sentences = list(map(StopWords(load_list(lists, unit.stop_words)).remove, sentences))
+        sentences = list(map(stop_words.remove, sentences))
     encoded = encoder.encode(sentences)
 
     ends = np.cumsum(texts.value_lengths().to_numpy(zero_copy_only=False))
@@ -125,8 +127,18 @@ def _write_segments(unit: SegmentsUnit, folder: Path) -> dict[str, Any]:
         start = end
     write_parquet(_table(rows), folder / TABLE)
     tokens = sum(len(segment.input_ids) for _, _, segment in rows)
-    cut = sum(len(ids) > room for ids in encoded)
-    return summary | {"segments": len(rows), "tokens": tokens, "cut": cut, "digest": file_digest(folder / TABLE)}
+    return summary | {
+        "segments": len(rows),
+        "tokens": tokens,
+        "unknown": sum(_count(segment.input_ids, encoder.unknown_id) for _, _, segment in rows),
+        "stop_words": stop_words.removed,
+        "cut": sum(len(ids) > room for ids in encoded),
+        "digest": file_digest(folder / TABLE),
+    }
+
+
+def _count(ids: list[int], wanted: int | None) -> int:
+    return 0 if wanted is None else ids.count(wanted)
 
 
 def _table(rows: Sequence[tuple[str, int, Segment]]) -> pa.Table:

@@ -1,6 +1,8 @@
-"""Sentence splitting for English and Chinese."""
+"""Sentence splitting: where Unicode has a sentence end, in every script, but not behind English abbreviations."""
 
 import re
+
+import regex
 
 ABBREVIATIONS = frozenset(
     """
@@ -12,15 +14,19 @@ ABBREVIATIONS = frozenset(
 """Words whose full stop does not end a sentence."""
 
 _CLOSING = "\"'”’»)\\]）」』】》〉"
-_BOUNDARY = re.compile(
+_END = r"[\p{Sentence_Terminal}--[.!?\u2024\uFE52．]] | ．(?!\p{N}) | …… | [།༎](?:\s*[།༎])*"
+_BOUNDARY = regex.compile(
     rf"""
-    (?P<latin> [.!?]+ [{_CLOSING}]* ) (?= \s )         # English: white space has to follow
-    | (?: [。！？] | …… )++ [{_CLOSING}]*+              # Chinese: closing quotes stay with their sentence
-      (?! [，、；：,;:] )                                # and a comma behind them goes on with it
+    (?P<spaced> [.!?]+ [{_CLOSING}]* ) (?= \s )        # these stand within words too: white space has to follow
+    | (?: {_END} ) (?: {_END} | [!?] )*+
+      [{_CLOSING}]*+                                   # closing quotes stay with their sentence
+      (?! [，、；：،,;:] )                               # and a comma behind them goes on with it
     | \n [ \t]* \n \s*                                # an empty line
     """,
-    re.VERBOSE,
+    regex.VERBOSE | regex.V1,
 )
+"""Full stops and what does their work, among them 。 । ؟ ۔ ። ։ ။ ។, and the Tibetan shad, which Unicode calls none."""
+_BOUNDARY_IN_ASCII = re.compile(r"(?P<spaced>[.!?]+[\"')\]]*)(?=\s)|\n[ \t]*\n\s*")
 _NEXT = re.compile(r"\s+[\"'“‘«(\[]*(\S)")
 _LAST_WORD = re.compile(r"(\S+)\Z")
 
@@ -29,8 +35,8 @@ def split_sentences(text: str) -> list[str]:
     """Return the sentences of a text, stripped; no other character is lost."""
     sentences = []
     start = 0
-    for match in _BOUNDARY.finditer(text):
-        if match["latin"] and not _ends_sentence(text, start, match):
+    for match in (_BOUNDARY_IN_ASCII if text.isascii() else _BOUNDARY).finditer(text):
+        if match["spaced"] and not _ends_sentence(text, start, match):
             continue
         if sentence := text[start : match.end()].strip():
             sentences.append(sentence)
@@ -40,13 +46,13 @@ def split_sentences(text: str) -> list[str]:
     return sentences
 
 
-def _ends_sentence(text: str, start: int, match: re.Match[str]) -> bool:
-    """Whether English end punctuation, with white space behind it, ends the sentence that began at `start`."""
+def _ends_sentence(text: str, start: int, match: re.Match[str] | regex.Match[str]) -> bool:
+    """Whether a full stop and the like, with white space behind it, ends the sentence that began at `start`."""
     following = _NEXT.match(text, match.end())
     stands_apart = match.start() > 0 and text[match.start() - 1].isspace()  # as in tokenized text, often in lower case
     if following and following[1].islower() and not stands_apart:
         return False
-    if match["latin"][0] != "." or match["latin"].startswith(".."):
+    if match["spaced"][0] != "." or match["spaced"].startswith(".."):
         return True
     # A word is not searched for further back than the longest abbreviation reaches.
     before = _LAST_WORD.search(text, max(start, match.start() - 20), match.start())
@@ -55,6 +61,7 @@ def _ends_sentence(text: str, start: int, match: re.Match[str]) -> bool:
     word = before[1].lstrip("\"'“‘«([").casefold()
     if word in ABBREVIATIONS:
         return False
-    is_initial = word[-1:].isalpha() and word[-1:].isascii() and (len(word) == 1 or word[-2] in ".-")
+    is_letter = (word[-1:].isascii() and word[-1:].isalpha()) or before[1][-1].isupper()
+    is_initial = is_letter and (len(word) == 1 or word[-2] in ".-")
     is_list_number = word.isdigit() and text[start : match.start()].strip() == word
     return not (is_initial or is_list_number)

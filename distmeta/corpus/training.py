@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import tokenizers
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from distmeta.corpus.config import TokenizerConfig
-from distmeta.corpus.encoder import BERT_CHINESE
+from distmeta.corpus.encoder import ACCENTS, BERT_CHINESE, BYTE_LEVEL_WORDS, UNPRINTABLE, ZERO_WIDTH_SPACE
 from distmeta.corpus.executor import Executor
 from distmeta.corpus.parts import Part, make_part, read_parquet, write_parquet
 from distmeta.corpus.shards import Shard
@@ -34,6 +34,8 @@ SPECIAL_TOKENS = {
     "mask_token": "[MASK]",
 }
 SAMPLE = "sample.parquet"
+LONGEST_WORD = 1000
+"""A longer stretch without white space and punctuation is an unknown token of word pieces (characters)."""
 _CHINESE = re.compile(f"[{BERT_CHINESE}]")
 
 
@@ -46,7 +48,7 @@ def train_tokenizer(
     """
     key_limit = int(min(1.0, config.train_bytes / max(1, text_bytes)) * KEY_SPACE)
     samples = list(executor.map(_sample, [_SampleUnit(shard, key_limit) for shard in shards], "tokenizer: sampling"))
-    settings = config.model_dump(include={"algorithm", "vocab_size", "lowercase", "train_bytes"})
+    settings = config.model_dump(include={"algorithm", "vocab_size", "lowercase", "strip_accents", "train_bytes"})
     identity = [tokenizers.__version__, settings, max_length, [sample.key for sample in samples]]
     return make_part(work / STEP, identity, lambda folder: save_tokenizer(_train(config, samples), max_length, folder))
 
@@ -75,6 +77,8 @@ def _write_sample(unit: _SampleUnit, folder: Path) -> dict[str, Any]:
     characters = Counter[str]()
     for sentence in sentences:
         characters.update(sentence)
+        if not unicodedata.is_normalized("NFC", sentence):
+            characters.update(unicodedata.normalize("NFC", sentence))
     return {"characters": characters}
 
 
@@ -110,7 +114,15 @@ def _train_wordpiece(config: TokenizerConfig, samples: Sequence[Part]) -> Tokeni
     by these numbers.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            *_without_accents(config),
+            normalizers.Replace(Regex(ZERO_WIDTH_SPACE), " "),
+            normalizers.Replace(Regex(UNPRINTABLE), ""),
+            # What is unset follows `lowercase`, so that folding case would take accents away.
+            normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=config.lowercase),
+        ]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     characters = Counter[str]()
     for sample in samples:
@@ -129,7 +141,9 @@ def _train_wordpiece(config: TokenizerConfig, samples: Sequence[Part]) -> Tokeni
     )
     tokenizer.train_from_iterator(_sentences(samples, config.train_bytes), trainer)
 
-    trained = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]"))
+    # A script without spaces has long stretches, and a longer one would be one unknown token.
+    longest = {"max_input_chars_per_word": LONGEST_WORD}
+    trained = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]", **longest))
     trained.normalizer = tokenizer.normalizer
     trained.pre_tokenizer = tokenizer.pre_tokenizer
     trained.decoder = decoders.WordPiece()
@@ -154,8 +168,12 @@ def _stands_alone(character: str) -> bool:
 
 def _train_byte_level_bpe(config: TokenizerConfig, samples: Sequence[Part]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Lowercase() if config.lowercase else None
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    steps = [*_without_accents(config), *([normalizers.Lowercase()] if config.lowercase else [])]
+    tokenizer.normalizer = normalizers.Sequence(steps) if steps else None
+    words = pre_tokenizers.Split(Regex(BYTE_LEVEL_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -165,6 +183,12 @@ def _train_byte_level_bpe(config: TokenizerConfig, samples: Sequence[Part]) -> T
     )
     tokenizer.train_from_iterator(_sentences(samples, config.train_bytes), trainer)
     return tokenizer
+
+
+def _without_accents(config: TokenizerConfig) -> list[normalizers.Normalizer]:
+    if not config.strip_accents:
+        return []
+    return [normalizers.NFD(), normalizers.Replace(Regex(ACCENTS), ""), normalizers.NFC()]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The class index: which classes there are, the split of each, and their examples, complete in one file a class."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -37,6 +38,8 @@ class ClassChoice:
     """How many such labels there are."""
     in_no_split: int
     """Labels that stand in no split file."""
+    left_out: dict[str, int]
+    """Stretches of text that are no classes since their script sets no bounds to words, by script."""
     examples: list[DistinctExamples]
 
     def names(self, split: Split) -> list[str]:
@@ -74,7 +77,8 @@ def choose_classes(
         words = merge_counts(
             counted, work, max(tasks.min_sentences, needed), most, tasks.max_classes, executor
         ).to_pylist()
-        return ClassChoice(_split_by_ratio(words, tasks), {}, 0, 0, examples)
+        left_out = sum((Counter(part.summary["left_out"]) for part in found), Counter[str]())
+        return ClassChoice(_split_by_ratio(words, tasks), {}, 0, 0, dict(left_out.most_common()), examples)
 
     # A column of free text may have as many labels as rows: what is too small stays in Arrow.
     labels = merge_counts(counted, work, 1, ANY, None, executor)
@@ -83,7 +87,7 @@ def choose_classes(
     largest = small.sort_by([("count", "descending"), ("name", "ascending")])[:NAMES_LEFT_OUT]
     too_small = dict(zip(largest["name"].to_pylist(), largest["count"].to_pylist(), strict=True))
     if split_names is None:
-        return ClassChoice(_split_by_ratio(large, tasks), too_small, len(small), 0, examples)
+        return ClassChoice(_split_by_ratio(large, tasks), too_small, len(small), 0, {}, examples)
     split_of = {name: split for split, names in split_names.items() for name in names}
     wanted = pa.array(list(split_of), pa.string())
     present = set(labels["name"].filter(pc.is_in(labels["name"], wanted)).to_pylist())
@@ -91,7 +95,7 @@ def choose_classes(
         if missing := [name for name in names if name not in present]:
             raise UserError(f"tasks.split_files.{split}: the data have no class {_some(missing)}")
     classes = [_chosen(label, split_of[label["name"]]) for label in large if label["name"] in split_of]
-    return ClassChoice(_in_order(classes), too_small, len(small), len(labels) - len(present), examples)
+    return ClassChoice(_in_order(classes), too_small, len(small), len(labels) - len(present), {}, examples)
 
 
 def build_classes(
@@ -154,10 +158,11 @@ def require_classes(manifest: Manifest, tasks: TasksConfig, splits: Sequence[Spl
             f"tasks.k_shot + tasks.query_per_class = {needed} examples a class are needed; "
             f"the largest class has {too_small[largest]} ({largest})"
         )
+    left_out = "".join(f"; {line}" for line in manifest.describe_left_out())
     if short := [split for split in splits if counts[split] < tasks.n_way]:
         held = " and ".join(f"meta-{split} has {counts[split]} classes" for split in short)
         remedy = _remedy(sum(counts.values()), manifest.classes_left_out_total, tasks, needed)
-        raise UserError(f"{held}, tasks.n_way is {tasks.n_way}: {remedy}")
+        raise UserError(f"{held}, tasks.n_way is {tasks.n_way}: {remedy}{left_out}")
 
 
 def _remedy(total: int, too_small: int, tasks: TasksConfig, needed: int) -> str:

@@ -1,5 +1,6 @@
 """The first pass over a corpus for its class index: what examples there are, and how many each possible class has."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from distmeta.corpus.boundaries import find_words
 from distmeta.corpus.executor import Executor
 from distmeta.corpus.parts import Part, load_list, make_part, read_parquet, save_list, write_parquet
 from distmeta.corpus.repeats import repeated_rows
 from distmeta.corpus.segments import int_lists
 from distmeta.corpus.shards import Shard
 from distmeta.corpus.tables import bucket_ranges, read_range, write_sorted
-from distmeta.corpus.words import WORD, hash64, text_key
+from distmeta.corpus.words import hash64, text_key
 
 NAMES_PER_UNIT = 500_000
 EXAMPLES, NAMES, KEYS, COUNTS = "examples.parquet", "names.parquet", "examples.keys", "counts.arrow"
@@ -41,7 +43,8 @@ def find_examples(
 
     A part holds `examples.parquet`: `row`, `texts` (one or two), `text_key`, and `classes` (numbers into
     `names.parquet` with `name` and `hash`: the label, or the words of the sentence), and `examples.keys` for
-    `repeats`. Its summary has `examples` and `names`.
+    `repeats`. Its summary has `examples`, `names`, and `left_out`, how many stretches count as words and are no
+    classes, by script.
     """
     stop_list = save_list(shards[0].work / "lists", sorted(stop_words)) if stop_words is not None and shards else None
     units = [ExamplesUnit(shard, labelled, min_words, stop_list) for shard in shards]
@@ -65,19 +68,15 @@ def _labelled_rows(records: pa.Table) -> Iterator[_Example]:
         yield _Example(document, texts, key, (label,))
 
 
-class _CaseFolded(dict[str, str]):
-    def __missing__(self, word: str) -> str:
-        self[word] = folded = word.casefold()
-        return folded
-
-
-def _sentences_with_words(records: pa.Table, min_words: int, stop_words: frozenset[str]) -> Iterator[_Example]:
-    folded = _CaseFolded()
+def _sentences_with_words(
+    records: pa.Table, min_words: int, stop_words: frozenset[str], left_out: Counter[str]
+) -> Iterator[_Example]:
     for document, sentences in zip(records["document"].to_pylist(), records["sentences"].to_pylist(), strict=True):
         for number, sentence in enumerate(sentences):
-            words = WORD.findall(sentence)
-            if len(words) >= min_words:
-                classes = dict.fromkeys(map(folded.__getitem__, words))
+            words, others = find_words(sentence)
+            if len(words) + len(others) >= min_words:
+                left_out.update(others)
+                classes = dict.fromkeys(words)
                 for word in stop_words & classes.keys():
                     del classes[word]
                 yield _Example(f"{document}.{number}", [sentence], text_key(sentence), classes)
@@ -86,10 +85,11 @@ def _sentences_with_words(records: pa.Table, min_words: int, stop_words: frozens
 def _write_examples(unit: ExamplesUnit, folder: Path) -> dict[str, Any]:
     records = unit.shard.read()
     stop_words = load_list(unit.shard.work / "lists", unit.stop_words) if unit.stop_words else []
+    left_out = Counter[str]()
     found = (
         _labelled_rows(records)
         if unit.labelled
-        else _sentences_with_words(records, unit.min_words, frozenset(stop_words))
+        else _sentences_with_words(records, unit.min_words, frozenset(stop_words), left_out)
     )
     rows, texts, keys, classes = [], [], [], []
     numbers: dict[str, int] = {}
@@ -111,7 +111,7 @@ def _write_examples(unit: ExamplesUnit, folder: Path) -> dict[str, Any]:
     # One text may stand under two labels; under one label, or as an unlabelled sentence, it is one example.
     same = mix(text_keys, hashes[[each[0] for each in classes]]) if unit.labelled and classes else text_keys
     write_sorted({"key": same, "row": np.arange(len(rows), dtype=np.uint32)}, folder / KEYS)
-    return {"examples": len(rows), "names": len(numbers)}
+    return {"examples": len(rows), "names": len(numbers), "left_out": left_out}
 
 
 def mix(left: np.ndarray, right: np.ndarray) -> np.ndarray:
