@@ -10,9 +10,10 @@ import yaml
 
 from distmeta.config import Config, load_config, read_key, to_yaml
 from distmeta.errors import UserError
-from distmeta.sweep.directory import SweepDirectory
+from distmeta.sweep.directory import SweepDirectory, write_trial
+from distmeta.sweep.points import first_values, number_of_trials
 from distmeta.sweep.run import run_trials
-from distmeta.sweep.search import first_values
+from distmeta.sweep.search import Search
 from distmeta.sweep.space import Space, trial_config
 from tests.corpora import tiny_config, write_labelled_csv
 
@@ -47,7 +48,7 @@ def test_draws_are_within_their_ranges_depend_on_seed_and_number_alone_and_keep_
 
 def test_a_grid_holds_each_combination_once_and_none_twice_for_a_condition(tmp_path: Path):
     grid = {key: SPACE[key] for key in ("meta.inner_steps", "meta.adapt", "model.lora_rank")}
-    points = Space(config_of(tmp_path, space=grid)).grid()
+    points = list(Space(config_of(tmp_path, space=grid)).grid())
     assert len(points) == 3 * (1 + 2)
     assert all(("model.lora_rank" in point) == (point["meta.adapt"] == "lora") for point in points)
 
@@ -82,6 +83,60 @@ def test_a_grid_is_run_as_it_is_where_no_room_is_left_for_the_default(tmp_path: 
     for num_trials, expected in ((2, [0.2, 0.3]), (3, [0.05, 0.2, 0.3]), (12, [0.05, 0.2, 0.3])):
         config = config_of(tmp_path, space=space, search="grid", num_trials=num_trials)
         assert [values["meta.inner_lr"] for values in first_values(Space(config), config.sweep)] == expected
+
+
+SMALL = {
+    "meta.adapt": {"type": "choice", "values": ["all", "lora", "lora"]},
+    "model.lora_rank": {"type": "randint", "low": 2, "high": 4, "when": {"meta.adapt": "lora"}},
+}
+"""Four points, the configuration as it stands among them."""
+
+
+@pytest.mark.parametrize("search", ["random", "grid", "optuna"])
+def test_a_space_with_fewer_points_than_trials_has_each_point_once(tmp_path: Path, search: str):
+    config = config_of(tmp_path, space=SMALL, search=search, num_trials=10)
+    tried = all_values(config, tmp_path / "sweep")
+    assert tried[0] == {"meta.adapt": "all"}
+    assert sorted(map(str, tried)) == sorted(map(str, Space(config).points()))
+    assert number_of_trials(Space(config), config.sweep) == 4
+
+
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_no_trial_is_at_the_point_of_another(tmp_path: Path, search: str):
+    """Also where all but one of 12 points are tried, and where half of the draws have no range."""
+    numbers = {"meta.inner_steps": {"type": "randint", "low": 1, "high": 12}}
+    adapt = {"meta.adapt": SMALL["meta.adapt"]}
+    rates = {"meta.inner_lr": {**SPACE["meta.inner_lr"], "when": {"meta.adapt": "lora"}}}
+    for number, (space, trials) in enumerate(((numbers, 11), (adapt | rates, 20))):
+        config = config_of(tmp_path, space=space, search=search, num_trials=trials)
+        tried = all_values(config, tmp_path / f"sweep{number}")
+        assert len(tried) == trials
+        assert len({str(sorted(values.items())) for values in tried}) == trials
+
+
+def test_a_default_outside_the_listed_values_is_a_point_too(tmp_path: Path):
+    space = {"meta.inner_lr": {"type": "choice", "values": [1, 1.0, 0.5]}}
+    for search in ("random", "grid", "optuna"):
+        config = config_of(tmp_path, space=space, search=search, num_trials=5)
+        tried = all_values(config, tmp_path / search)
+        assert sorted(values["meta.inner_lr"] for values in tried) == [0.05, 0.5, 1]
+
+
+def all_values(config: Config, folder: Path) -> list[dict[str, Any]]:
+    """The values of the trials that a search gives Tune, each of which ends as well as the one before."""
+
+    def make(trial_id: str, values: dict[str, Any]) -> None:
+        run = sweep.trial(trial_id)
+        run.path.mkdir(parents=True)
+        write_trial(run, {"trial_id": trial_id, "config": values, "status": "running"})
+
+    sweep = SweepDirectory(folder)
+    search = Search(Space(config), config.sweep, sweep, make)
+    given = []
+    while (settings := search.suggest(f"tune-{len(given)}")) != Search.FINISHED:
+        search.on_trial_complete(f"tune-{len(given)}", {"accuracy": 0.5})
+        given.append({key: value for key, value in settings.items() if "." in key})
+    return given
 
 
 def test_a_trial_s_configuration_has_its_values_and_runs_by_itself(tmp_path: Path):

@@ -71,8 +71,10 @@ def plan(
         write_plan,
     )
     from distmeta.setup import check_weights, resolve
-    from distmeta.sweep.space import grace_steps
+    from distmeta.sweep.points import number_of_trials
+    from distmeta.sweep.space import Space, grace_steps
 
+    trials = 0 if config.sweep == SweepConfig() else number_of_trials(Space(config), config.sweep)
     run = RunDirectory(sweep.path)
     made = resolve(config)
     memory_bytes = None if memory is None else memory * 2**30
@@ -81,14 +83,14 @@ def plan(
     if weights := check_weights(made):
         say(weights)
     forecast = make_plan(made, run, rate=rate, say=say)
-    if config.sweep != SweepConfig():
+    if trials:
         options, share = config.sweep, 1.0
         if options.scheduler == "asha":
             share = asha_share(config.train.outer_steps, grace_steps(config), options.reduction_factor)
         room = trials_at_a_time(made)
         price = config.tracking.price_per_worker_hour
         forecast = sweep_totals(
-            forecast, num_trials=options.num_trials, concurrent=room, expected_share=share, price=price
+            forecast, num_trials=trials, concurrent=min(room, trials), expected_share=share, price=price
         )
     write_plan(forecast, run)
     check_memory(forecast, memory_bytes, made)

@@ -7,6 +7,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from distmeta.section import Section
 
 Metric = Literal["accuracy", "cost", "wall_seconds", "worker_seconds", "flops"]
+MOST_TRIALS = 10_000
 Mode = Literal["max", "min"]
 
 
@@ -32,8 +33,8 @@ class SpaceEntry(Section):
 class SweepConfig(Section):
     """Many runs that differ in some keys: `distmeta sweep`."""
 
-    num_trials: int = Field(default=12, ge=1)
-    """Trials in all. The first one is the configuration as it stands, never ended early, for comparison."""
+    num_trials: int = Field(default=12, ge=1, le=MOST_TRIALS)
+    """Trials in all, each point once. The first is the configuration as it stands, never ended early, to compare."""
     search: Literal["grid", "random", "optuna"] = "random"
     """Where settings come from: each point of a grid, draws, or draws that go by earlier trials (Optuna's TPE)."""
     scheduler: Literal["none", "asha", "median", "pbt"] = "asha"
@@ -50,7 +51,7 @@ class SweepConfig(Section):
     """asha: one in so many trials goes on from a rung to the next, which has so many times its steps."""
     evaluate_best: int = Field(default=3, ge=1)
     """Best trials on the meta-valid classes that are evaluated again on the meta-test classes."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Fixes the draws."""
     space: dict[str, SpaceEntry] = Field(
         default={

@@ -18,9 +18,10 @@ from distmeta.config import Config, load_config, to_yaml
 from distmeta.errors import Interrupted, UserError
 from distmeta.plan.memory import check_model_states_fit, choose_weights
 from distmeta.sweep.directory import OVER, Stopwatch, SweepDirectory, read_trial, set_status, trial_row, write_table
+from distmeta.sweep.points import first_values, number_of_trials
 from distmeta.sweep.prepare import TrialMaker
 from distmeta.sweep.schedule import make_scheduler
-from distmeta.sweep.search import Search, first_values
+from distmeta.sweep.search import Search
 from distmeta.sweep.space import Space
 from distmeta.sweep.trial import Trial
 from distmeta.train.signals import stop_on_signal
@@ -42,7 +43,7 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
         Interrupted: a signal ended it.
     """
     space = Space(config)
-    _check_options(config, space)
+    check_options(config, space)
     _claim(config, sweep, resume)
     largest = space.largest()
     check_workers_fit(largest)
@@ -56,8 +57,9 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
         sweep.tune.mkdir(parents=True, exist_ok=True)
         sweep.config.write_text(to_yaml(config), encoding="utf-8")
         maker.prepare_corpus(maker.resolved(space.default()))
-        known = first_values(space, config.sweep)
-        total = config.sweep.num_trials if config.sweep.search == "optuna" else len(known)
+        total = number_of_trials(space, config.sweep)
+        if total < config.sweep.num_trials:
+            say(f"sweep.space: {total} points, so {total} trials instead of sweep.num_trials {config.sweep.num_trials}")
         say(f"{total} trials, {at_a_time} at a time, {config.sweep.search} search, scheduler {config.sweep.scheduler}")
         _fit(config, space, sweep, maker, at_a_time, resume=resume, say=say)
     for trial_id in sweep.trial_ids():
@@ -185,7 +187,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _check_options(config: Config, space: Space) -> None:
+def check_options(config: Config, space: Space) -> None:
     """What the section `sweep` cannot be together with the rest."""
     options, faults = config.sweep, []
     if config.train.validate_every == 0:

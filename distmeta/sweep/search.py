@@ -8,10 +8,13 @@ from typing import Any
 import optuna
 from ray.tune.search import Searcher
 
-from distmeta.errors import UserError
 from distmeta.sweep.config import SweepConfig
 from distmeta.sweep.directory import SweepDirectory, read_trial
-from distmeta.sweep.space import Space, Values
+from distmeta.sweep.points import another_points, first_values, number_of_trials
+from distmeta.sweep.space import Space, Values, identity
+
+MOST_PROPOSALS = 20
+"""Of Optuna for one trial, at points that have been tried."""
 
 
 class Search(Searcher):
@@ -50,15 +53,12 @@ class Search(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """What Tune starts next: the sweep's path, the number of a trial and its swept values; or FINISHED."""
-        while self._given < self._total():
+        while self._given < number_of_trials(self._space, self._options):
             name, values = self._next(trial_id)
             if self._make(name, values) is None:
                 return {"sweep": str(self._sweep.path), "trial": name} | values
             self.on_trial_complete(trial_id, error=True)
         return self.FINISHED
-
-    def _total(self) -> int:
-        return self._options.num_trials if self._study is not None else len(self._points)
 
     def _next(self, trial_id: str) -> tuple[str, Values]:
         """Number and values of the next trial."""
@@ -71,12 +71,27 @@ class Search(Searcher):
         if self._study is not None and (values is None or self._space.holds(values)):
             if values is not None:
                 self._study.enqueue_trial(self._space.as_parameters(values))
-            asked = self._study.ask()
-            proposed = self._space.suggest(asked)
+                asked = self._study.ask()
+                self._space.suggest(asked)
+            else:
+                asked, values = self._ask_for_another(self._study)
             self._asked[trial_id] = asked.number
-            values = proposed if values is None else values
         assert values is not None
         return name, values
+
+    def _ask_for_another(self, study: optuna.Study) -> tuple[optuna.trial.Trial, Values]:
+        """Optuna's next proposal that no trial has yet, or a draw where it proposes but what there is."""
+        there = {identity(read_trial(self._sweep.trial(trial_id))["config"]) for trial_id in self._sweep.trial_ids()}
+        for _ in range(MOST_PROPOSALS):
+            asked = study.ask()
+            values = self._space.suggest(asked)
+            if identity(values) not in there:
+                return asked, values
+            study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        values = next(iter(another_points(self._space, self._options.seed, there)))
+        study.enqueue_trial(self._space.as_parameters(values))
+        asked = study.ask()
+        return asked, self._space.suggest(asked)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna how a trial ended."""
@@ -97,25 +112,3 @@ class Search(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Goes on from what `save` has kept."""
         self._given, self._study, self._asked = pickle.loads(Path(checkpoint_path).read_bytes())
-
-
-def first_values(space: Space, options: SweepConfig) -> list[Values]:
-    """The values of all trials that are known from the start: all but those that Optuna proposes.
-
-    Raises:
-        UserError: the grid does not fit into `sweep.num_trials`.
-    """
-    default = space.default()
-    if options.search == "optuna":
-        return [default]
-    if options.search == "random":
-        draws = [space.random(options.seed, index) for index in range(options.num_trials)]
-        return [default, *draws][: options.num_trials] if options.num_trials > 1 else draws
-    points = space.grid()
-    if len(points) > options.num_trials:
-        raise UserError(
-            f"sweep.num_trials: {options.num_trials} is fewer than the {len(points)} points of the grid; raise it, or "
-            "set sweep.search to random"
-        )
-    others = [point for point in points if point != default]
-    return [default, *others] if len(others) < options.num_trials else points

@@ -1,8 +1,9 @@
 """The search space of a sweep: which values the swept keys may take, and the settings of a trial made of them."""
 
 import itertools
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -32,6 +33,7 @@ class Space:
             faults = ["sweep.space: is empty; name at least one key, such as meta.inner_lr"]
         if faults:
             raise UserError("\n".join(faults))
+        self._listed = {key: _listed(entry) for key, entry in self._entries.items()}
 
     def default(self) -> Values:
         """The values that the configuration has as it stands."""
@@ -44,22 +46,21 @@ class Space:
 
         def pick(key: str, entry: SpaceEntry) -> Any:
             nonlocal combination
-            if entry.type == "grid":
-                combination, position = divmod(combination, len(entry.values or ()))
-                return (entry.values or ())[position]
-            if entry.values is not None:
-                return entry.values[int(random.integers(len(entry.values)))]
+            listed = self._listed[key]
+            if listed is not None and entry.type == "grid":
+                combination, position = divmod(combination, len(listed))
+                return listed[position]
+            if listed is not None:
+                return listed[int(random.integers(len(listed)))]
             low, high = _range(entry)
-            if entry.type == "randint":
-                return int(random.integers(int(low), int(high), endpoint=True))
             if entry.type == "loguniform":
                 return float(math.exp(random.uniform(math.log(low), math.log(high))))
             return float(random.uniform(low, high))
 
         return self._draw(pick)
 
-    def grid(self) -> list[Values]:
-        """Every combination of the listed values and whole numbers, each once, in order.
+    def grid(self) -> Iterator[Values]:
+        """Every point, see `points`.
 
         Raises:
             UserError: a key has a range that cannot be gone through.
@@ -67,35 +68,59 @@ class Space:
         if self.continuous():
             key = next(iter(self.continuous()))
             raise UserError(f"sweep.space.{key}: a grid needs a list of values, not a range; see sweep.search")
-        listed = {key: entry.values or _whole_numbers(entry) for key, entry in self._entries.items()}
-        points: list[Values] = []
-        for combination in itertools.product(*listed.values()):
-            values = self._at(dict(zip(listed, combination, strict=True)))
-            if values not in points:
-                points.append(values)
-        return points
+        return self.points()
+
+    def points(self) -> Iterator[Values]:
+        """Every combination of the listed values and whole numbers, each once, in order; none that has a range."""
+        return (values for values in self._walk(list(self._entries), {}) if values is not None)
+
+    def number_of_points(self, most: int) -> int | None:
+        """How many points there are, the configuration as it stands among them; None: more than so many."""
+        points = list(itertools.islice(self._walk(list(self._entries), {}), most + 1))
+        default = self.default()
+        if None not in points and all(identity(point) != identity(default) for point in points):
+            points.append(default)
+        return None if None in points or len(points) > most else len(points)
+
+    def _walk(self, keys: list[str], values: Values) -> Iterator[Values | None]:
+        """The points from these values on, over the keys that are left; None for all those of a range."""
+        if not keys:
+            yield values
+            return
+        key, *others = keys
+        if not self._is_swept(key, values):
+            yield from self._walk(others, values)
+            return
+        listed = self._listed[key]
+        if listed is None:
+            yield None
+            return
+        for value in listed:
+            yield from self._walk(others, {**values, key: value})
 
     def suggest(self, trial: optuna.trial.Trial) -> Values:
         """The values that Optuna proposes for a trial."""
 
         def pick(key: str, entry: SpaceEntry) -> Any:
-            if entry.values is not None:
-                return entry.values[trial.suggest_categorical(key, list(range(len(entry.values))))]
-            low, high = _range(entry)
+            listed, (low, high) = self._listed[key], _range(entry)
             if entry.type == "randint":
                 return trial.suggest_int(key, int(low), int(high))
+            if listed is not None:
+                return listed[trial.suggest_categorical(key, list(range(len(listed))))]
             return trial.suggest_float(key, low, high, log=entry.type == "loguniform")
 
         return self._draw(pick)
 
     def as_parameters(self, values: Values) -> dict[str, Any]:
         """The same values as `suggest` has them in Optuna's own terms: of a list, the position."""
-        lists = {key: self._entries[key].values for key in values}
-        return {key: value if (known := lists[key]) is None else known.index(value) for key, value in values.items()}
+        lists = {key: self._listed[key] for key in values if self._entries[key].type != "randint"}
+        return {
+            key: value if (known := lists.get(key)) is None else known.index(value) for key, value in values.items()
+        }
 
     def holds(self, values: Values) -> bool:
         """Whether the space holds these values."""
-        return all(self._holds(self._entries[key], value) for key, value in values.items())
+        return all(self._holds(key, value) for key, value in values.items())
 
     def continuous(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest value of each key that has a range of numbers."""
@@ -110,24 +135,25 @@ class Space:
         }
         return with_values(self._config, values)
 
-    def _at(self, point: Values) -> Values:
-        return self._draw(lambda key, _: point[key])
-
     def _draw(self, pick: Callable[[str, SpaceEntry], Any]) -> Values:
         values: Values = {}
         for key, entry in self._entries.items():
-            if all(
-                (values[other] if other in values else read_key(self._config, other)) in _listed(allowed)
-                for other, allowed in (entry.when or {}).items()
-            ):
+            if self._is_swept(key, values):
                 values[key] = pick(key, entry)
         return values
 
-    @staticmethod
-    def _holds(entry: SpaceEntry, value: Any) -> bool:
-        if entry.values is not None:
-            return value in entry.values
-        low, high = _range(entry)
+    def _is_swept(self, key: str, values: Values) -> bool:
+        """Whether the condition of a key holds, given the values of those before it."""
+        return all(
+            (values[other] if other in values else read_key(self._config, other)) in _as_list(allowed)
+            for other, allowed in (self._entries[key].when or {}).items()
+        )
+
+    def _holds(self, key: str, value: Any) -> bool:
+        listed = self._listed[key]
+        if listed is not None:
+            return value in listed
+        low, high = _range(self._entries[key])
         return isinstance(value, int | float) and low <= value <= high
 
     def _faults(self, key: str, entry: SpaceEntry) -> Iterator[str]:
@@ -147,8 +173,10 @@ class Space:
             if entry.type == "loguniform" and entry.low <= 0:
                 yield f"{where}.low: loguniform needs a number above 0, got {entry.low}"
                 return
-            if entry.type == "randint" and not (entry.low.is_integer() and entry.high.is_integer()):
-                yield f"{where}: randint needs whole numbers, got {entry.low} and {entry.high}"
+            if entry.type == "randint" and not all(
+                end.is_integer() and abs(end) <= 2**53 for end in (entry.low, entry.high)
+            ):
+                yield f"{where}: randint needs whole numbers of at most 2^53, got {entry.low:g} and {entry.high:g}"
                 return
             candidates = [_at_end(entry, "low"), _at_end(entry, "high")]
         before = list(self._entries)[: list(self._entries).index(key)]
@@ -188,19 +216,26 @@ def grace_steps(config: Config) -> int:
     return config.sweep.grace_steps or config.meta.lm_warmup_steps + config.train.validate_every
 
 
-def _listed(value: Any) -> list[Any]:
+def identity(values: Any) -> str:
+    """Tells points, or values, that differ apart: 1 and true do, 5 and 5.0 do not."""
+    return json.dumps(json.loads(json.dumps(values), parse_int=float), sort_keys=True)
+
+
+def _listed(entry: SpaceEntry) -> Sequence[Any] | None:
+    """The values of a list, each once, or the whole numbers; None: a range of numbers."""
+    if entry.type == "randint":
+        low, high = _range(entry)
+        return range(int(low), int(high) + 1)
+    return None if entry.values is None else list({identity(value): value for value in entry.values}.values())
+
+
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _whole_numbers(entry: SpaceEntry) -> list[int]:
-    low, high = _range(entry)
-    return list(range(int(low), int(high) + 1))
-
-
 def _range(entry: SpaceEntry) -> tuple[float, float]:
-    assert entry.low is not None
-    assert entry.high is not None
-    return entry.low, entry.high
+    """Lowest and highest value of a range."""
+    return entry.low or 0.0, entry.high or 0.0
 
 
 def _at_end(entry: SpaceEntry, end: str) -> float | int:
