@@ -1,6 +1,7 @@
 """The whole configuration of a run: one typed tree, one YAML file, `--set a.b=c` on top."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from distmeta.corpus.config import HUGGING_FACE, CorpusConfig, TokenizerConfig, is_remote
 from distmeta.engine.config import EngineConfig
-from distmeta.errors import UserError
+from distmeta.errors import UserError, one_line
 from distmeta.evaluate.config import EvaluateConfig
 from distmeta.impossible import impossible
 from distmeta.meta.config import MetaConfig
@@ -22,6 +23,7 @@ from distmeta.sweep.config import SpaceEntry, SweepConfig
 from distmeta.tasks.config import TasksConfig
 from distmeta.tracking.config import TrackingConfig
 from distmeta.train.config import TrainConfig
+from distmeta.yaml_text import Loader, parse_yaml, read_yaml
 
 
 class Config(Section):
@@ -39,60 +41,6 @@ class Config(Section):
     sweep: SweepConfig = SweepConfig()
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it (the 1.2 core schema): `1e-3` is a number, `no` and `007` are not a boolean and a 7."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9_]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+0123456789."),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
-
-
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    text = loader.construct_scalar(node).replace("_", "").lower()
-    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
-
-
-def parse_yaml(text: str, origin: str) -> Any:
-    """The value that a YAML text stands for.
-
-    Raises:
-        UserError: the text is no YAML, or a mapping has the same key twice; the line is named.
-    """
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        _refuse_repeated_keys(node)
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{origin}:{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-def _refuse_repeated_keys(node: yaml.Node | None) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-            _refuse_repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeated_keys(value)
-
-
 def load_config(path: Path | None = None, overrides: Iterable[str] = (), *, check: bool = True) -> Config:
     """The configuration in a YAML file, or all defaults without one, with `key=value` overrides applied.
 
@@ -105,27 +53,17 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = (), *, chec
     """
     tree: Any = {}
     if path is not None:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--config {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-        tree = parse_yaml(text, str(path))
+        tree = read_yaml(path)
         if tree is None:
             tree = {}
         if not isinstance(tree, dict):
             raise UserError(f"{path}: the top level must be a mapping of sections, such as `meta:`")
-        # A section of which every key is commented out reads as nothing.
-        tree = {section: values for section, values in tree.items() if values is not None}
         _make_paths_absolute(tree, path.resolve().parent)
     for override in overrides:
-        one: dict[str, Any] = {}
-        _apply_override(one, override)
-        _make_paths_absolute(one, Path.cwd())
-        if override.startswith("model.config.") and not isinstance(tree.get("model", {}).get("config"), dict):
-            tree.setdefault("model", {})["config"] = dict(DEFAULT_MODEL)
-        _merge(tree, one, override)
-    config = _validate(tree)
-    problems = list(impossible(config)) if check else []
+        _set(tree, override)
+    # A section of which every key is commented out reads as nothing.
+    config = _validate({section: values for section, values in tree.items() if values is not None})
+    problems = [one_line(problem) for problem in impossible(config)] if check else []
     if problems:
         raise UserError("\n".join(problems))
     return config
@@ -135,7 +73,7 @@ def _validate(tree: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(error.errors()))) from None
+        raise UserError("\n".join(_explain(error.errors(), tree))) from None
 
 
 def read_key(config: Config, key: str) -> Any:
@@ -171,19 +109,37 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     return _validate(tree)
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Sets one key of the raw tree, in place; what stood there is replaced."""
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {override}: write it as key=value, for example --set meta.inner_lr=0.01")
-    parents, last = _path(key.strip())
-    node = tree
-    for parent in parents:
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not isinstance(node, dict):
-            raise UserError(f"--set {override}: {parent} is a value, not a section")
-    node[last] = parse_yaml(text, f"--set {key}")
+    key = key.strip()
+    if not equals or not key:
+        raise UserError(one_line(f"--set {override}: write it as key=value, for example --set meta.inner_lr=0.01"))
+    parents, last = _path(key)
+    value = parse_yaml(text, one_line(f"--set {key}"))
+    model = tree.get("model")
+    if parents == ["model", "config"] and (model is None or (isinstance(model, dict) and model.get("config") is None)):
+        if last == "model_type" and value != DEFAULT_MODEL[last]:
+            raise UserError(
+                f"--set {key}: the other keys of the default model.config are a {DEFAULT_MODEL[last]}'s; set all of "
+                "it, for example --set 'model.config={model_type: gpt2, n_layer: 2}'"
+            )
+        tree["model"] = {**(model or {}), "config": dict(DEFAULT_MODEL)}
+    alone: dict[str, Any] = {}
+    for branch in (alone, tree):
+        node = branch
+        for parent in parents:
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+            if not isinstance(node, dict):
+                raise UserError(one_line(f"--set {key}: {parent} is a value, not a section"))
+        if branch is alone:
+            node[last] = value
+            _make_paths_absolute(alone, Path.cwd())
+            value = node[last]
+        else:
+            node[last] = value
 
 
 def _path(key: str) -> tuple[list[str], str]:
@@ -194,16 +150,6 @@ def _path(key: str) -> tuple[list[str], str]:
             return ["sweep", "space", ".".join(parents[2:])], last
         return ["sweep", "space"], ".".join([*parents[2:], last])
     return parents, last
-
-
-def _merge(tree: dict[str, Any], other: dict[str, Any], override: str) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value, override)
-        elif isinstance(value, dict) and tree.get(key) is not None and value:
-            raise UserError(f"--set {override.partition('=')[0]}: {key} is a value, not a section")
-        else:
-            tree[key] = value
 
 
 # --- paths ------------------------------------------------------------------------------------------------------
@@ -230,8 +176,8 @@ def _make_paths_absolute(tree: dict[str, Any], base: Path) -> None:
             return value
         if value.startswith(HUGGING_FACE):
             return HUGGING_FACE + absolute(value.removeprefix(HUGGING_FACE), only_if_present=True)
-        joined = base / Path(value).expanduser()
-        return str(joined) if joined.exists() or not only_if_present else value
+        joined = str(base / os.path.expanduser(value))  # pathlib's raises where there is no such user
+        return joined if os.path.exists(joined) or not only_if_present else value
 
     for keys in _PATH_KEYS:
         node: Any = tree
@@ -262,27 +208,45 @@ def _sections() -> Iterable[tuple[str, type[BaseModel]]]:
         yield name, field.annotation
 
 
-def _explain(errors: list[ErrorDetails]) -> Iterable[str]:
+def _explain(errors: list[ErrorDetails], tree: dict[str, Any]) -> Iterable[str]:
     by_key: dict[str, list[ErrorDetails]] = {}
     for details in errors:
-        # Where a key takes several types, pydantic adds the type that it tried to the location.
-        branches = ("str", "int", "constrained-int", "SourceConfig")
-        parts = [str(part) for part in details["loc"]]
-        key = ".".join(part for part in parts if part not in branches and not part.startswith("literal["))
-        by_key.setdefault(key, []).append(details)
+        by_key.setdefault(_place(details, tree), []).append(details)
     for key, tried in by_key.items():
         if any(other.startswith(f"{key}.") for other in by_key):
             continue  # the right type was tried too, and says more
-        if tried[0]["type"] == "extra_forbidden":
+        if tried[0]["type"] in ("extra_forbidden", "invalid_key"):
             yield _unknown(key)
+        elif tried[0]["type"] == "missing":
+            yield f"{key}: is missing"
         else:
-            messages = [re.sub("^Input should", "should", details["msg"]) for details in tried]
-            yield f"{key}: {' or '.join(messages)}, got {_shown(tried[0]['input'])}"
+            messages = dict.fromkeys(_message(details) for details in tried)
+            yield one_line(f"{key}: {' or '.join(messages)}, got {_shown(tried[0]['input'])}")
+
+
+def _place(details: ErrorDetails, tree: dict[str, Any]) -> str:
+    """The dotted key of an error. Where a key takes several types, pydantic adds the one that it tried."""
+    node: Any = tree
+    parts: list[str] = []
+    *_, last = details["loc"]
+    for part in details["loc"]:
+        is_step = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        if is_step:
+            node = node[part]
+        if is_step or (part == last and details["type"] in ("missing", "invalid_key") and part != "[key]"):
+            parts.append(one_line(str(part)))
+    return ".".join(parts)
+
+
+def _message(details: ErrorDetails) -> str:
+    if details["type"] in ("dict_type", "model_type"):
+        return "should be a mapping of keys to values"
+    return re.sub("^Input should", "should", details["msg"]).removeprefix("Value error, ")
 
 
 def _shown(value: object) -> str:
     """A value that may be shown: what stands inside a mapping or a list may be a key or a password."""
-    return f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)
+    return {dict: "a mapping", list: "a list", type(None): "null"}.get(type(value)) or repr(value)
 
 
 def _unknown(key: str) -> str:
@@ -304,9 +268,9 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = {  # noqa: RUF012 (it is yaml's own attribute)
         first: [
             *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
-            *_Loader.yaml_implicit_resolvers.get(first, []),
+            *Loader.yaml_implicit_resolvers.get(first, []),
         ]
-        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *Loader.yaml_implicit_resolvers}
     }
 
 

@@ -1,4 +1,7 @@
-"""The two ways in which a command ends that are no fault of the program."""
+"""The two ways in which a command ends that are no fault of the program, and the form of what is said of them."""
+
+LONGEST = 500
+"""Characters of a line that is made of what a user has given."""
 
 
 class UserError(Exception):
@@ -10,3 +13,9 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """A signal ended the run in good order; the message says how to go on. The exit status is 130."""
+
+
+def one_line(text: str) -> str:
+    """The text in one line: what cannot be printed as it is in a file, and of a long one the middle left out."""
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 110]} [...] {line[-100:]}"

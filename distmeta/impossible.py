@@ -2,9 +2,10 @@
 
 import glob
 import json
+import math
+import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmeta.corpus.config import HUGGING_FACE, SourceConfig, is_remote
@@ -14,11 +15,27 @@ if TYPE_CHECKING:
     from distmeta.meta.config import MetaConfig
 
 
+LARGEST_MODEL_COUNTS = {
+    **dict.fromkeys(
+        ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"), 1000
+    ),
+    "num_labels": 10_000,
+}
+"""Of what is made one by one, also where a network is only looked at."""
+
+
 def impossible(config: "Config") -> Iterable[str]:
     """A line for each thing that the keys allow alone and no run can do together."""
     tasks, meta, train = config.tasks, config.meta, config.train
-    for key in _with_passwords(config.model_dump()):
-        yield f"{key}: an address with a password in it would end up in every copy; keys belong in the environment"
+    for key, value in _values(config.model_dump()):
+        if isinstance(value, str) and re.search(r"://[^/@\s]+@", value):
+            yield f"{key}: an address with a password in it would end up in every copy; keys belong in the environment"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{key}: should be a finite number, got {value}"
+    for key, value in config.model.config.items():
+        most = LARGEST_MODEL_COUNTS.get(key)
+        if most is not None and isinstance(value, int) and value > most:
+            yield f"model.config.{key}: {value} is more than any model has; {most} at most"
     for source in config.corpus.sources:
         path = source.path if isinstance(source, SourceConfig) else source
         is_hub_name = path.startswith(HUGGING_FACE) or (
@@ -27,7 +44,7 @@ def impossible(config: "Config") -> Iterable[str]:
         if (
             not is_remote(path)
             and not is_hub_name
-            and not Path(path).exists()
+            and not os.path.exists(path)
             and not any(glob.iglob(path, recursive=True))
         ):
             yield f"corpus.sources: nothing is at {path}"
@@ -35,7 +52,7 @@ def impossible(config: "Config") -> Iterable[str]:
         ("corpus.stop_words_file", config.corpus.stop_words_file),
         *((f"tasks.split_files.{name}", file) for name, file in (tasks.split_files or ())),
     ):
-        if file is not None and not Path(file).is_file():
+        if file is not None and not os.path.isfile(file):
             yield f"{key}: there is no file {file}"
     if any(ratio < 0 for ratio in tasks.split_ratio) or abs(sum(tasks.split_ratio) - 1) > 1e-6:
         yield f"tasks.split_ratio: must be three shares that sum to 1, got {tasks.split_ratio}"
@@ -160,12 +177,13 @@ def written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _with_passwords(node: Any, key: str = "") -> Iterable[str]:
+def _values(node: Any, key: str = "") -> Iterable[tuple[str, Any]]:
+    """Every value of a tree with its dotted key; those of a list have the list's."""
     if isinstance(node, dict):
         for name, value in node.items():
-            yield from _with_passwords(value, f"{key}.{name}" if key else str(name))
+            yield from _values(value, f"{key}.{name}" if key else str(name))
     elif isinstance(node, list):
         for value in node:
-            yield from _with_passwords(value, key)
-    elif isinstance(node, str) and re.search(r"://[^/@\s]+@", node):
-        yield key
+            yield from _values(value, key)
+    else:
+        yield key, node

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from distmeta.errors import UserError, one_line
+
 
 def check_pattern(pattern: str) -> str:
     """The pattern itself.
@@ -17,6 +19,26 @@ def check_pattern(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"no regular expression: {error}") from None
     return pattern
+
+
+def finds(pattern: str, name: str, key: str) -> bool:
+    """Whether a pattern that the setting `key` gives finds something in a name.
+
+    Raises:
+        UserError: it takes more than a second, as patterns do that can read the same text in very many ways.
+    """
+    import regex  # which can be stopped, as Python's own cannot
+
+    try:
+        return regex.search(pattern, name, timeout=1) is not None
+    except TimeoutError:
+        raise UserError(
+            one_line(
+                f"{key}: {pattern} takes too long to be looked for in {name}; repeat nothing that is itself repeated"
+            )
+        ) from None
+    except regex.error as error:
+        raise UserError(one_line(f"{key}: {pattern} is no regular expression: {error}")) from None
 
 
 Pattern = Annotated[str, AfterValidator(check_pattern)]

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from distmeta.config import Config
+from distmeta.corpus.config import SHORTEST
 from distmeta.corpus.manifest import Manifest
 from distmeta.errors import UserError
 from distmeta.meta import algorithm_class
@@ -48,6 +49,9 @@ def resolve(config: Config) -> Config:
     network = bare_network(config)
     limit = max_sequence_length(network.base)
     if limit is not None:
+        if limit < SHORTEST:
+            where = "model.config.max_position_embeddings" if is_new else "model.name_or_path"
+            raise UserError(f"{where}: the model takes {limit} tokens, and texts need room for {SHORTEST}")
         config.tokenizer.max_length = min(config.tokenizer.max_length, limit)
     _resolve_attention(config, network)
     if (config.engine.tasks_at_a_time or 1) > 1 and network.is_random:

@@ -111,6 +111,73 @@ def test_one_key_of_the_new_model_can_be_set(tmp_path):
     assert config.model.config == Config().model.config | {"hidden_size": 64}
 
 
+def test_a_value_that_is_set_replaces_what_was_there(tmp_path):
+    """Also where it is a mapping: of another model type the keys that the file has make no sense."""
+    file = write(
+        tmp_path, "model:\n  pooling: mean\n  config: {model_type: bert, intermediate_size: 64}\nmeta: {inner_lr: 3}\n"
+    )
+    gpt = {"model_type": "gpt2", "n_layer": 1}
+    config = load_config(file, ["model.config={model_type: gpt2, n_layer: 1}", "meta.outer_lr=0.5"])
+    assert (config.model.config, config.model.pooling) == (gpt, "mean")
+    assert (config.meta.inner_lr, config.meta.outer_lr) == (3, 0.5)
+    overrides = ["model.config={model_type: gpt2}", "model.config.n_layer=1"]
+    assert load_config(file, overrides).model.config == load_config(None, overrides).model.config == gpt
+    assert load_config(file, ["meta={outer_lr: 0.5}"]).meta.inner_lr == Config().meta.inner_lr
+    space = "sweep.space={meta.outer_lr: {type: choice, values: [1]}}"
+    assert list(load_config(file, [space]).sweep.space) == ["meta.outer_lr"]
+
+
+def test_another_type_of_the_default_model_is_not_given_a_bert_s_sizes():
+    with pytest.raises(UserError, match=r"--set model.config.model_type: .*a bert's; set all of it"):
+        load_config(None, ["model.config.model_type=gpt2"])
+
+
+@pytest.mark.parametrize("text", ["model: 3", "model: [1]", "model: {config: x}"])
+def test_a_key_of_what_is_no_section_is_refused(tmp_path, text):
+    with pytest.raises(UserError, match=r"--set model.config.hidden_size: .* is a value, not a section"):
+        load_config(write(tmp_path, text), ["model.config.hidden_size=64"])
+
+
+def test_text_with_a_mark_of_its_encoding_is_read(tmp_path):
+    """As some editors and shells write it."""
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "run.yaml").write_text("tracking: {name: наука}\n", encoding=encoding)
+        assert load_config(tmp_path / "run.yaml").tracking.name == "наука"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"meta:\n  inner_lr: \xff\n", "line 2 is no UTF-8 text"),
+        (b"meta:\n  x: \x07\n", "line 2 is not valid YAML: it holds the character 0x0007"),
+        (b"meta: &m\n  x: *m\n", "line 1 is not valid YAML: it nests too deeply"),
+        (b"meta: " + b"[" * 5000, "is not valid YAML: it nests too deeply"),
+        (b"meta:\n  x: !!python/name:os.system y\n", "line 2 is not valid YAML: could not determine a constructor"),
+        (b"meta:\n  x: " + b"9" * 30, "line 2 is not valid YAML: '9.* is no whole number of 64 bits"),
+    ],
+)
+def test_text_that_would_be_a_trap_for_the_reader_is_refused_by_line(tmp_path, content, said):
+    (tmp_path / "run.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=rf"run\.yaml: ?{said}"):
+        load_config(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([r"meta.adapt='regex:^(\w|\w\w|\.)*[ !]$'"], "meta.adapt: .* takes too long"),
+        (["meta.adapt=lora", r"model.lora_targets='^(\w|\w\w|\.)*[ !]$'"], "model.lora_targets: .* takes too long"),
+        (["model.config.num_hidden_layers=1000000000"], "model.config.num_hidden_layers: .* 1000 at most"),
+        (["model.config.num_labels=1000000000"], "model.config.num_labels: .* 10000 at most"),
+        (["model.config.max_position_embeddings=6"], "model.config.max_position_embeddings: the model takes 6 tokens"),
+        (["model.config={model_type: bertt}"], "model.config.model_type: bertt is no model type .* did you mean bert"),
+    ],
+)
+def test_what_would_take_for_ever_or_make_no_network_is_refused_by_its_key(overrides: list[str], said: str):
+    with pytest.raises(UserError, match=said):
+        resolve(load_config(None, overrides))
+
+
 def test_second_order_with_an_attention_that_has_no_second_derivative_is_refused():
     for algorithm in ("maml", "metasgd"):
         with pytest.raises(UserError, match=rf"model.attention: sdpa.*{algorithm}"):

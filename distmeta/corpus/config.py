@@ -10,6 +10,9 @@ BUILTIN = "builtin:python-docs"
 HUGGING_FACE = "huggingface:"
 """What an address of a data set on the Hugging Face hub, or in a saved folder, begins with."""
 
+SHORTEST = 8
+"""The least that the longest sequence may have (tokens)."""
+
 
 def is_remote(path: str) -> bool:
     """Whether the address of a source is none of a local file."""
@@ -73,5 +76,5 @@ class TokenizerConfig(Section):
     """Whether a trained tokenizer takes the accents off Latin, Greek and Cyrillic letters, so that möchte is mochte."""
     train_bytes: int = Field(default=50_000_000, ge=10_000)
     """A trained tokenizer sees an even sample of the corpus of at most this size (bytes)."""
-    max_length: int = Field(default=128, ge=8)
+    max_length: int = Field(default=128, ge=SHORTEST)
     """Longest sequence, special tokens included; the model's own limit holds where it is lower (tokens)."""

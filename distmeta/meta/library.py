@@ -1,6 +1,5 @@
 """The learning core for a network and tasks of one's own: no configuration file, no Ray, no DeepSpeed."""
 
-import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from distmeta.meta.config import MetaConfig
 from distmeta.meta.registry import algorithm_class
 from distmeta.models.batch import TaskBatch
 from distmeta.models.network import Localized
+from distmeta.section import finds
 
 _OF_NUMBERS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 """Losses that, given scores and numbers of classes, compute something all the same where the shapes happen to fit."""
@@ -66,7 +66,7 @@ class ModuleFeatures(nn.Module):
         if adapt == "head":
             return []
         if adapt.startswith("regex:"):
-            names = [name for name in parameters if re.search(adapt.removeprefix("regex:"), name)]
+            names = [name for name in parameters if finds(adapt.removeprefix("regex:"), name, "meta.adapt")]
         elif adapt in ("all", "bias"):
             names = [name for name, parameter in parameters.items() if adapt == "all" or parameter.ndim <= 1]
         else:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -21,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from distmeta.errors import UserError
+from distmeta.errors import UserError, one_line
 from distmeta.models.batch import side_by_side
 from distmeta.models.config import ModelConfig
 from distmeta.models.fit import read_weights
@@ -72,12 +73,17 @@ def load_model_config(config: ModelConfig) -> PretrainedConfig:
 
 
 def _refuse_unknown_keys(config: dict[str, Any]) -> None:
-    default = AutoConfig.for_model(config["model_type"])
+    name = config["model_type"]
+    if name not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(name, list(CONFIG_MAPPING), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(one_line(f"model.config.model_type: {name} is no model type that transformers knows{hint}"))
+    default = AutoConfig.for_model(name)
     for key in config:
         if not hasattr(default, key):
             near = difflib.get_close_matches(key, dir(default), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"model.config.{key}: unknown key of a {config['model_type']} configuration{hint}")
+            raise UserError(one_line(f"model.config.{key}: unknown key of a {name} configuration{hint}"))
 
 
 def network_without_weights(
@@ -362,4 +368,4 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 
 def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return one_line(str(error).strip().split("\n")[0] or type(error).__name__)

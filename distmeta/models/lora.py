@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from distmeta.errors import UserError
 from distmeta.models.by_task import linear
+from distmeta.section import finds
 
 if TYPE_CHECKING:
     from distmeta.models.batch import TokenBatch
@@ -54,9 +55,11 @@ def find_targets(network: nn.Module, pattern: str | None = None) -> list[Target]
     targets = []
     for name, module in network.named_modules():
         if pattern is not None:
-            if re.search(pattern, name) and isinstance(module, nn.Linear):
+            if not isinstance(module, nn.Linear | Conv1D) or not finds(pattern, name, "model.lora_targets"):
+                continue
+            if isinstance(module, nn.Linear):
                 targets.append(Target(f"{name}.weight", 0, module.out_features, transposed=False))
-            elif re.search(pattern, name) and isinstance(module, Conv1D):
+            else:
                 targets.append(Target(f"{name}.weight", 0, module.nf, transposed=True))
         elif isinstance(module, nn.Linear) and _SEPARATE.search(name):
             targets.append(Target(f"{name}.weight", 0, module.out_features, transposed=False))

@@ -22,6 +22,7 @@ from distmeta.models.lora import Target, adapted, find_targets, make_adapters, m
 from distmeta.models.packing import packed_attention, run
 from distmeta.models.parts import is_batched
 from distmeta.models.precision import of_pass
+from distmeta.section import finds
 
 Parameters = dict[str, torch.Tensor]
 Pooling = Literal["mean", "mask", "first", "last"]
@@ -169,7 +170,7 @@ class Network(nn.Module):
                 raise UserError(f"meta.last_k: the model has {count} layers, not {last_k}")
             names = above_layer(base, count - last_k)
         elif adapt.startswith("regex:"):
-            names = [name for name in base if re.search(adapt.removeprefix("regex:"), name)]
+            names = [name for name in base if finds(adapt.removeprefix("regex:"), name, "meta.adapt")]
         else:
             names = list(base)
         if not names:

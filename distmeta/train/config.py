@@ -12,7 +12,7 @@ class TrainConfig(Section):
 
     num_workers: int = Field(default=1, ge=1)
     """Ray Train workers; each computes its share of the tasks of an outer step."""
-    cpus_per_worker: float = Field(default=1.0, gt=0)
+    cpus_per_worker: float = Field(default=1.0, ge=0.01)
     """CPUs that a worker takes from the cluster; below 1 several workers share one."""
     outer_steps: int = Field(default=400, ge=1)
     """Outer steps of the whole run, those before a resume included."""
