@@ -105,6 +105,12 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
             check_tasks(config, run)
         claim(config, run)
         say(f"training on {config.train.num_workers} workers, ZeRO stage {config.engine.zero_stage}")
+        if warmup := config.meta.lm_warmup_steps:
+            steps = config.train.outer_steps
+            say(
+                f"outer steps 1 to {warmup} train the language model alone; the {steps - warmup} from {warmup + 1} to "
+                f"{steps} have tasks, and with them a query_loss"
+            )
         progress = launch(config, run, say)
         if "diverged" in progress:
             _summarize(config, run, progress, say)

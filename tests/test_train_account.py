@@ -1,6 +1,7 @@
 """What a run says that it took, the intervals of its scores, and how it ends where it diverges."""
 
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Iterator
@@ -56,6 +57,23 @@ def test_the_phases_of_a_step_add_up_to_its_seconds(worlds, corpus, tmp_path):
         progress = progress_at(tmp_path / run, 12)
         assert sum(progress["phase_seconds"].values()) == pytest.approx(progress["wall_seconds"], rel=0.1)
         assert progress["worker_seconds"] == pytest.approx(size * progress["wall_seconds"])
+
+
+@pytest.mark.parametrize(
+    ("engine", "limit"),
+    [
+        ({"gradient_clipping": 0.01}, 0.01),
+        ({"gradient_clipping": 0.0}, math.inf),
+        ({"gradient_clipping": 0.01, "zero_stage": 3, "weights": "partitioned"}, 0.01),
+    ],
+)
+def test_it_is_told_how_far_a_gradient_was_clipped(engine, limit, worlds, corpus, tmp_path):
+    config = configure(corpus, engine=engine, train={"outer_steps": 2, "validate_every": 0})
+    rows = run_steps(worlds[2], config, tmp_path / "run")
+    assert all(row["grad_norm"] > 0.01 for row in rows)
+    assert [row["clip_factor"] for row in rows] == [
+        pytest.approx(min(1.0, limit / row["grad_norm"]), rel=1e-3) for row in rows
+    ]
 
 
 @pytest.mark.parametrize("stage", [0, 3])
@@ -134,6 +152,7 @@ def test_a_run_that_diverges_ends_on_every_worker_and_keeps_the_network_before(m
         assert rows[-1]["query_loss"] > 20
     else:
         assert {"query_loss", "grad_norm"} <= set(rows[-1]["not_finite"])
+        assert "clip_factor" not in rows[-1]
     for each in progress:
         assert each["outer_step"] == last
         assert each["diverged"].startswith("query loss ")

@@ -81,6 +81,8 @@ class Engine:
         self._step = state.step if state is not None else 0
         self.communication_seconds = 0.0
         """Time in which the last `step` averaged the gradients over the workers."""
+        self.clip_factor: float | None = None
+        """What the last `step` multiplied the gradient by to clip it; 1: it was not; None: it was not applied."""
 
         self._made_group = not torch.distributed.is_initialized()
         if self._made_group:
@@ -213,9 +215,11 @@ class Engine:
             square = square.to(self._device)
             torch.distributed.all_reduce(square)
         norm = math.sqrt(square)
+        self.clip_factor = 1.0 if math.isfinite(norm) else None
         if 0 < self._clipping < norm < math.inf:
+            self.clip_factor = self._clipping / (norm + 1e-6)
             for shard in shards:
-                shard.mul_(self._clipping / (norm + 1e-6))
+                shard.mul_(self.clip_factor)
         return norm
 
     def _averaged_gradients(self) -> list[Tensor]:

@@ -150,6 +150,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         is_last = outer_step == config.train.outer_steps
         is_stopping = metrics.pop("stop") > 0
         row = _row(outer_step, metrics, norm, rate, seconds, config.meta)
+        row["clip_factor"] = engine.clip_factor
         progress["outer_step"] = outer_step
         progress["tokens"] += row["tokens"]
         progress["lm_tokens"] += int(metrics.get("lm_tokens", 0))
