@@ -14,10 +14,12 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import ControllerError
 
-from distmeta.config import Config
+from distmeta.config import Config, to_yaml
 from distmeta.errors import UserError
 from distmeta.pipeline import _check_claim, claim
 from distmeta.rundir import RunDirectory
+from distmeta.sweep.directory import SweepDirectory, read_trial, write_trial
+from distmeta.sweep.trial import Trial
 from distmeta.tracking.config import TrackingConfig
 from distmeta.train.failures import Failures, SureFailure, told_apart
 from distmeta.train.launch import _explain, _Progress
@@ -169,6 +171,36 @@ def test_a_run_that_never_began_holds_no_directory(tmp_path, monkeypatch):
         _check_claim(config, run, resume=False)
     with pytest.raises(UserError, match=r"corpus.sources: .*/other'\] before, \['third'\] now"):
         _check_claim(Config.model_validate({"corpus": {"sources": ["third"]}}), run, resume=True)
+
+
+@pytest.mark.parametrize("when", ["start", "end"])
+def test_a_trial_that_cannot_work_is_not_tried_again(when, tmp_path, monkeypatch):
+    """Tune tries whatever an exception comes out of again, as often as a lost process."""
+
+    class Training:
+        def __init__(self, config: Config, run: RunDirectory) -> None:
+            if when == "start":
+                raise UserError("train.num_workers: 2 workers need as many GPUs")
+
+        def is_over(self, wait: float) -> bool:
+            return True
+
+        def progress(self) -> None:
+            raise ValueError("no such\nthing")
+
+    monkeypatch.setattr("distmeta.sweep.trial.TrainingRun", Training)
+    sweep = SweepDirectory(tmp_path)
+    run = sweep.trial("0000")
+    run.path.mkdir(parents=True)
+    run.config.write_text(to_yaml(Config()))
+    write_trial(run, {"trial_id": "0000", "config": {}, "status": "running"})
+    trial = Trial({"sweep": str(tmp_path), "trial": "0000"})
+    assert trial.step()["failed"]
+    row = read_trial(run)
+    assert row["status"] == "failed"
+    assert (
+        row["reason"] == {"start": "train.num_workers: 2 workers need as many GPUs", "end": "ValueError: no such"}[when]
+    )
 
 
 def test_a_sure_failure_is_passed_on_between_processes():

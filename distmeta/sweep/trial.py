@@ -14,6 +14,7 @@ from distmeta.sweep.directory import Status, SweepDirectory, read_trial, set_sta
 from distmeta.sweep.takeover import copy_newest, take_over
 from distmeta.tracking.cost import run_summary
 from distmeta.tracking.metrics import MetricsTail
+from distmeta.train.failures import may_pass
 from distmeta.train.launch import TrainingRun
 
 TOTALS = ("wall_seconds", "worker_seconds", "flops")
@@ -70,7 +71,11 @@ class Trial(tune.Trainable):
             self._validations, self._metrics = MetricsTail(self._run.validation), MetricsTail(self._run.metrics)
             self._validations.new(), self._metrics.new()  # what was there before has been reported
             self._waiting: list[dict[str, Any]] = []
-            self._training = TrainingRun(self._config, self._run)
+            try:
+                self._training = TrainingRun(self._config, self._run)
+            except UserError as error:  # which Tune would take for a lost process, and try again
+                self._outcome = "failed"
+                set_status(self._run, "failed", str(error))
         while self._training is not None:
             if self._sweep.stop_request.exists():
                 self._stop()
@@ -120,6 +125,10 @@ class Trial(tune.Trainable):
             progress = self._training.progress()
         except UserError as error:
             status, reason = "failed", str(error)
+        except Exception as error:
+            if may_pass(error):
+                raise
+            status, reason = "failed", f"{type(error).__name__}: {error}".split("\n")[0]
         else:
             summary = run_summary(progress, self._config.tracking)
             self._run.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
