@@ -122,7 +122,9 @@ def test_a_long_sentence_is_cut_around_its_masked_word(tmp_path: Path) -> None:
     long = [" ".join([f"word{'abcde'[i]}"] * 400) + " zebra" for i in range(5)]
     (tmp_path / "a.txt").write_text("\n".join(short + long))
     options = {"n_way": 2, "max_sentences": 40, "split_ratio": [1, 0, 0]}
-    manifest = prepare_small(tmp_path / "out", [tmp_path / "a.txt"], tasks=options, splits=("train",))
+    manifest = prepare_small(
+        tmp_path / "out", [tmp_path / "a.txt"], tasks=options, corpus={"max_sentence_words": 500}, splits=("train",)
+    )
     assert manifest.cut == 5
     rows = by_class(examples(tmp_path / "out", manifest))["zebra"]
     assert len(rows) == 40

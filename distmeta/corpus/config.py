@@ -46,15 +46,19 @@ class CorpusConfig(Section):
     deduplicate: bool = True
     """Keep only the first of records whose text (and label) is the same, over the whole corpus."""
     split_sentences: bool = True
-    """Cut records into sentences, English and Chinese. Rows of a labelled set are never cut."""
+    """Cut records where Unicode has sentence ends, in every script, though not behind English abbreviations. Rows of a
+    labelled set are never cut."""
+    max_sentence_words: int = Field(default=100, ge=10)
+    """A longer sentence, as in text without punctuation, is cut into windows of at most so many words, and counted."""
     remove_stop_words: bool = False
     """Take function words out of the text before it is tokenized."""
     stop_words_file: str | None = None
-    """A file with one stop word a line; unset: built-in English and Chinese lists."""
+    """A file with one stop word a line; unset: built-in English and Chinese lists, none for other languages."""
     max_record_bytes: int = Field(default=1_000_000, ge=100)
     """Longer records are dropped and counted (bytes)."""
     min_sentence_words: int = Field(default=3, ge=1)
-    """Shorter sentences make no tasks (words; a Chinese character counts as one). Language modelling keeps them."""
+    """Shorter sentences make no tasks (words by Unicode's rules; a Chinese character counts as one). Language modelling
+    keeps them."""
     executor: Literal["auto", "local", "ray"] = "auto"
     """Where the work is done: in this process, or on a cluster by Ray Data; auto: in this process below 8 MB."""
     directory: str | None = None

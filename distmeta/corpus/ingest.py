@@ -22,6 +22,7 @@ from distmeta.corpus.sentences import split_sentences
 from distmeta.corpus.sources import Piece, cut_into_pieces
 from distmeta.corpus.streams import filesystem, read_bytes
 from distmeta.corpus.tables import write_sorted
+from distmeta.corpus.windows import cut_into_windows
 from distmeta.corpus.words import hash64, text_key
 
 STEP = "records"
@@ -100,7 +101,8 @@ def ingest(hashed: Sequence[HashedPiece], settings: RecordSettings, work: Path, 
     """Read and clean all pieces into parts of the step `records`, in order.
 
     A part holds `00000.parquet`, ... (SCHEMA) and `00000.keys` (a sorted table for `repeats`) of each of its shards.
-    Its summary has `shards`, a list of {records, bytes}, and `pieces`, a list of tallies.
+    Its summary has `shards`, a list of {records, bytes}, `pieces`, a list of tallies, and `windows`, how many of the
+    sentences are windows of text without sentence ends.
     """
     sizes = [each.piece.text_bytes for each in hashed]
     units = [IngestUnit(work / STEP, group, settings) for group in _grouped(hashed, sizes, UNIT_BYTES)]
@@ -173,18 +175,30 @@ def _ingest_unit(unit: IngestUnit) -> Part:
 
 def _write_shards(unit: IngestUnit, folder: Path) -> dict[str, Any]:
     shards = _ShardWriter(folder)
-    tallies = []
+    tallies, windows = [], 0
     for each in unit.pieces:
         tally = Tally()
         for record in clean_records(read_piece(each.piece, unit.settings, tally), unit.settings, tally):
             if unit.settings.label_column is not None:
                 sentences = [record.text or ""] if record.pair is None else [record.text or "", record.pair]
             else:
-                sentences = split_sentences(record.text or "") if unit.settings.split_sentences else [record.text or ""]
+                sentences, cut = _sentences(record.text or "", unit.settings)
+                windows += cut
             shards.add(f"{each.piece.name}:{record.number}", sentences, record.text or "", record.pair, record.label)
         tallies.append(asdict(tally))
     shards.flush()
-    return {"shards": shards.written, "pieces": tallies}
+    return {"shards": shards.written, "pieces": tallies, "windows": windows}
+
+
+def _sentences(text: str, settings: RecordSettings) -> tuple[list[str], int]:
+    """Return the sentences of a text, and how many of them are windows."""
+    if not settings.split_sentences:
+        return [text], 0
+    sentences = split_sentences(text)
+    windows = [cut_into_windows(sentence, settings.max_sentence_words) for sentence in sentences]
+    if sum(map(len, windows)) == len(sentences):
+        return sentences, 0
+    return [window for each in windows for window in each], sum(len(each) for each in windows if len(each) > 1)
 
 
 class _ShardWriter:

@@ -5,6 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
+from distmeta.corpus.alike import describe_alike
 from distmeta.files import write_json
 
 FILE = "manifest.json"
@@ -65,6 +66,8 @@ class Manifest(_Frozen):
     """Files in folders and globs with an ending that no reader knows, by that ending."""
     rows: RowCounts
     sentences: int
+    windows: int = 0
+    """How many of the sentences are windows, cut from text without sentence ends (`corpus.max_sentence_words`)."""
     tokens: int
     """In the segments, special tokens not counted."""
     bytes: int
@@ -100,6 +103,10 @@ class Manifest(_Frozen):
     """How many such labels there are."""
     classes_in_no_split: int
     """Labels that stand in none of `tasks.split_files`."""
+    labels_alike: list[dict[str, str]] = []
+    """Groups of class names that differ in Unicode form, case, blanks or width alone: the split of each name."""
+    labels_alike_total: int = 0
+    """How many such groups there are."""
     words_left_out: dict[str, int] = {}
     """SMLMT: stretches of text that are no classes since nothing tells where words end in them, by script."""
 
@@ -143,6 +150,11 @@ class Manifest(_Frozen):
         ]
         if self.repeats or self.texts_under_two_labels:
             lines.append(f"{self.repeats} repeated rows, {self.texts_under_two_labels} texts under two labels")
+        if self.windows:
+            lines.append(
+                f"{self.windows} of the sentences are windows of longer text in which no sentence ends "
+                "(corpus.max_sentence_words)"
+            )
         if self.cut:
             lines.append(f"{self.cut} rows were longer than {self.max_length} tokens and cut")
         if self.classes_left_out:
@@ -150,6 +162,7 @@ class Manifest(_Frozen):
             lines.append(f"{self.classes_left_out_total} classes are too small for a task and left out: {names}")
         if self.classes_in_no_split:
             lines.append(f"{self.classes_in_no_split} classes stand in no split file and are left out")
+        lines += describe_alike(self.labels_alike, self.labels_alike_total)
         lines += self.describe_left_out()
         if self.unknown_tokens:
             share = 100 * self.unknown_tokens / self.tokens

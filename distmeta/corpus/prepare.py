@@ -68,6 +68,7 @@ def prepare(
         record=corpus.record,
         normalize=corpus.normalize,
         split_sentences=corpus.split_sentences,
+        max_sentence_words=corpus.max_sentence_words,
         max_record_bytes=corpus.max_record_bytes,
         text_column=tasks.text_column,
         pair_column=tasks.text_pair_column if tasks.label_column is not None else None,
@@ -145,6 +146,7 @@ def prepare(
         files_skipped=dict(resolved.skipped),
         rows=_row_counts(tallies, repeated if corpus.deduplicate else 0),
         sentences=_total(segments, "sentences"),
+        windows=_total(ingested, "windows"),
         tokens=_total(segments, "tokens"),
         bytes=_total(segments, "bytes"),
         segments=_total(segments, "segments"),
@@ -165,6 +167,8 @@ def prepare(
         classes_left_out_total=choice.too_small_total,
         classes_in_no_split=choice.in_no_split,
         words_left_out=choice.left_out,
+        labels_alike=choice.alike,
+        labels_alike_total=choice.alike_total,
     )
     before_publishing(manifest)
     manifest.save(unfinished)

@@ -54,6 +54,7 @@ class RecordSettings:
     text_column: str
     pair_column: str | None
     label_column: str | None
+    max_sentence_words: int = 100
 
     @property
     def columns(self) -> list[str]:

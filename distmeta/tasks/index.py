@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distmeta.corpus.alike import GROUPS, find_alike, look, name_splits, spelled
 from distmeta.corpus.executor import Executor
 from distmeta.corpus.manifest import Manifest
 from distmeta.corpus.parts import Part, save_list
@@ -40,6 +41,10 @@ class ClassChoice:
     """Labels that stand in no split file."""
     left_out: dict[str, int]
     """Stretches of text that are no classes since their script sets no bounds to words, by script."""
+    alike: list[dict[str, str]]
+    """Names that look the same, each with its split: as `alike.name_splits` returns them, at most GROUPS."""
+    alike_total: int
+    """How many groups of such names there are."""
     examples: list[DistinctExamples]
 
     def names(self, split: Split) -> list[str]:
@@ -78,7 +83,9 @@ def choose_classes(
             counted, work, max(tasks.min_sentences, needed), most, tasks.max_classes, executor
         ).to_pylist()
         left_out = sum((Counter(part.summary["left_out"]) for part in found), Counter[str]())
-        return ClassChoice(_split_by_ratio(words, tasks), {}, 0, 0, dict(left_out.most_common()), examples)
+        classes = _split_by_ratio(words, tasks)
+        alike, total = _alike([each.name for each in classes], classes)
+        return ClassChoice(classes, {}, 0, 0, dict(left_out.most_common()), alike, total, examples)
 
     # A column of free text may have as many labels as rows: what is too small stays in Arrow.
     labels = merge_counts(counted, work, 1, ANY, None, executor)
@@ -86,16 +93,30 @@ def choose_classes(
     small = labels.filter(pc.field("count") < needed)
     largest = small.sort_by([("count", "descending"), ("name", "ascending")])[:NAMES_LEFT_OUT]
     too_small = dict(zip(largest["name"].to_pylist(), largest["count"].to_pylist(), strict=True))
+    names = labels["name"].to_pylist()
     if split_names is None:
-        return ClassChoice(_split_by_ratio(large, tasks), too_small, len(small), 0, {}, examples)
+        classes = _split_by_ratio(large, tasks)
+        return ClassChoice(classes, too_small, len(small), 0, {}, *_alike(names, classes), examples)
     split_of = {name: split for split, names in split_names.items() for name in names}
     wanted = pa.array(list(split_of), pa.string())
     present = set(labels["name"].filter(pc.is_in(labels["name"], wanted)).to_pylist())
-    for split, names in split_names.items():
-        if missing := [name for name in names if name not in present]:
-            raise UserError(f"tasks.split_files.{split}: the data have no class {_some(missing)}")
-    classes = [_chosen(label, split_of[label["name"]]) for label in large if label["name"] in split_of]
-    return ClassChoice(_in_order(classes), too_small, len(small), len(labels) - len(present), {}, examples)
+    for split, in_file in split_names.items():
+        if missing := [name for name in in_file if name not in present]:
+            raise UserError(f"tasks.split_files.{split}: the data have no class {_some(missing)}{_but(missing, names)}")
+    classes = _in_order([_chosen(label, split_of[label["name"]]) for label in large if label["name"] in split_of])
+    alike, total = _alike(names, classes)
+    return ClassChoice(classes, too_small, len(small), len(labels) - len(present), {}, alike, total, examples)
+
+
+def _alike(names: Sequence[str], classes: Sequence[ChosenClass]) -> tuple[list[dict[str, str]], int]:
+    groups = find_alike(names)
+    return name_splits(groups, {each.name: each.split for each in classes})[:GROUPS], len(groups)
+
+
+def _but(missing: Sequence[str], names: Sequence[str]) -> str:
+    """Return what the data have that looks like the first of the missing names, as the end of a message."""
+    found = [name for name in names if look(name) == look(missing[0])]
+    return f"; they have {', '.join(map(spelled, found))}, which looks like {spelled(missing[0])}" if found else ""
 
 
 def build_classes(
