@@ -98,6 +98,24 @@ def test_a_tokenizer_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         prepare_small(tmp_path / "out", [write_sentences(tmp_path / "a.txt")], tokenizer_source=str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "gpt2", "llama", "distilbert", "electra", "albert"])
+def test_a_model_without_the_files_of_its_tokenizer_is_refused_before_anything_is_written(
+    model_type: str, tmp_path: Path
+) -> None:
+    """transformers would make a tokenizer to which every word is unknown, without a word."""
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path / "model")
+    for own in (None, {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512}):
+        if own:
+            (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(own))
+        source = [write_sentences(tmp_path / "a.txt")]
+        with pytest.raises(UserError, match=r"set tokenizer.name_or_path to a folder or hub name") as refusal:
+            prepare_small(tmp_path / "out", source, tokenizer_source=str(tmp_path / "model"))
+        assert len(str(refusal.value).splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
 def byte_level_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -88,7 +88,7 @@ def single_process(config: Config) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("algorithm", "adapt", "more", "stage", "bound"),
     [
-        # AdamW makes much of rounding where a gradient is tiny: in one number of all, which one depends on the processor.
+        # AdamW makes much of rounding where a gradient is tiny: in one number, and in which depends on the processor.
         ("fomaml", "all", {}, 0, 5e-6),
         ("maml", "bias", {"recompute": True}, 1, 1e-6),
         ("fomaml", "regex:attention", {"inner_rates": "layer_step", "multi_step_loss": 1.0}, 2, 5e-6),

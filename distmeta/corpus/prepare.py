@@ -18,7 +18,7 @@ from distmeta.corpus.segments import TABLE as SEGMENTS_TABLE
 from distmeta.corpus.segments import encode_segments
 from distmeta.corpus.shards import Shard
 from distmeta.corpus.sources import resolve_sources, total_bytes
-from distmeta.corpus.tokenizer import import_tokenizer, tokenizer_identity
+from distmeta.corpus.tokenizer import import_tokenizer, load_source, tokenizer_identity
 from distmeta.corpus.training import train_tokenizer
 from distmeta.corpus.words import load_stop_words
 from distmeta.errors import UserError
@@ -94,6 +94,8 @@ def prepare(
 
     standing = Manifest.load_whole(directory)
     if standing is None or standing.input_hash != input_hash:
+        if tokenizer_source is not None:
+            load_source(tokenizer_source)  # it may be refused
         before_writing(standing, _changes(standing, config_hash, hashed) if standing else [])
         try:
             directory.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def import_tokenizer(source: str, max_length: int, work: Path) -> Part:
     Raises UserError where there is no fast tokenizer.
     """
     identity = [tokenizer_identity(source), max_length]
-    return make_part(work / STEP, identity, lambda target: save_tokenizer(_load(source), max_length, target))
+    return make_part(work / STEP, identity, lambda target: save_tokenizer(load_source(source), max_length, target))
 
 
 def tokenizer_identity(source: str) -> object:
@@ -41,17 +41,28 @@ def tokenizer_identity(source: str) -> object:
     return [[file.name, file_digest(file)] for file in files] or source
 
 
-def _load(source: str) -> "PreTrainedTokenizerFast":
+def load_source(source: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a folder or hub name.
+
+    Raises:
+        UserError: there is none, none that is fast, or one that knows no word.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    mend = "set tokenizer.name_or_path to a folder or hub name with a tokenizer.json"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # many kinds, all of them mean that there is no tokenizer that can be used
-        raise UserError(f"tokenizer: {source}: no tokenizer can be loaded: {error}") from error
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":. ")
+        raise UserError(f"tokenizer: {source}: no tokenizer can be loaded ({line}); {mend}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"tokenizer: {source}: it has no fast version (tokenizer.json), and only fast tokenizers are used"
         )
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    if not tokenizer.get_vocab().keys() - special:
+        # Of a folder without a tokenizer's files, transformers makes one that takes every word for unknown.
+        raise UserError(f"tokenizer: {source}: it has no files of a tokenizer, or an empty vocabulary; {mend}")
     return tokenizer
 
 
