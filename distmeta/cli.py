@@ -47,15 +47,25 @@ def config(config: ConfigFile = None, set: Overrides = None) -> None:
 
 
 @app.command()
-def prepare(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir = None) -> None:
+def prepare(
+    config: ConfigFile = None,
+    set: Overrides = None,
+    run_dir: RunDir = None,
+    show_dropped: Annotated[
+        bool, typer.Option("--show-dropped", help="List where the first dropped rows stand, by file and reason.")
+    ] = False,
+) -> None:
     """Prepare the corpus: clean, split, tokenize, and gather the examples of each class. Finished work is kept."""
     from distmeta.opening import open_run
 
     run = open_run(config, set or [], run_dir)
 
-    from distmeta.pipeline import prepare
+    from distmeta.pipeline import dropped_rows, prepare
 
     prepare(*run, say)
+    if show_dropped:
+        for line in dropped_rows(*run):
+            print(line)
 
 
 @app.command()

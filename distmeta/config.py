@@ -286,7 +286,7 @@ def to_yaml(config: Config, comments: bool = False) -> str:
         values = getattr(config, section).model_dump()
         for key, field in model.model_fields.items():
             if comments:
-                lines.append(f"  # {field.description}")
+                lines += [f"  # {line.strip()}" for line in (field.description or "").splitlines()]
             text = yaml.dump({key: values[key]}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
             lines += [f"  {line}" for line in text.rstrip("\n").split("\n")]
     return "\n".join(lines).lstrip("\n") + "\n"

@@ -26,6 +26,7 @@ LOCAL_BYTES = 8_000_000
 """Below this size `corpus.executor: auto` works in this process: a cluster takes longer to start than the work."""
 
 CHANGEABLE = {
+    "corpus.accept_losses",
     "corpus.executor",
     "engine.zero_stage",
     "engine.device",
@@ -55,11 +56,19 @@ def prepare(config: Config, run: RunDirectory, say: Say) -> None:
             stack.enter_context(ray_cluster(config))
             executor = RayExecutor()
         prepare_with(executor, config, run, say, splits=())
+    setup = Setup(config, run)
     for split in SPLITS:
         try:
-            Setup(config, run).tasks(split).draw(0)
+            setup.tasks(split).draw(0)
         except UserError as error:
             say(f"no tasks yet: {error}")
+
+
+def dropped_rows(config: Config, run: RunDirectory) -> Iterator[str]:
+    """Where the first rows that were dropped from a prepared corpus stand, by file and reason, a line each."""
+    from distmeta.corpus.reports import dropped_rows
+
+    yield from dropped_rows(Setup(config, run).manifest.sources)
 
 
 def is_large(config: Config) -> bool:
@@ -127,6 +136,8 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
     say(f"exported to {folder}")
     if log_model(run.path, folder, config.tracking):
         say("uploaded the model to W&B")
+    for line in Setup(config, run).manifest.losses():
+        say(line)
     return evaluate(config, run, say)
 
 

@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+SHARED = "shared/data"
+"""Data sets that lie beside the project, in a folder above it."""
 
 TINY_MODEL = {
     "model_type": "bert",
@@ -16,6 +20,14 @@ TINY_MODEL = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+
+
+def case_folder(name: str) -> Path:
+    """The folder of a public case of data that went wrong for others; the test is skipped where it is not here."""
+    for above in Path(__file__).resolve().parents:
+        if (folder := above / SHARED / "cases" / name).is_dir():
+            return folder
+    pytest.skip(f"{SHARED}/cases/{name} is not here")
 
 
 def write_labelled_csv(path: Path, classes: int = 18, rows: int = 20) -> Path:

@@ -1,6 +1,7 @@
 """A prepared corpus: what the manifest counts, what is done again and what is not."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,24 +35,33 @@ def test_every_row_is_kept_or_dropped_for_a_reason(tmp_path: Path) -> None:
     (tmp_path / "in/b.csv").write_text("title\nno text here\n")
     (tmp_path / "in/c.txt").write_text("")
     (tmp_path / "in/d.pdf").write_text("%PDF")
-    manifest = prepare_small(tmp_path / "out", [tmp_path / "in"])
+    (tmp_path / "in/README.md").write_text("# About it")
+    with pytest.raises(UserError, match="3 of 4 sources cannot be read whole") as refused:
+        prepare_small(tmp_path / "out", [tmp_path / "in"])
+    for told in ("a.txt: .*line 243", "b.csv: has no column 'text'", "d.pdf: no reader knows the ending .pdf"):
+        assert re.search(told, str(refused.value))
+    assert not (tmp_path / "out/manifest.json").exists()
+    manifest = prepare_small(tmp_path / "out", [tmp_path / "in"], corpus={"accept_losses": True})
+    with pytest.raises(UserError, match="3 of 4 sources cannot be read whole"):  # nor what is there already
+        prepare_small(tmp_path / "out", [tmp_path / "in"])
     rows = manifest.rows
     assert (rows.read, rows.kept) == (243, 240)
     assert rows.dropped == {"empty": 1, "invalid_utf8": 1, "repeat": 1}
     assert manifest.repeats == 1
-    assert manifest.files_skipped == {".pdf": 1}
-    problems = {source.name: source.problems for source in manifest.sources}
-    assert problems == {
-        "a.txt": [],
-        "b.csv": ["has no column 'text'; its columns are 'title'"],
-        "c.txt": ["empty: it has no records"],
-    }
-    assert [source.records for source in manifest.sources] == [243, 0, 0]
+    assert manifest.files_skipped == {"README.md": 1}
+    a, b, c, d = manifest.sources
+    assert b.problems == ["has no column 'text'; its columns are 'title'"]
+    assert (c.problems, c.notes) == ([], ["empty: it has no records"])
+    assert (a.places["empty"], a.places["invalid_utf8"]) == (["line 242"], ["line 243: byte 0xff after 'bad '"])
+    assert [source.records for source in (a, b, c, d)] == [243, 0, 0, 0]
     assert manifest.bytes == sum(len(line) for line in lines)
     assert manifest.tokens == sum(len(row["input_ids"]) for row in segments(tmp_path / "out", manifest))
     assert Manifest.load(tmp_path / "out") == manifest
-    assert "b.csv: has no column 'text'" in manifest.describe()
-    kept_twice = prepare_small(tmp_path / "out2", [tmp_path / "in"], corpus={"deduplicate": False})
+    lost = manifest.describe().splitlines()[-3:]
+    assert all(line.startswith(f"lost: {tmp_path}/in/") for line in lost)
+    kept_twice = prepare_small(
+        tmp_path / "out2", [tmp_path / "in"], corpus={"deduplicate": False, "accept_losses": True}
+    )
     assert (kept_twice.rows.kept, kept_twice.repeats) == (241, 1)
 
 

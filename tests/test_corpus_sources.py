@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmeta.corpus import sources
-from distmeta.corpus.config import CorpusConfig
+from distmeta.corpus import cut
+from distmeta.corpus.config import CorpusConfig, SourceConfig
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.corpus.ingest import hash_sources
+from distmeta.corpus.pieces import UNKNOWN
 from distmeta.corpus.readers import read_piece
-from distmeta.corpus.records import Dropped, Record, RecordSettings, Tally, clean_records
+from distmeta.corpus.records import PLACES, Dropped, Record, RecordSettings, Tally, clean_records
 from distmeta.corpus.sources import resolve_sources, total_bytes
-from distmeta.corpus.streams import split_lines
-from distmeta.corpus.tabular import read_csv_rows
+from distmeta.corpus.tabular import CsvRows
+from distmeta.corpus.text_files import split_lines
 from distmeta.errors import UserError
 
 UNLABELLED = RecordSettings("line", "NFC", True, 1000, "text", None, None)
@@ -41,6 +42,9 @@ def read(source: Any, settings: RecordSettings = UNLABELLED) -> tuple[list[Recor
         total.read += tally.read
         total.kept += tally.kept
         total.problems += tally.problems
+        total.notes += tally.notes
+        for reason, places in tally.places.items():
+            total.places[reason] = [*total.places.get(reason, []), *places][:PLACES]
         for reason, count in tally.dropped.items():
             total.dropped[reason] = total.dropped.get(reason, 0) + count
     assert total.kept == len(records)
@@ -84,18 +88,21 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
 
 
 def test_folders_globs_and_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("b/one.txt", "b/c/two.csv", "one.txt", "skip.md", "b/x[1].txt"):
+    for name in ("b/one.txt", "b/c/two.csv", "one.txt", "skip.md", "README.md", "b/x[1].txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        if name == "skip.md":
+        if name.endswith(".md"):
             (tmp_path / name).write_text("# no")
         else:
             write(tmp_path / name)
 
     def names(*paths: str) -> list[str]:
-        return [file.name for file in resolve_sources(CorpusConfig(sources=list(paths))).files]
+        files = resolve_sources(CorpusConfig(sources=list(paths))).files
+        return [file.name for file in files if file.format != UNKNOWN]
 
     assert names(str(tmp_path)) == ["b/c/two.csv", "b/one.txt", "b/x[1].txt", "one.txt"]
-    assert resolve_sources(CorpusConfig(sources=[str(tmp_path)])).skipped == {".md": 1}
+    resolved = resolve_sources(CorpusConfig(sources=[str(tmp_path)]))
+    assert resolved.skipped == {"README.md": 1}
+    assert [file.name for file in resolved.files if file.format == UNKNOWN] == ["skip.md"]
     assert names(f"{tmp_path}/*.txt") == ["one.txt"]
     assert names(f"{tmp_path}/**/*.txt") == ["b/one.txt", "b/x[1].txt", "one.txt"]
     assert names(f"{tmp_path}/b/x[1].txt") == ["x[1].txt"]
@@ -115,14 +122,20 @@ def test_folders_globs_and_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names(*[str(tmp_path / "one.txt")] * 2) == ["one.txt", "one.txt~2"]
 
 
-def test_hidden_files_are_none(tmp_path: Path) -> None:
-    for name in ("b.txt", "._b.txt", ".ipynb_checkpoints/b.txt", "c/.d/e.txt", ".x.md"):
+def test_hidden_files_and_backups_are_none_whatever_format_is_given(tmp_path: Path) -> None:
+    hidden = ["._b.txt", ".ipynb_checkpoints/b.txt", "c/.d/e.txt", ".x.md", ".b.txt.swp"]
+    backups = ["b.txt~", "b.txt.bak", "#b.txt#", "c/b.swp", "~$b.txt", "b.orig", "b.txt.~1~", "B.TXT.BAK"]
+    for name in ["b.txt", *hidden, *backups]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("text")
-    for source in (str(tmp_path), f"{tmp_path}/**/*"):
-        resolved = resolve_sources(CorpusConfig(sources=[source]))
-        assert ([file.name for file in resolved.files], resolved.skipped) == (["b.txt"], {})
+    for path in (str(tmp_path), f"{tmp_path}/**/*"):
+        for format in ("auto", "text"):
+            source = SourceConfig(path=path, format=format)
+            resolved = resolve_sources(CorpusConfig(sources=[source]))
+            assert [file.name for file in resolved.files] == ["b.txt"]
+            assert resolved.skipped == {"hidden": len(hidden), "backup": len(backups)}
     assert texts(tmp_path / "._b.txt") == ["text"]  # asked for by name
+    assert texts({"path": str(tmp_path / "b.txt~"), "format": "text"}) == ["text"]
 
 
 def test_a_second_text_of_white_space_is_missing(tmp_path: Path) -> None:
@@ -187,20 +200,23 @@ def test_a_truncated_gzip_keeps_what_came_before(tmp_path: Path) -> None:
     assert len(records) > 5000
     assert [r.text for r in records] == lines[: len(records)]
     assert tally.dropped in ({}, {"truncated": 1})
-    assert tally.problems == [f"truncated gzip after line {len(records)}"]
+    assert tally.problems == [f"gzip cut short after line {len(records)}"]
 
 
 def test_members_of_a_gzip_follow_each_other_and_a_false_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n") + gzip.compress(b"two\n") + b"\0" * 16)
     assert texts(tmp_path / "a.txt.gz") == ["one", "two"]
-    (tmp_path / "b.txt.gz").write_bytes(b"not gzip at all")
-    assert "damaged gzip" in read(tmp_path / "b.txt.gz")[1].problems[0]
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"one\n") + b"no member")
+    records, tally = read(tmp_path / "b.txt.gz")
+    assert [record.text for record in records] == ["one"]
+    assert "damaged gzip" in tally.problems[0]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.tsv", "a.txt.gz"])
 def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
-    assert read(tmp_path / name)[1].problems == ["empty: it has no records"]
+    _, tally = read(tmp_path / name)
+    assert (tally.notes, tally.problems) == (["empty: it has no records"], [])
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
@@ -303,7 +319,7 @@ def test_csv_that_is_correct_is_read_as_written(rows: list[tuple[str, str]]) -> 
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(rows)
     lines = iter(enumerate(stream.getvalue().removesuffix("\n").split("\n") if rows else [], 1))
-    assert [row[1] for row in read_csv_rows(lines, 1000, 2)] == [list(row) for row in rows]
+    assert [row[1] for row in CsvRows(lines, UNLABELLED, 2).rows()] == [list(row) for row in rows]
 
 
 @given(st.lists(st.text(st.sampled_from('ab,"'), max_size=8), min_size=1, max_size=8))
@@ -311,7 +327,7 @@ def test_every_line_of_any_csv_is_in_a_row_or_dropped(lines: list[str]) -> None:
     def letters(texts: list[str]) -> str:
         return "".join(each for text in texts for each in text if each in "ab")
 
-    rows = list(read_csv_rows(iter(enumerate(lines, 1)), 1000, 2))
+    rows = list(CsvRows(iter(enumerate(lines, 1)), UNLABELLED, 2).rows())
     starts = [row.number if isinstance(row, Dropped) else row[0] for row in rows]
     assert starts[0] == 1
     for row, start, following in zip(rows, starts, [*starts[1:], len(lines) + 1], strict=True):
@@ -344,7 +360,7 @@ def test_big_files_are_read_in_pieces_as_if_they_were_one(tmp_path: Path, monkey
             settings = RecordSettings(record, "NFC", True, 1000, "text", None, None)
             whole = read(tmp_path / name, settings)
             with monkeypatch.context() as patch:
-                patch.setattr(sources, "PIECE_BYTES", 5000)
+                patch.setattr(cut, "PIECE_BYTES", 5000)
                 files = resolve_sources(CorpusConfig(sources=[str(tmp_path / name)])).files
                 assert len(hash_sources(files, settings, LocalExecutor())) > 5
                 assert read(tmp_path / name, settings) == whole

@@ -1,8 +1,10 @@
 """Settings of the corpus and its tokenizer."""
 
-from typing import Literal
+import codecs
+from contextlib import suppress
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from distmeta.section import Section
 
@@ -19,13 +21,31 @@ def is_remote(path: str) -> bool:
     return "://" in path or path.startswith("builtin:")
 
 
+def check_encoding(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: Python knows no text encoding of that name.
+    """
+    try:
+        codecs.getincrementaldecoder(name)
+        with suppress(UnicodeDecodeError):
+            b"text".decode(name)
+    except (LookupError, ValueError):
+        raise ValueError(f"no text encoding of Python's is called {name!r}; cp1252, gb18030, utf-16 are some") from None
+    return name
+
+
 class SourceConfig(Section):
     """One source, where its path alone does not say enough."""
 
     path: str
     """A file, a folder, a glob, an s3:// or gs:// address, or a Hugging Face dataset (its name or a saved folder)."""
     format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "huggingface"] = "auto"
-    """How the file is read; auto goes by its name (.txt .jsonl .json .csv .tsv .parquet, each also with .gz)."""
+    """How the file is read; auto goes by its name (.txt .jsonl .ndjson .json .csv .tsv .parquet). Each may be gzip,
+    bzip2, xz or zstd, which its first bytes tell."""
+    encoding: Annotated[str, AfterValidator(check_encoding)] | None = None
+    """Any text encoding of Python's, such as cp1252; unset: UTF-8, or what a mark at the beginning of a file says."""
     columns: list[str] | None = None
     """Column names of a CSV or TSV file that has no header line."""
     config: str | None = None
@@ -38,7 +58,8 @@ class CorpusConfig(Section):
     """Where text comes from and how it is cleaned."""
 
     sources: list[str | SourceConfig] = Field(default=[BUILTIN], min_length=1)
-    """Files, folders, globs, s3:// and gs:// addresses, huggingface:NAME, builtin:python-docs, {path:, format: ...}."""
+    """Files, folders, globs, s3:// and gs:// addresses, huggingface:NAME, builtin:python-docs, or any of them as
+    {path: ..., format: csv, encoding: cp1252, columns: [label, text], config: ..., split: ...}, with what is needed."""
     record: Literal["line", "paragraph"] = "line"
     """What one record of a plain text file is; paragraphs are set apart by empty lines."""
     normalize: Literal["NFC", "NFKC", "none"] = "NFC"
@@ -54,6 +75,10 @@ class CorpusConfig(Section):
     """Take function words out of the text before it is tokenized."""
     stop_words_file: str | None = None
     """A file with one stop word a line; unset: built-in English and Chinese lists, none for other languages."""
+    accept_losses: bool = False
+    """Whether to go on without what cannot be read: files whose ending no reader knows or whose stream is broken, and
+    rows that are not decodable, not JSON, not text, or not as wide as the header. Unset, such a source is refused. Rows
+    that are only empty, too long, repeated or without a text or label are left out in any case. All are counted."""
     max_record_bytes: int = Field(default=1_000_000, ge=100)
     """Longer records are dropped and counted (bytes)."""
     min_sentence_words: int = Field(default=3, ge=1)

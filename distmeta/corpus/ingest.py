@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distmeta.corpus.cut import cut_into_pieces
 from distmeta.corpus.executor import Executor
 from distmeta.corpus.hub import is_saved_dataset, load_dataset
-from distmeta.corpus.parts import Part, file_digest, make_part, write_parquet
+from distmeta.corpus.parts import Part, digest, file_digest, make_part, write_parquet
+from distmeta.corpus.pieces import UNKNOWN, Piece
 from distmeta.corpus.readers import read_piece
 from distmeta.corpus.records import RecordSettings, Tally, clean_records
 from distmeta.corpus.sentences import split_sentences
-from distmeta.corpus.sources import Piece, cut_into_pieces
 from distmeta.corpus.streams import filesystem, read_bytes
 from distmeta.corpus.tables import write_sorted
 from distmeta.corpus.windows import cut_into_windows
@@ -59,7 +60,7 @@ class IngestUnit:
 
 def hash_sources(files: Sequence[Piece], settings: RecordSettings, executor: Executor) -> list[HashedPiece]:
     """Return the pieces of all files, in order, with the hash of their content. Every byte is read."""
-    pieces = [piece for file in files for piece in cut_into_pieces(file, settings.record == "paragraph")]
+    pieces = [piece for file in files for piece in cut_into_pieces(file, settings)]
     groups = list(_grouped(pieces, [piece.text_bytes for piece in pieces], 8 * UNIT_BYTES))
     hashed = [each for group in executor.map(_hash_pieces, groups, "corpus: hashing the sources") for each in group]
     result: list[HashedPiece] = []
@@ -134,6 +135,8 @@ def _hash_piece(piece: Piece) -> HashedPiece:
         from pydoc_data import topics
 
         return HashedPiece(piece, file_digest(Path(topics.__file__)), 0)
+    if piece.format == UNKNOWN:
+        return HashedPiece(piece, digest([piece.size]), 0)
     start, end = _row_group_bytes(piece) if piece.format == "parquet" else (piece.start, piece.end)
     content = hashlib.blake2b(digest_size=16)
     line_breaks = 0

@@ -3,33 +3,16 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from distmeta.corpus.alike import describe_alike
+from distmeta.corpus.reports import LINES, Frozen, SourceReport, describe_vanished, losses
 from distmeta.files import write_json
 
 FILE = "manifest.json"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceReport(_Frozen):
-    """One file or data set."""
-
-    name: str
-    path: str
-    bytes: int
-    """Stored size."""
-    content_hash: str
-    records: int
-    """Records read from it."""
-    problems: list[str]
-    """What was wrong with it as a whole."""
-
-
-class RowCounts(_Frozen):
+class RowCounts(Frozen):
     """What became of the records: `read` is `kept` and all of `dropped`."""
 
     read: int
@@ -38,7 +21,7 @@ class RowCounts(_Frozen):
     """By reason."""
 
 
-class SegmentPart(_Frozen):
+class SegmentPart(Frozen):
     """One file of segments."""
 
     path: str
@@ -47,7 +30,7 @@ class SegmentPart(_Frozen):
     tokens: int
 
 
-class ClassParts(_Frozen):
+class ClassParts(Frozen):
     """The class-complete shards of one split."""
 
     count: int
@@ -57,13 +40,13 @@ class ClassParts(_Frozen):
     """Below the corpus directory; no class stands in two."""
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """A prepared corpus."""
 
     version: int
     sources: list[SourceReport]
     files_skipped: dict[str, int]
-    """Files in folders and globs with an ending that no reader knows, by that ending."""
+    """Files in folders and globs that are no data by their names: `hidden`, `backup`, or a name or an ending."""
     rows: RowCounts
     sentences: int
     windows: int = 0
@@ -103,12 +86,14 @@ class Manifest(_Frozen):
     """How many such labels there are."""
     classes_in_no_split: int
     """Labels that stand in none of `tasks.split_files`."""
-    labels_alike: list[dict[str, str]] = []
+    labels_alike: list[dict[str, str]] = Field(default_factory=list)
     """Groups of class names that differ in Unicode form, case, blanks or width alone: the split of each name."""
     labels_alike_total: int = 0
     """How many such groups there are."""
-    words_left_out: dict[str, int] = {}
+    words_left_out: dict[str, int] = Field(default_factory=dict)
     """SMLMT: stretches of text that are no classes since nothing tells where words end in them, by script."""
+    classes_vanished: list[str] = Field(default_factory=list)
+    """Labels of dropped rows, as far as they can be told, that no row is left of."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -140,12 +125,11 @@ class Manifest(_Frozen):
         return [(directory / part.path, part.rows) for part in self.segment_parts]
 
     def describe(self) -> str:
-        """Return what a user wants to know of it, in a few lines."""
-        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rows.dropped.items())) or "none"
+        """Return what a user wants to know of it, in a few lines. What was lost stands last, by file."""
         classes = ", ".join(f"{parts.count} meta-{split}" for split, parts in self.classes.items())
         lines = [
-            f"corpus: {self.rows.kept} of {self.rows.read} rows kept (dropped: {dropped}), {self.sentences} sentences, "
-            f"{self.tokens} tokens",
+            f"corpus: {self.rows.kept} of {self.rows.read} rows kept (dropped: {self._dropped() or 'none'}), "
+            f"{self.sentences} sentences, {self.tokens} tokens",
             f"classes: {classes}",
         ]
         if self.repeats or self.texts_under_two_labels:
@@ -172,9 +156,14 @@ class Manifest(_Frozen):
                 "" if self.stop_words_removed else "; the built-in list is English and Chinese (corpus.stop_words_file)"
             )
             lines.append(f"{self.stop_words_removed} stop words were taken out{none}")
-        lines += [f"{source.name}: {problem}" for source in self.sources for problem in source.problems]
-        lines += [f"skipped {count} files ending in {ending}" for ending, count in self.files_skipped.items()]
-        return "\n".join(lines)
+        if any(reason != "repeat" for reason in self.rows.dropped):
+            lines.append("where dropped rows stand: `distmeta prepare --show-dropped`, or `sources` in manifest.json")
+        if self.files_skipped:
+            skipped = ", ".join(f"{count} {what}" for what, count in sorted(self.files_skipped.items()))
+            lines.append(f"skipped as no data: {skipped}")
+        notes = [f"{source.path}: {note}" for source in self.sources for note in source.notes]
+        lines += notes if len(notes) <= LINES else [*notes[:LINES], f"and {len(notes) - LINES} more such notes"]
+        return "\n".join([*lines, *self.losses()])
 
     def describe_left_out(self) -> list[str]:
         """Return a line about the text that can give no classes; none where all can."""
@@ -182,3 +171,16 @@ class Manifest(_Frozen):
             return []
         told = ", ".join(f"{count} of {script}" for script, count in self.words_left_out.items())
         return [f"words that no dictionary here can tell from their neighbours are no classes: {told}"]
+
+    def losses(self) -> list[str]:
+        """Return what was lost, a line a file, and the classes that have vanished."""
+        return [*(f"lost: {line}" for line in losses(self.sources)), *describe_vanished(self.classes_vanished)]
+
+    def _dropped(self) -> str:
+        """The dropped rows by reason, and where the first of each stands."""
+        first: dict[str, str] = {}
+        for source in self.sources:
+            for reason, places in source.places.items():
+                first.setdefault(reason, f", the first in {source.name} {places[0].partition(':')[0]}")
+        counts = sorted(self.rows.dropped.items())
+        return "; ".join(f"{count} {reason}{first.get(reason, '')}" for reason, count in counts)

@@ -10,10 +10,11 @@ from distmeta.corpus.config import BUILTIN, CorpusConfig, TokenizerConfig
 from distmeta.corpus.executor import Executor, Result, Unit
 from distmeta.corpus.ingest import STEP as RECORDS
 from distmeta.corpus.ingest import HashedPiece, hash_sources, in_canonical_order, ingest
-from distmeta.corpus.manifest import FILE, ClassParts, Manifest, RowCounts, SegmentPart, SourceReport
+from distmeta.corpus.manifest import FILE, ClassParts, Manifest, RowCounts, SegmentPart
 from distmeta.corpus.parts import FORMAT_VERSION, SUMMARY, Part, digest, install, publish, remove_other_parts, save_list
-from distmeta.corpus.records import RecordSettings, Tally
+from distmeta.corpus.records import LOSSES, RecordSettings, Tally
 from distmeta.corpus.repeats import find_repeats
+from distmeta.corpus.reports import SourceReport, refuse_losses, report_source, vanished_classes
 from distmeta.corpus.segments import TABLE as SEGMENTS_TABLE
 from distmeta.corpus.segments import encode_segments
 from distmeta.corpus.shards import Shard
@@ -61,8 +62,9 @@ def prepare(
         before_publishing: called with the manifest of what was made, before it takes its place. It may refuse.
 
     Raises:
-        UserError: a source without anything that can be read, a tokenizer that is not fast, a directory that cannot be
-            written, classes that are not in the data, or too few of them.
+        UserError: a source that cannot be read, or not whole (`records.LOSSES`) without `corpus.accept_losses`, a
+            tokenizer that is not fast, a directory that cannot be written, classes that are not in the data, or too
+            few of them.
     """
     settings = RecordSettings(
         record=corpus.record,
@@ -81,7 +83,7 @@ def prepare(
     config_hash = digest(
         [
             FORMAT_VERSION,
-            corpus.model_dump(exclude={"sources", "stop_words_file", "executor", "directory"}),
+            corpus.model_dump(exclude={"sources", "accept_losses", "stop_words_file", "executor", "directory"}),
             sorted(stop_words or ()),
             tokenizer.model_dump(exclude={"name_or_path", "max_length"}) if tokenizer_source is None else None,
             tokenizer_source and tokenizer_identity(tokenizer_source),
@@ -104,6 +106,8 @@ def prepare(
         if install(directory / STAGED, directory, FILE):  # made by a process that was ended just then
             standing = Manifest.load_whole(directory)
     if standing is not None and standing.input_hash == input_hash:
+        if not corpus.accept_losses:
+            refuse_losses(standing.sources, standing.classes_vanished)
         require_classes(standing, tasks, splits)
         return standing
 
@@ -111,7 +115,11 @@ def prepare(
     keeper = _Keeper(executor)
     ingested = ingest(hashed, settings, work, keeper)
     tallies = [Tally(**piece) for part in ingested for piece in part.summary["pieces"]]
-    _require_rows(hashed, tallies)
+    sources = _source_reports(hashed, tallies)
+    vanished = _vanished(tallies, ingested)
+    if not corpus.accept_losses:
+        refuse_losses(sources, vanished)
+    _require_rows(sources)
     repeats = _find_repeated_rows(ingested, work, keeper)
     shards = _shards(ingested, repeats if corpus.deduplicate else None, work)
 
@@ -144,7 +152,7 @@ def prepare(
     made = [*segments, *(part for _, part in classes)]
     manifest = Manifest(
         version=FORMAT_VERSION,
-        sources=_source_reports(hashed, tallies),
+        sources=sources,
         files_skipped=dict(resolved.skipped),
         rows=_row_counts(tallies, repeated if corpus.deduplicate else 0),
         sentences=_total(segments, "sentences"),
@@ -171,6 +179,7 @@ def prepare(
         words_left_out=choice.left_out,
         labels_alike=choice.alike,
         labels_alike_total=choice.alike_total,
+        classes_vanished=vanished,
     )
     before_publishing(manifest)
     manifest.save(unfinished)
@@ -219,15 +228,25 @@ def _contents(hashed: Sequence[HashedPiece]) -> Iterator[tuple[str, list[HashedP
         yield name, pieces, contents[0] if len(contents) == 1 else digest(contents)
 
 
-def _require_rows(hashed: Sequence[HashedPiece], tallies: Sequence[Tally]) -> None:
-    if any(tally.kept for tally in tallies):
+def _require_rows(sources: Sequence[SourceReport]) -> None:
+    if any(source.records > sum(source.dropped.values()) for source in sources):
         return
-    told = [
-        f"{each.piece.path}: {what}" for each, tally in zip(hashed, tallies, strict=True) for what in tally.problems
+    told = [line for source in sources for line in [source.loss(), *source.notes] if line is not None]
+    told += [
+        f"{source.path}: {count} rows dropped: {reason} ({source.places[reason][0]})"
+        for source in sources
+        for reason, count in source.dropped.items()
+        if reason not in LOSSES
     ]
-    dropped = _row_counts(tallies, 0).dropped
-    told += [f"{count} rows dropped: {reason}" for reason, count in dropped.items()]
     raise UserError("corpus.sources: not one row can be used: " + "; ".join(told[:10]))
+
+
+def _vanished(tallies: Sequence[Tally], ingested: Sequence[Part]) -> list[str]:
+    labels = {label for tally in tallies for label in tally.dropped_labels}
+    shards = (
+        part.folder / f"{number:05d}.parquet" for part in ingested for number in range(len(part.summary["shards"]))
+    )
+    return vanished_classes(labels, shards)
 
 
 def _find_repeated_rows(ingested: Sequence[Part], work: Path, executor: Executor) -> list[Part]:
@@ -284,16 +303,7 @@ def _source_reports(hashed: Sequence[HashedPiece], tallies: Sequence[Tally]) -> 
     reports, left = [], iter(tallies)
     for name, pieces, content in _contents(hashed):
         first, own = pieces[0].piece, list(islice(left, len(pieces)))
-        reports.append(
-            SourceReport(
-                name=name,
-                path=first.path or BUILTIN,
-                bytes=first.size,
-                content_hash=content,
-                records=sum(tally.read for tally in own),
-                problems=[problem for tally in own for problem in tally.problems],
-            )
-        )
+        reports.append(report_source(name, first.path or BUILTIN, first.size, content, own))
     return reports
 
 

@@ -7,21 +7,53 @@ from typing import Literal, NamedTuple
 
 Reason = Literal[
     "invalid_utf8",
+    "undecodable",
     "nul_byte",
-    "too_long",
-    "empty",
     "truncated",
     "not_json",
     "not_an_object",
     "not_text",
+    "unknown_class",
     "wrong_number_of_fields",
     "stray_quote",
+    "too_long",
+    "empty",
+    "header_again",
     "missing_text",
     "missing_pair",
     "missing_label",
     "repeat",
 ]
 """Why a record was dropped."""
+
+LOSSES = frozenset[Reason](
+    {
+        "invalid_utf8",
+        "undecodable",
+        "nul_byte",
+        "truncated",
+        "not_json",
+        "not_an_object",
+        "not_text",
+        "unknown_class",
+        "wrong_number_of_fields",
+        "stray_quote",
+    }
+)
+"""The rule for what is lost and what is only left out.
+
+A record is *lost* where something stands in its place that cannot be read as what its file is: bytes of no text, JSON
+that is none, a list where a text should be, a row that is not as wide as the header. So is all that stands in a file
+that cannot be read, or behind the place where a stream breaks. A source with a loss is refused, unless
+`corpus.accept_losses` is set. All other reasons are ordinary cleaning of records that were read well.
+"""
+
+PLACES = 5
+"""So many places are kept of each reason, of each file."""
+EMPTY = "empty: it has no records"
+"""The note on a file in which there is nothing."""
+LABELS = 1000
+"""Labels of dropped records are kept up to this number, of each piece of a file."""
 
 
 class Record(NamedTuple):
@@ -31,6 +63,8 @@ class Record(NamedTuple):
     text: str | None
     pair: str | None = None
     label: str | None = None
+    absent: str = ""
+    """What stands where a value is None: of the text, the label, the second text the first that is."""
 
 
 class Dropped(NamedTuple):
@@ -38,6 +72,12 @@ class Dropped(NamedTuple):
 
     number: int
     reason: Reason
+    detail: str = ""
+    """What stood there."""
+    line: str | None = None
+    """Its line as far as it can be shown, for who can tell the label in it."""
+    label: str | None = None
+    """Its label, where that could be read."""
 
 
 Records = Iterator[Record | Dropped]
@@ -61,6 +101,11 @@ class RecordSettings:
         """The columns that a file has to have."""
         return [name for name in (self.text_column, self.pair_column, self.label_column) if name is not None]
 
+    @property
+    def too_long(self) -> str:
+        """What is said of a record that is too long."""
+        return f"longer than corpus.max_record_bytes, {self.max_record_bytes}"
+
 
 @dataclass(slots=True)
 class Tally:
@@ -69,7 +114,37 @@ class Tally:
     read: int = 0
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
+    """Of each reason, where the first ones stood, and what stood there."""
+    dropped_labels: dict[str, int] = field(default_factory=dict)
+    """Records dropped by their label, where that could be read."""
     problems: list[str] = field(default_factory=list)
+    """What was wrong with the file as a whole: something in it is lost."""
+    notes: list[str] = field(default_factory=list)
+    """What else is worth knowing of the file: nothing is lost by it."""
+    unit: Literal["line", "row"] = "row"
+    """What the numbers of records count."""
+
+    def drop(self, record: Dropped) -> None:
+        """Count a record that is not kept."""
+        reason = record.reason
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < PLACES:
+            places.append(f"{self.unit} {record.number}" + (f": {printable(record.detail)}" if record.detail else ""))
+        label = printable(record.label or "")
+        if label and (label in self.dropped_labels or len(self.dropped_labels) < LABELS):
+            self.dropped_labels[label] = self.dropped_labels.get(label, 0) + 1
+
+
+def printable(text: str) -> str:
+    """Return a text with half characters, which no file takes, spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(text: str) -> str:
+    """Return a text in quotes as a message shows it: in one line, and not more than a glance takes in."""
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def clean_records(records: Records, settings: RecordSettings, tally: Tally) -> Iterator[Record]:
@@ -78,32 +153,36 @@ def clean_records(records: Records, settings: RecordSettings, tally: Tally) -> I
         tally.read += 1
         cleaned = record if isinstance(record, Dropped) else _clean(record, settings)
         if isinstance(cleaned, Dropped):
-            tally.dropped[cleaned.reason] = tally.dropped.get(cleaned.reason, 0) + 1
+            tally.drop(cleaned)
         else:
             tally.kept += 1
             yield cleaned
 
 
 def _clean(record: Record, settings: RecordSettings) -> Record | Dropped:
-    number, text, pair, label = record
+    number, text, pair, label, absent = record
+
+    def dropped(reason: Reason, detail: str = "") -> Dropped:
+        return Dropped(number, reason, detail, label=label)
+
     if text is None:
-        return Dropped(number, "missing_text")
-    if settings.label_column is not None and not label:
-        return Dropped(number, "missing_label")
+        return dropped("missing_text", absent)
+    if settings.label_column is not None and not (label and label.strip()):
+        return dropped("missing_label", absent or f"{settings.label_column!r} is empty")
     if settings.pair_column is not None and not (pair and pair.strip()):
-        return Dropped(number, "missing_pair")
+        return dropped("missing_pair", absent or f"{settings.pair_column!r} is empty")
     fields = (text, pair or "", label or "")
     if any("\0" in value for value in fields):
-        return Dropped(number, "nul_byte")
+        return dropped("nul_byte", "a character that is zero")
     try:
         size = sum(len(value.encode()) for value in fields)
-    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can spell it
-        return Dropped(number, "invalid_utf8")
+    except UnicodeEncodeError as error:  # half of a surrogate pair, as JSON can spell it
+        return dropped("invalid_utf8", f"{error.object[error.start]!r} is no character")
     if size > settings.max_record_bytes:
-        return Dropped(number, "too_long")
+        return dropped("too_long", settings.too_long)
     text = _clean_text(text, settings.normalize)
     if not text:
-        return Dropped(number, "empty")
+        return dropped("empty")
     return Record(number, text, pair and _clean_text(pair, settings.normalize), label)
 
 

@@ -1,69 +1,61 @@
-"""Sources: which files the configuration means, and the pieces in which they are read."""
+"""Sources: which files the configuration means."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
-import pyarrow.parquet as pq
 
 from distmeta.corpus.config import BUILTIN, CorpusConfig, SourceConfig
 from distmeta.corpus.hub import is_saved_dataset, load_dataset
-from distmeta.corpus.streams import CHUNK, filesystem
+from distmeta.corpus.kinds import COMPRESSIONS
+from distmeta.corpus.pieces import UNKNOWN, Piece
+from distmeta.corpus.streams import filesystem
 from distmeta.errors import UserError
 
-FORMATS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-PIECE_BYTES = 16_000_000
-PIECE_ROWS = 50_000
+FORMATS = {
+    ".txt": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
 HUB = "huggingface:"
 MARKS = [("config.yaml", "environment.json"), ("manifest.json", "tokenizer/tokenizer.json")]
 """Files by which the folder of a run and that of a prepared corpus are known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one reader reads: a file, or a range of one that can be cut.
-
-    `start` and `end` are bytes of text and JSON lines, row groups of Parquet, and rows of a Hugging Face dataset; `end`
-    is None for all of a file.
-    """
-
-    name: str
-    """The source's name in rows and messages: the same wherever its folder lies."""
-    root: str
-    """What the file system is found by."""
-    path: str
-    format: str
-    size: int
-    """Bytes of the whole file as it is stored; 0 where they are not known."""
-    gzip: bool = False
-    start: int = 0
-    end: int | None = None
-    first_record: int = 1
-    columns: tuple[str, ...] | None = None
-    hub_config: str | None = None
-    hub_split: str = "train"
-
-    @property
-    def text_bytes(self) -> int:
-        """About how many bytes of text there are to read."""
-        if self.end is not None:
-            return min(self.size, PIECE_BYTES)
-        return self.size * (3 if self.gzip else 1)
-
-    def identity(self) -> dict[str, Any]:
-        """All but the place where it lies."""
-        return {key: value for key, value in asdict(self).items() if key not in ("root", "path", "size")}
+HIDDEN, BACKUP = "hidden", "backup"
+_BACKUP = re.compile(
+    r"(.*(~|\.(bak|backup|old|orig|rej|swp|swo|tmp|temp|part|crdownload)|\.~\d+~)|#.*#|~\$.*|.* \(conflicted copy.*)$",
+    re.IGNORECASE,
+)
+"""Names of what editors, and programs that write or load, leave beside a file."""
+_NO_DATA_NAME = re.compile(
+    r"(readme|licen[sc]e|copying|notice|authors|changelog|changes|citation|contributing|makefile|dockerfile)(\.\w+)?"
+    r"|_[^.]*|dataset_infos?\.json",
+    re.IGNORECASE,
+)
+_NO_DATA_ENDING = re.compile(
+    r"\.(py|ipynb|sh|bat|r|c|h|cpp|java|js|css|lock|ya?ml|toml|cfg|ini|bib|cff"
+    r"|png|jpe?g|gif|svg|ico|md5|sha\d+|sha\d+sum|crc|sig|asc)",
+    re.IGNORECASE,
+)
+"""What stands beside data and is none: words about it, code, settings, pictures, checksums."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The files behind the sources, in order, each as one piece, and how many were skipped by their names' ending."""
+    """The files behind the sources, in order, each as one piece, and how many were skipped.
+
+    What is skipped is no data, by its name: HIDDEN files, BACKUP files of editors, and others by their name or ending.
+    A file that could be data, and whose ending no reader knows, is a piece of the format UNKNOWN.
+    """
 
     files: list[Piece]
     skipped: Counter[str]
@@ -81,11 +73,15 @@ def resolve_sources(corpus: CorpusConfig, directory: Path | None = None) -> Reso
         source = SourceConfig(path=entry) if isinstance(entry, str) else entry
         found, others = _resolve(source, directory)
         skipped.update(others)
-        if not found:
+        if all(file.format == UNKNOWN for file in found):
+            endings = others + Counter(PurePosixPath(file.path).suffix or "(no ending)" for file in found)
             hint = (
-                f"; skipped {_counts(others)}: give their format, as in {{path: ..., format: text}}" if others else ""
+                f"; there are {_counts(endings)}: give their format, as in {{path: ..., format: text}}"
+                if endings
+                else ""
             )
             raise UserError(f"corpus.sources: {source.path}: no file was found that can be read{hint}")
+        _refuse_idle_settings(source, found)
         for file in found:
             names[file.name] += 1
             count = names[file.name]
@@ -95,23 +91,7 @@ def resolve_sources(corpus: CorpusConfig, directory: Path | None = None) -> Reso
 
 def total_bytes(corpus: CorpusConfig) -> int:
     """Return the stored size of all sources in bytes, from their names alone."""
-    return sum(file.size for file in resolve_sources(corpus).files)
-
-
-def cut_into_pieces(file: Piece, paragraphs: bool) -> list[Piece]:
-    """Return the pieces of a file that can be read apart: whole lines (or paragraphs), row groups, or rows."""
-    if file.format == "huggingface":
-        rows = len(load_dataset(file.path, file.hub_config, file.hub_split))
-        return [
-            replace(file, start=start, end=min(start + PIECE_ROWS, rows), first_record=start + 1)
-            for start in range(0, rows, PIECE_ROWS)
-        ]
-    if file.size <= PIECE_BYTES or file.gzip or file.format not in ("text", "jsonl", "parquet"):
-        return [file]
-    if file.format == "parquet":
-        return _cut_by_row_groups(file)
-    ends = [*_line_ends(file, paragraphs and file.format == "text"), file.size]
-    return [replace(file, start=start, end=end) for start, end in zip([0, *ends], ends, strict=False) if start < end]
+    return sum(file.size for file in resolve_sources(corpus).files if file.format != UNKNOWN)
 
 
 def _resolve(source: SourceConfig, directory: Path | None) -> tuple[list[Piece], Counter[str]]:
@@ -129,31 +109,67 @@ def _resolve(source: SourceConfig, directory: Path | None) -> tuple[list[Piece],
         matches = list(_find(source.path, directory))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"corpus.sources: {source.path}: cannot be reached: {error}") from error
+    columns = tuple(source.columns) if source.columns else None
     files: list[Piece] = []
     skipped = Counter[str]()
-    for relative, info in sorted(matches, key=lambda match: match[0]):
+    for relative, info, is_asked_for in sorted(matches, key=lambda match: match[0]):
         path = PurePosixPath(info.path)
-        gzip = path.suffix == ".gz"
-        suffix = path.with_suffix("").suffix if gzip else path.suffix
-        format = FORMATS.get(suffix.lower()) if source.format == "auto" else source.format
-        if format is None:
-            skipped[suffix or "(no ending)"] += 1
-            continue
-        columns = tuple(source.columns) if source.columns else None
-        files.append(Piece(relative, source.path, info.path, format, info.size, gzip=gzip, columns=columns))
+        suffix = _suffix(path)
+        format = FORMATS.get(suffix, UNKNOWN) if source.format == "auto" else source.format
+        if not is_asked_for and (reason := _no_data(relative, source.format == "auto")):
+            skipped[reason] += 1
+        elif info.type != pa.fs.FileType.File:
+            files.append(Piece(relative, source.path, info.path, UNKNOWN, 0))
+        else:
+            files.append(Piece(relative, source.path, info.path, format, info.size, source.encoding, columns=columns))
     return files, skipped
 
 
-def _find(path: str, directory: Path | None) -> Iterator[tuple[str, pa.fs.FileInfo]]:
-    """Yield (name below the source's fixed part, file) of every file that a path, a folder or a glob means.
+def _suffix(path: PurePosixPath) -> str:
+    """Return the ending that says how a file is read: the one before that of its compression."""
+    suffix = path.suffix.lower()
+    return path.with_suffix("").suffix.lower() if suffix in COMPRESSIONS else suffix
 
-    In folders, hidden files and what distmeta has made there are none of it.
+
+def _no_data(name: str, by_ending: bool) -> str | None:
+    """Return as what a file in a folder is skipped by its name, below that folder; None for what could be data."""
+    path = PurePosixPath(name)
+    if any(part.startswith(".") for part in path.parts):
+        return HIDDEN
+    if _BACKUP.fullmatch(path.name):
+        return BACKUP
+    if by_ending and _NO_DATA_NAME.fullmatch(path.name):
+        return path.name
+    return path.suffix if by_ending and _NO_DATA_ENDING.fullmatch(path.suffix) else None
+
+
+def _refuse_idle_settings(source: SourceConfig, found: Sequence[Piece]) -> None:
+    """Refuse settings of a source that none of its files takes, since they would be passed over without a word."""
+    formats = {file.format for file in found}
+    idle = {
+        "columns": source.columns and not formats & {"csv", "tsv"},
+        "encoding": source.encoding and not formats & {"text", "jsonl", "csv", "tsv"},
+        "config": source.config and "huggingface" not in formats,
+        "split": source.split != "train" and "huggingface" not in formats,
+    }
+    for key, is_idle in idle.items():
+        if is_idle:
+            raise UserError(
+                f"corpus.sources: {source.path}: `{key}` says nothing of what is there ({', '.join(sorted(formats))}): "
+                "leave it out"
+            )
+
+
+def _find(path: str, directory: Path | None) -> Iterator[tuple[str, pa.fs.FileInfo, bool]]:
+    """Yield (name below the source's fixed part, file, whether it is named itself) of all that a path or a glob means.
+
+    What distmeta has made in folders is none of it.
     """
     files = filesystem(path)
     inner = pa.fs.FileSystem.from_uri(path)[1] if "://" in path else path
     info = files.get_file_info(inner)
     if info.type == pa.fs.FileType.File:
-        yield PurePosixPath(inner).name, info
+        yield PurePosixPath(inner).name, info, True
         return
     if (wildcard := re.search(r"[*?\[]", inner)) and info.type == pa.fs.FileType.NotFound:
         fixed, slash, _ = inner[: wildcard.start()].rpartition("/")
@@ -161,14 +177,24 @@ def _find(path: str, directory: Path | None) -> Iterator[tuple[str, pa.fs.FileIn
     else:
         base, pattern = inner.rstrip("/"), ["**"]
     selector = pa.fs.FileSelector(base, recursive=True, allow_not_found=True)
-    below = {info.path[len(base) :].lstrip("/"): info for info in files.get_file_info(selector) if info.is_file}
+    found = files.get_file_info(selector)
+    below = {info.path[len(base) :].lstrip("/"): info for info in found if info.type != pa.fs.FileType.Directory}
+    if "://" not in path:  # pyarrow passes over links to nothing
+        below |= {link[len(base) :].lstrip("/"): pa.fs.FileInfo(link) for link in _broken_links(base)}
     made = tuple(_made_by_distmeta(below))
     place, own = f"{Path(base).resolve()}/", f"{directory.resolve()}/" if directory else None
     for name, info in below.items():
-        is_hidden = name.startswith(".") or "/." in name
         is_made = name.startswith(made) or (own and "://" not in path and (place + name).startswith(own))
-        if not is_hidden and not is_made and _matches(name.split("/"), pattern):
-            yield name, info
+        if not is_made and _matches(name.split("/"), pattern):
+            yield name, info, False
+
+
+def _broken_links(base: str) -> Iterator[str]:
+    for folder, _, names in os.walk(base):
+        for name in names:
+            place = os.path.join(folder, name)
+            if os.path.islink(place) and not os.path.exists(place):
+                yield place
 
 
 def _made_by_distmeta(names: Collection[str]) -> Iterator[str]:
@@ -187,41 +213,6 @@ def _matches(path: Sequence[str], glob: Sequence[str]) -> bool:
     if glob[0] == "**":
         return len(glob) == 1 or any(_matches(path[skipped:], glob[1:]) for skipped in range(len(path)))
     return bool(path) and fnmatchcase(path[0], glob[0]) and _matches(path[1:], glob[1:])
-
-
-def _cut_by_row_groups(file: Piece) -> list[Piece]:
-    try:
-        metadata = pq.ParquetFile(filesystem(file.root).open_input_file(file.path)).metadata
-    except (OSError, pa.ArrowException):
-        return [file]  # its reader will say what is wrong
-    pieces, start, first_record, size, rows = [], 0, 1, 0, 0
-    for group in range(metadata.num_row_groups):
-        size += metadata.row_group(group).total_byte_size
-        rows += metadata.row_group(group).num_rows
-        if size >= PIECE_BYTES or group == metadata.num_row_groups - 1:
-            pieces.append(replace(file, start=start, end=group + 1, first_record=first_record))
-            start, first_record, size, rows = group + 1, first_record + rows, 0, 0
-    return pieces
-
-
-def _line_ends(file: Piece, paragraphs: bool) -> Iterator[int]:
-    """Yield the places, about every PIECE_BYTES, where a line (or a paragraph) has ended."""
-    boundary = re.compile(rb"\n[ \t\r]*\n" if paragraphs else rb"\n")
-    with filesystem(file.root).open_input_file(file.path) as stream:
-        position = PIECE_BYTES
-        while position < file.size:
-            stream.seek(position)
-            window, offset = b"", position
-            while chunk := stream.read(CHUNK):
-                window = window[-1000:] + chunk
-                if match := boundary.search(window):
-                    position = offset + len(chunk) - len(window) + match.end()
-                    yield position
-                    break
-                offset += len(chunk)
-            else:
-                return
-            position += PIECE_BYTES
 
 
 def _counts(counter: Counter[str]) -> str:

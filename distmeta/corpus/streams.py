@@ -1,14 +1,20 @@
-"""Bytes of files, local or remote, plain or gzip, and the lines in them, all in bounded memory."""
+"""Bytes of files, local or remote, plain or compressed, in bounded memory."""
 
+import bz2
+import lzma
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 
 CHUNK = 1 << 20
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ZSTD_CHUNK = 1 << 15
+"""Smaller, since pyarrow gives nothing of a chunk within which a stream is broken."""
+_XZ_MEMORY = 1 << 29
+"""What an xz stream may ask for: more than `xz -9` does (bytes)."""
 
 
 class BrokenStream(Exception):
@@ -34,52 +40,67 @@ def read_bytes(root: str, path: str, start: int = 0, end: int | None = None) -> 
             yield chunk
 
 
-def decompress(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the plain bytes of gzip chunks (any number of members), at most a megabyte at a time.
+def read_head(root: str, path: str, size: int) -> bytes:
+    """Return the first bytes of a file."""
+    with filesystem(root).open_input_file(path) as file:
+        head: bytes = file.read(size)
+        return head
+
+
+def read_plain(root: str, path: str, kind: str) -> Iterator[bytes]:
+    """Yield the plain bytes of a file compressed by gzip, bzip2, xz or zstd, of any number of members.
 
     Raises BrokenStream at the place where the stream is cut or damaged, after everything before it.
     """
-    decompressor = zlib.decompressobj(wbits=31)
+    if kind == "zstd":
+        yield from _read_zstd(root, path)
+    else:
+        yield from _decompress(read_bytes(root, path), kind)
+
+
+def _new_decompressor(kind: str) -> Any:
+    if kind == "gzip":
+        return zlib.decompressobj(wbits=31)
+    return bz2.BZ2Decompressor() if kind == "bzip2" else lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+
+
+def _decompress(chunks: Iterator[bytes], kind: str) -> Iterator[bytes]:
+    decompressor = _new_decompressor(kind)
     for chunk in chunks:
-        while chunk:
+        while True:
             if decompressor.eof:
-                if not chunk.strip(b"\0"):  # padding behind the last member
+                chunk = chunk.lstrip(b"\0")  # padding behind a member
+                if not chunk:
                     break
-                decompressor = zlib.decompressobj(wbits=31)
+                decompressor = _new_decompressor(kind)
             try:
                 plain = decompressor.decompress(chunk, CHUNK)
-            except zlib.error as error:
-                raise BrokenStream(f"damaged gzip ({error})") from error
+            except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
+                raise BrokenStream(f"damaged {kind} ({error})") from error
             if plain:
                 yield plain
-            chunk = decompressor.unused_data if decompressor.eof else decompressor.unconsumed_tail
-    if plain := decompressor.flush():
+            if decompressor.eof:
+                chunk = decompressor.unused_data
+            elif kind == "gzip":
+                chunk = decompressor.unconsumed_tail
+            else:
+                chunk = b""
+            if not chunk and (decompressor.eof or getattr(decompressor, "needs_input", True)):
+                break
+    if kind == "gzip" and (plain := decompressor.flush()):
         yield plain
     if not decompressor.eof:
-        raise BrokenStream("truncated gzip")
+        raise BrokenStream(f"{kind} cut short")
 
 
-def split_lines(chunks: Iterator[bytes], longest: int) -> Iterator[bytes | None]:
-    """Yield lines without their line break; None for one longer than `longest` bytes, of which no more is held.
-
-    Raises what `chunks` raises, with an incomplete last line before it left out.
-    """
-    carry, too_long = b"", False
-    try:
-        for chunk in chunks:
-            *lines, rest = chunk.split(b"\n")
-            if lines:
-                lines[0] = carry + lines[0]
-                for line in lines:
-                    yield None if too_long or len(line) > longest else line.removesuffix(b"\r")
-                    too_long = False
-                carry = rest
-            else:
-                carry += rest
-            if len(carry) > longest:
-                carry, too_long = b"", True
-    except BrokenStream as error:
-        error.cut_a_line = bool(carry) or too_long
-        raise
-    if carry or too_long:
-        yield None if too_long else carry.removesuffix(b"\r")
+def _read_zstd(root: str, path: str) -> Iterator[bytes]:
+    with filesystem(root).open_input_stream(path, compression="zstd") as file:
+        while True:
+            try:
+                chunk = file.read(_ZSTD_CHUNK)
+            except OSError as error:
+                what = "zstd cut short" if "Truncated" in str(error) else f"damaged zstd ({error})"
+                raise BrokenStream(what) from error
+            if not chunk:
+                return
+            yield chunk
