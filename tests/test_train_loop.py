@@ -35,6 +35,7 @@ from tests.training import (
     read_rows,
     run_steps,
     run_training,
+    run_training_until,
     weights_of,
 )
 from tests.workers import World, worlds_of
@@ -342,3 +343,28 @@ def test_learning_rate_rises_and_falls():
     cosine = meta.model_copy(update={"schedule": "cosine"})
     assert learning_rate(cosine, 6, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
     assert learning_rate(meta.model_copy(update={"schedule": "constant"}), 9, 10) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("weights", "when"), [("whole", "step"), ("whole", "validation"), ("partitioned", "validation")]
+)
+def test_a_stop_does_not_wait_for_a_validation_which_is_made_good(weights, when, worlds, corpus, tmp_path):
+    """A validation may take minutes, and who sends a signal waits for seconds. When the run goes on, nothing tells it
+    from one that was left alone, not even after the last step, when averages are judged, too."""
+    engine = {"zero_stage": 3, "weights": "partitioned"} if weights == "partitioned" else {}
+    average = {} if engine else {"average_with_start": [0.5]}
+    train = {"outer_steps": 2, "validate_every": 2, "validate_episodes": 6, "checkpoint_every": 9, **average}
+    config = configure(corpus, engine=engine, train=train)
+    whole = run_steps(worlds[2], config, tmp_path / "whole")
+    run = tmp_path / "stopped"
+    run.mkdir()
+    worlds[2].run(run_training_until, config.model_dump(), run, "train" if when == "step" else "valid")
+    stopped = read_rows(run)
+    assert [row["outer_step"] for row in stopped] == [1, 2]
+    assert not any(key.startswith("valid/") for key in stopped[-1])
+    assert [row["outer_step"] for row in read_rows(run, "validation.jsonl")] == [0]
+    (run / "stop-requested").unlink()
+    assert_same(run_steps(worlds[2], config, run), whole, tolerance=0.0)
+    assert read_rows(run, "validation.jsonl") == read_rows(tmp_path / "whole", "validation.jsonl")
+    best = [load_file(path / "weights" / "best.safetensors") for path in (run, tmp_path / "whole")]
+    assert all(torch.equal(value, best[1][name]) for name, value in best[0].items())

@@ -19,6 +19,8 @@ from distmeta.engine.checkpoint import newest_good
 from distmeta.pipeline import prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import resolve
+from distmeta.tasks.draw import TaskSource
+from distmeta.tasks.episode import Task
 from distmeta.train.loop import Worker, train
 from distmeta.train.phases import STEP_PHASES
 from tests.corpora import tiny_config, write_labelled_csv
@@ -74,6 +76,26 @@ def run_training(tree: dict[str, Any], run: Path) -> dict[str, Any]:
         partial(store, run),
     )
     return train(Config.model_validate(tree), RunDirectory(run), worker)
+
+
+def run_training_until(tree: dict[str, Any], run: Path, split: str) -> dict[str, Any]:
+    """Runs in each worker: trains, and asks for a stop as the second task of that split is drawn after the first step,
+    of which there is a row already."""
+    drawn = []
+
+    def draw(self: TaskSource, index: int) -> Task:
+        if self.split == split and (run / "metrics.jsonl").exists() and read_rows(run):
+            drawn.append(index)
+            if len(drawn) == 2:
+                (run / "stop-requested").touch()
+        return original(self, index)
+
+    original = TaskSource.draw
+    TaskSource.draw = draw  # type: ignore[method-assign]
+    try:
+        return run_training(tree, run)
+    finally:
+        TaskSource.draw = original  # type: ignore[method-assign]
 
 
 def run_steps(world: World, config: Config, run: Path) -> list[dict[str, Any]]:

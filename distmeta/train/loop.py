@@ -35,6 +35,9 @@ from distmeta.train.work import WorkSource
 
 logger = logging.getLogger(__name__)
 
+TOTALS = ("flops", "wall_seconds", "worker_seconds")
+"""What a row of the metrics says of all steps so far."""
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -75,6 +78,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         checkpoint = worker.newest_checkpoint()
         state, reached, extra = read_checkpoint(checkpoint) if checkpoint else (None, {}, {})
         progress = _beginning() | reached
+        unvalidated = progress.pop("unvalidated", None)  # the row of a step whose validation a signal cut off
         setup = Setup(config, run)
         partitioned = config.engine.weights == "partitioned"
         # The first worker makes weights that no worker can hold, and gives each its part of them.
@@ -106,11 +110,15 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         else None
     )
     is_main = worker.rank == 0
-    recorder = Recorder(config, run, progress["outer_step"]) if is_main else None
+    recorder = Recorder(config, run, progress["outer_step"] - (unvalidated is not None)) if is_main else None
     best = Best(run, progress, extra.get("best"), is_main)
 
-    def judge(outer_step: int, parameters: Any, average: float | None = None) -> dict[str, float]:
-        scores = stepper.score(validator, parameters) if validator else {}
+    def judge(
+        outer_step: int, parameters: Any, is_stopping: Callable[[], bool], average: float | None = None
+    ) -> dict[str, float] | None:
+        scores = stepper.score(validator, parameters, is_stopping) if validator else {}
+        if scores is None:
+            return None
         if recorder and scores and average is None:
             recorder.validation(outer_step, scores)
         score = scores[config.train.select_by] if scores else None
@@ -118,21 +126,28 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         best.offer(outer_step, score, ci95, parameters, average)
         return scores
 
-    def validate(outer_step: int) -> dict[str, float]:
+    def validate(outer_step: int, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
         with stepper.weights() as parameters:
-            scores = judge(outer_step, parameters)
-            if validator and outer_step == config.train.outer_steps and config.train.average_with_start:
+            scores = judge(outer_step, parameters, is_stopping)
+            if scores and outer_step == config.train.outer_steps and config.train.average_with_start:
                 start = read_tensors(run.starting_weights)
                 for share in config.train.average_with_start:
                     mixed = {n: torch.lerp(start[n].to(value), value, share) for n, value in parameters.items()}
-                    judge(outer_step, mixed, share)
+                    if judge(outer_step, mixed, is_stopping, share) is None:
+                        scores = None
+                        break
         totals.count("validation")
-        return {f"valid/{name}": score for name, score in scores.items()}
+        return None if scores is None else {f"valid/{name}": score for name, score in scores.items()}
 
     progress.setdefault("startup_seconds", time.time() - worker.launched)
     totals = Totals(progress, worker.world_size)
+    # Before a step is done there is nothing that a stop could keep: whoever asks for one ends the processes.
     if progress["outer_step"] == 0:
-        validate(0)  # the network as it was is a candidate
+        validate(0, lambda: False)  # the network as it was is a candidate
+    elif unvalidated is not None:
+        scores = validate(progress["outer_step"], lambda: False)
+        if recorder:
+            recorder.step(unvalidated | (scores or {}) | {key: progress[key] for key in TOTALS})
     for step in range(progress["outer_step"], config.train.outer_steps):
         clock = PhaseClock()
         work = work_source.take(step)
@@ -156,14 +171,17 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         progress["lm_tokens"] += int(metrics.get("lm_tokens", 0))
         progress["flops"] += flop_counter.step(_step_tokens(metrics))
         totals.count({phase: metrics[f"seconds/{phase}"] for phase in STEP_PHASES})
-        diverged = _divergence(row, config.train.max_loss)
+        diverged, is_whole = _divergence(row, config.train.max_loss), True
         if diverged:
             progress["diverged"] = diverged
         elif is_last or (scoring and outer_step % config.train.validate_every == 0):
-            row |= validate(outer_step)
-        row |= {key: progress[key] for key in ("flops", "wall_seconds", "worker_seconds")}
+            # What is cut off, or not begun, is made good when the run goes on.
+            scores = None if is_stopping else validate(outer_step, run.stop_request.exists)
+            is_whole, is_stopping = scores is not None, scores is None
+            row |= scores or {}
+        row |= {key: progress[key] for key in TOTALS}
         if recorder:
-            recorder.step(row)
+            recorder.step(row, is_whole=is_whole)
         if diverged:
             break
         if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:
@@ -171,7 +189,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             with freed_at_once(), tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
                 folder = Path(scratch) if is_main else None
                 if folder:
-                    write_checkpoint(folder, engine.state(), progress | best.progress, {"best": best.weights()})
+                    left = {} if is_whole else {"unvalidated": row}
+                    write_checkpoint(folder, engine.state(), progress | best.progress | left, {"best": best.weights()})
                 else:
                     engine.state().take_part()
                 worker.store_checkpoint(outer_step, folder)

@@ -36,10 +36,12 @@ class Recorder:
         self._wandb = WandbRun(run.path, config.tracking, settings, name)
         self.checkpointed()
 
-    def step(self, row: dict[str, Any]) -> None:
-        """Writes the row of an outer step."""
+    def step(self, row: dict[str, Any], *, is_whole: bool = True) -> None:
+        """Writes the row of an outer step; one that is not whole (its validation was cut off) is in the file alone,
+        until the run goes on and replaces it."""
         self._metrics.append(row)
-        self._pending.append(row)
+        if is_whole:
+            self._pending.append(row)
 
     def validation(self, outer_step: int, scores: dict[str, float]) -> None:
         """Writes the scores of a validation."""

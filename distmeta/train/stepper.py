@@ -1,7 +1,7 @@
 """An outer step and a validation, by where the weights are: whole on each worker for its time, or never."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,9 +48,11 @@ class Whole:
         with self.engine.full_parameters() as parameters:
             yield parameters
 
-    def score(self, validator: Validator, parameters: Parameters) -> dict[str, float]:
+    def score(
+        self, validator: Validator, parameters: Parameters, is_stopping: Callable[[], bool]
+    ) -> dict[str, float] | None:
         """See `Validator.score`."""
-        return validator.score(parameters)
+        return validator.score(parameters, is_stopping)
 
 
 class Partitioned:
@@ -100,14 +102,17 @@ class Partitioned:
         """The weights, each of which is gathered, by all workers, when it is asked for."""
         yield self.engine.state().weights
 
-    def score(self, validator: Validator, parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    def score(
+        self, validator: Validator, parameters: Mapping[str, torch.Tensor], is_stopping: Callable[[], bool]
+    ) -> dict[str, float] | None:
         """See `Validator.score_by`."""
         self.engine.network.eval()
         try:
             return validator.score_by(
                 lambda tasks: self.engine.query_scores(
                     tasks, inner_lr=self._meta.inner_lr, inner_steps=validator.inner_steps
-                )
+                ),
+                is_stopping,
             )
         finally:
             self.engine.network.train()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import takewhile
 
 import torch
 import torch.distributed
@@ -33,9 +34,11 @@ class Validator:
             ("-all-way", setup.tasks("valid", n_way="all"), max(1, episodes // 10), ("prototype",)),
         ]
 
-    def score(self, parameters: Parameters) -> dict[str, float]:
+    def score(self, parameters: Parameters, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
         """Mean accuracy as `inner-loop`, `prototype` and `prototype-all-way`, and half the width of its 95% interval as
         `inner-loop_ci95` and so on (absent for a single episode), the same on every worker, which all have to call it.
+
+        None: `is_stopping`, which is asked before each episode, said so on one of them.
         """
         config = self._setup.config
         scorer = Scorer(
@@ -48,11 +51,12 @@ class Validator:
         )
         accuracies: dict[str, list[float]] = {}
         for suffix, source, episodes, uses in self._sources:
-            tasks = (source.draw(index) for index in range(self._rank, episodes, self._world_size))
+            indices = takewhile(lambda _: not is_stopping(), range(self._rank, episodes, self._world_size))
+            tasks = (source.draw(index) for index in indices)
             for scores in scorer.score(tasks, uses):
                 for use, score in scores.items():
                     accuracies.setdefault(use + suffix, []).append(score.accuracy)
-        return self._means(accuracies)
+        return None if self._any(is_stopping()) else self._means(accuracies)
 
     @property
     def inner_steps(self) -> int:
@@ -60,19 +64,30 @@ class Validator:
         config = self._setup.config
         return config.evaluate.inner_steps or config.meta.inner_steps
 
-    def score_by(self, scores: Callable[[list[TaskBatch]], list[torch.Tensor]]) -> dict[str, float]:
+    def score_by(
+        self, scores: Callable[[list[TaskBatch]], list[torch.Tensor]], is_stopping: Callable[[], bool]
+    ) -> dict[str, float] | None:
         """The same by a function that adapts to tasks and scores their queries, of this worker's share of the N-way
         episodes: `inner-loop` and its interval."""
         _, source, episodes, _ = self._sources[0]
         pad, device = self._setup.tokenizer.pad_token_id, self._device
-        tasks = [
-            collate_task(source.draw(index), pad, device) for index in range(self._rank, episodes, self._world_size)
-        ]
-        accuracies = [
-            float((found.argmax(1) == task.query_labels).float().mean())
-            for task, found in zip(tasks, scores(tasks), strict=True)
-        ]
+        accuracies = []
+        for first in range(0, episodes, self._world_size):  # a round of an episode a worker, some of the last without
+            if self._any(is_stopping()):
+                return None
+            indices = range(first + self._rank, min(first + self._rank + 1, episodes))
+            tasks = [collate_task(source.draw(index), pad, device) for index in indices]
+            for task, found in zip(tasks, scores(tasks), strict=True):
+                accuracies.append(float((found.argmax(1) == task.query_labels).float().mean()))
         return self._means({"inner-loop": accuracies})
+
+    def _any(self, flag: bool) -> bool:
+        """Whether it is set on any worker."""
+        if self._world_size == 1:
+            return flag
+        value = torch.tensor(float(flag), device=self._device)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+        return bool(value)
 
     def _means(self, accuracies: dict[str, list[float]]) -> dict[str, float]:
         gathered: list[dict[str, list[float]] | None] = [accuracies]
