@@ -1,6 +1,7 @@
 """The command line."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,8 @@ from typing import Annotated
 import typer
 
 from distmeta.errors import Interrupted, UserError
+from distmeta.machine import limit_threads
+from distmeta.signals import EXIT_STATUS, interrupted_by_signals
 
 app = typer.Typer(
     name="distmeta",
@@ -35,7 +38,12 @@ RunDir = Annotated[
 
 def say(text: str) -> None:
     """Tells the user something about the run; standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        # Its terminal is closed, or its reader (`| tee`) died of the signal that ends this command, too: that is no
+        # reason to break off.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @app.command()
@@ -182,15 +190,18 @@ def plan(
 
 def main() -> None:
     """Runs the command; exit status 0 only on success, 2 for what the user can mend, 130 after an interruption."""
+    limit_threads()
     try:
-        app()
+        goes_on = "; --resume goes on" if sys.argv[1:2] in (["pretrain"], ["sweep"]) else ""
+        with interrupted_by_signals(f"what is finished is kept{goes_on}"):
+            app()
     except UserError as error:
         for line in str(error).splitlines():
-            print(f"distmeta: {line}", file=sys.stderr)
+            say(f"distmeta: {line}")
         sys.exit(2)
     except Interrupted as interruption:
-        print(f"distmeta: {interruption}", file=sys.stderr)
-        sys.exit(130)
+        say(f"distmeta: {interruption}")
+        sys.exit(EXIT_STATUS)
 
 
 if __name__ == "__main__":

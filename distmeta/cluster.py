@@ -1,27 +1,31 @@
 """Getting at a Ray cluster: the one that RAY_ADDRESS names, or one on this machine for the time of the command."""
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from distmeta.config import Config
 from distmeta.errors import UserError
+from distmeta.head_node import head_node
+from distmeta.machine import available_cpus
+from distmeta.named_cluster import connection, named_cluster, reach
 
 
 def check_workers_fit(config: Config) -> None:
-    """Refuses, before anything starts, more workers than this machine has CPUs for, and a GPU that it does not have.
+    """Refuses, before anything starts, a cluster that cannot be used, more workers than there are CPUs for, and a GPU
+    that this machine does not have.
 
     Raises:
-        UserError: with both numbers; never where RAY_ADDRESS names a cluster, whose size is not known yet.
+        UserError: with both numbers; or RAY_ADDRESS names no cluster that can be used from here.
     """
-    if "RAY_ADDRESS" not in os.environ:
-        if config.engine.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("engine.device: cuda needs a GPU, and this machine has none; use auto or cpu")
-        _check(config, [len(os.sched_getaffinity(0))], "this machine has")
+    if named_cluster():
+        _check(config, reach().cpus, "the cluster has")
+        return
+    if config.engine.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("engine.device: cuda needs a GPU, and this machine has none; use auto or cpu")
+    _check(config, [available_cpus()], "this machine has")
 
 
 def _check(config: Config, cpus_of_nodes: list[float], has: str) -> None:
@@ -42,6 +46,7 @@ def prepare_environment() -> None:
     # The controller looks after its workers this often; Ray's own default of 2 s is long beside a small run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a run is told to others
 
 
 def runs_at_a_time(config: Config, nodes: list[dict[str, float]]) -> int:
@@ -62,7 +67,7 @@ def ray_cluster(config: Config) -> Iterator[None]:
     """Connects to the cluster, or starts one here and ends it afterwards.
 
     Raises:
-        UserError: the cluster cannot hold the workers.
+        UserError: it cannot be reached or started, or cannot hold the workers.
     """
     prepare_environment()
     import ray
@@ -70,20 +75,12 @@ def ray_cluster(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(**quiet)
-        else:
-            # A watcher of machines about to be taken away costs each run a process, and this is the only machine.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError) as error:
-        raise UserError(
-            f"Ray: {str(error).strip().splitlines()[0]} (RAY_ADDRESS={os.environ.get('RAY_ADDRESS')})"
-        ) from None
-    try:
+    if named_cluster():
+        cluster = connection()
+    else:
+        # A watcher of machines about to be taken away costs each run a process, and this is the only machine.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        cluster = head_node(available_cpus())
+    with cluster:
         _check(config, [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]], "the cluster has")
         yield
-    finally:
-        ray.shutdown()

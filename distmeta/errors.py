@@ -11,8 +11,11 @@ class UserError(Exception):
     """
 
 
-class Interrupted(Exception):
-    """A signal ended the run in good order; the message says how to go on. The exit status is 130."""
+class Interrupted(BaseException):
+    """A signal ended the command in good order; the message says how to go on. The exit status is 130.
+
+    As KeyboardInterrupt it is no Exception: it may come anywhere, and nobody is to take it for a fault of a file.
+    """
 
 
 def one_line(text: str) -> str:

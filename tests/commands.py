@@ -42,7 +42,10 @@ class Running:
         command = [*DISTMETA, verb, "--config", config, "--run-dir", run, *arguments]
         self.log = folder / f"{run}.log"
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
+            # With a process group of its own, as a shell or a scheduler gives it.
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
+            )
 
     def wait_for_step(self, step: int, within: str = ".") -> list[psutil.Process]:
         """Waits until the outer step of the run in that folder is written down; returns the processes of all."""
@@ -53,6 +56,10 @@ class Running:
                 return psutil.Process(self.process.pid).children(recursive=True)
             time.sleep(0.02)
         raise AssertionError(self.log.read_text()[-4000:])
+
+    def signal_group(self, number: int) -> None:
+        """What a scheduler, `timeout`, Ctrl-C and a terminal that is closed do."""
+        os.killpg(self.process.pid, number)
 
     def wait(self) -> int:
         return self.process.wait(timeout=200)

@@ -293,8 +293,9 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(monkeypatch: 
         check_workers_fit(config)
     with pytest.raises(UserError, match=r"engine.device: cuda needs a GPU.*--rate"):
         calibrate(config, RunDirectory(Path("nowhere")))
-    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    check_workers_fit(config)
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    with pytest.raises(UserError, match="RAY_ADDRESS: somewhere is not HOST:PORT"):  # whose GPUs are counted there
+        check_workers_fit(config)
 
 
 def test_targets_of_adapters_are_looked_for_by_the_pattern_that_is_set():

@@ -16,9 +16,11 @@ from typing import Any
 
 from distmeta.config import Config
 from distmeta.errors import UserError
+from distmeta.machine import available_cpus
 from distmeta.plan.memory import on_gpu
 from distmeta.rundir import RunDirectory
 from distmeta.setup import corpus_directory
+from distmeta.signals import end_with_parent
 from distmeta.tracking.metrics import MetricsTail
 
 SECONDS = 20.0
@@ -79,8 +81,7 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
             "engine.device: cuda needs a GPU, and this machine has none to run steps on; give --rate, the operations a "
             "second of one worker"
         )
-    cpus = len(os.sched_getaffinity(0))
-    workers = max(1, min(config.train.num_workers, int(cpus // config.train.cpus_per_worker)))
+    workers = max(1, min(config.train.num_workers, int(available_cpus() // config.train.cpus_per_worker)))
     short = config.model_copy(deep=True)
     short.corpus.directory = str(corpus_directory(config, run))
     short.tracking.wandb = "disabled"
@@ -165,6 +166,7 @@ def _run(config: Config, run: RunDirectory, workers: int) -> tuple[dict[str, Any
 
 def _worker(rank: int, settings: dict[str, Any], path: str, workers: int, launched: float, results: Any) -> None:
     """Runs in each process; the main one, or one that fails, puts the outcome into `results`."""
+    end_with_parent()
     config, run = Config.model_validate(settings), RunDirectory(Path(path))
     try:
         outcome: Any = _steps(rank, config, run, workers, launched)
@@ -221,7 +223,7 @@ def _ending(config: Config, run: RunDirectory) -> dict[str, float]:
     from distmeta.pipeline import export
     from distmeta.setup import Setup
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(available_cpus())
     started = time.perf_counter()
     export(config, run)
     exported = time.perf_counter()

@@ -1,16 +1,16 @@
 """Whether a run fits into the memory of its workers, and where its weights are to be so that it does."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Any
 
 from distmeta.config import Config, read_key, with_values
 from distmeta.errors import UserError
 from distmeta.impossible import NOTHING_BUT_A_HEAD, OWN_TO_ALGORITHMS, contradictions, partitioned_needs, written
+from distmeta.machine import available_cpus, available_memory
 from distmeta.meta.config import MetaConfig
+from distmeta.named_cluster import named_cluster
 from distmeta.plan.states import ModelStates, PartitionedStates, States
 
 STAGES = (0, 1, 2, 3)
@@ -105,13 +105,8 @@ def memory_of_a_worker(config: Config) -> tuple[float, str]:
         import torch
 
         return torch.cuda.get_device_properties(0).total_memory, "the GPU has"
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    cpus = len(os.sched_getaffinity(0))
-    here = max(1, min(config.train.num_workers, int(cpus // config.train.cpus_per_worker)))
-    return total / here, f"this machine has for each of {here} workers"
+    here = max(1, min(config.train.num_workers, int(available_cpus() // config.train.cpus_per_worker)))
+    return available_memory() / here, f"this machine has for each of {here} workers"
 
 
 def choose_weights(config: Config, say: Callable[[str], None], memory_bytes: float | None = None) -> None:
@@ -124,7 +119,7 @@ def choose_weights(config: Config, say: Callable[[str], None], memory_bytes: flo
     if config.engine.weights != "auto":
         return
     config.engine.weights = "whole"
-    if "RAY_ADDRESS" in os.environ and memory_bytes is None:
+    if named_cluster() and memory_bytes is None:
         say("engine.weights: auto takes whole, since the memory of the cluster's workers is not known here")
         return
     sizes = network_sizes(config, config.tokenizer.vocab_size)
@@ -229,7 +224,7 @@ def check_model_states_fit(config: Config, memory_bytes: float | None = None) ->
     Raises:
         UserError: see `check_memory`. Never where RAY_ADDRESS names a cluster, whose memory is not known.
     """
-    if "RAY_ADDRESS" in os.environ and memory_bytes is None:
+    if named_cluster() and memory_bytes is None:
         return
     sizes = network_sizes(config, vocab_size=8)  # so that a model's own number for the padding is in it
     plan = dict(zip(SIZES, astuple(sizes), strict=True))

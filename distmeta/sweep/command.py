@@ -1,11 +1,11 @@
 """What `distmeta sweep` and `distmeta plan` do, from the file to the page."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from distmeta.config import Config, load_config
+from distmeta.machine import available_cpus
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.config import SweepConfig
 from distmeta.sweep.directory import SweepDirectory
@@ -101,5 +101,5 @@ def trials_at_a_time(config: Config) -> int:
     """How many trials this machine holds, one at least."""
     from distmeta.cluster import runs_at_a_time
 
-    room = runs_at_a_time(config, [{"CPU": len(os.sched_getaffinity(0))}])
+    room = runs_at_a_time(config, [{"CPU": available_cpus()}])
     return max(1, min(room, config.sweep.max_concurrent or room, config.sweep.num_trials))

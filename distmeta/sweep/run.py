@@ -17,6 +17,7 @@ from distmeta.cluster import check_workers_fit, ray_cluster, runs_at_a_time
 from distmeta.config import Config, load_config, to_yaml
 from distmeta.errors import Interrupted, UserError
 from distmeta.plan.memory import check_model_states_fit, choose_weights
+from distmeta.signals import stop_on_signal
 from distmeta.sweep.directory import OVER, Stopwatch, SweepDirectory, read_trial, set_status, trial_row, write_table
 from distmeta.sweep.points import first_values, number_of_trials
 from distmeta.sweep.prepare import TrialMaker
@@ -24,7 +25,6 @@ from distmeta.sweep.schedule import make_scheduler
 from distmeta.sweep.search import Search
 from distmeta.sweep.space import Space
 from distmeta.sweep.trial import Trial
-from distmeta.train.signals import stop_on_signal
 
 Say = Callable[[str], None]
 

@@ -15,7 +15,7 @@ from distmeta.sweep.takeover import copy_newest, take_over
 from distmeta.tracking.cost import run_summary
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.failures import may_pass
-from distmeta.train.launch import TrainingRun
+from distmeta.train.launch import FIRST_STEP, TrainingRun
 
 TOTALS = ("wall_seconds", "worker_seconds", "flops")
 WORST_ACCURACY = 0.0
@@ -71,6 +71,7 @@ class Trial(tune.Trainable):
             self._validations, self._metrics = MetricsTail(self._run.validation), MetricsTail(self._run.metrics)
             self._validations.new(), self._metrics.new()  # what was there before has been reported
             self._waiting: list[dict[str, Any]] = []
+            self._has_stepped = False
             try:
                 self._training = TrainingRun(self._config, self._run)
             except UserError as error:  # which Tune would take for a lost process, and try again
@@ -82,6 +83,7 @@ class Trial(tune.Trainable):
                 break
             over = self._training.is_over(wait=0.3)
             for row in self._metrics.new():
+                self._has_stepped = True
                 self._note(run_summary({key: row[key] for key in TOTALS}, self._config.tracking))
             self._waiting += [row for row in self._validations.new() if row["outer_step"] > 0]
             if self._waiting:
@@ -113,8 +115,15 @@ class Trial(tune.Trainable):
     def _stop(self) -> None:
         assert self._training is not None
         self._training.request_stop()
-        while not self._training.is_over(wait=1.0):
-            pass
+        asked = time.monotonic()
+        while not self._training.is_over(wait=0.3):
+            self._has_stepped |= bool(self._metrics.new())
+            is_late = time.monotonic() - asked > FIRST_STEP
+            if is_late and not self._has_stepped and self._sweep.stop_request.exists():
+                # There is nothing to keep, and the processes end with the sweep's.
+                self._training, self._outcome = None, "interrupted"
+                set_status(self._run, "interrupted", None)
+                return
         self._end("interrupted" if self._sweep.stop_request.exists() else "stopped")
 
     def _end(self, status: Status) -> None:

@@ -23,11 +23,14 @@ from distmeta.config import Config
 from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint
 from distmeta.errors import Interrupted, UserError
 from distmeta.rundir import RunDirectory
+from distmeta.signals import stop_on_signal
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.events import NoteWarnings
 from distmeta.train.failures import Failures, SureFailure, describe, sure_failure, told_apart
-from distmeta.train.signals import stop_on_signal
 from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path
+
+FIRST_STEP = 5.0
+"""Seconds after a signal in which workers that have not yet done a step may do one; then there is nothing to keep."""
 
 
 class TrainingRun:
@@ -117,8 +120,8 @@ class _Trainer(TorchTrainer):
 
 
 def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dict[str, Any]:
-    """Trains to the end, with a progress bar. The first SIGINT or SIGTERM asks for a checkpoint and the end of the
-    run; a second one ends at once.
+    """Trains to the end, with a progress bar. The first signal (see `distmeta.signals`) asks for a checkpoint and the
+    end of the run; where no step is done yet there is nothing to keep, and it ends without.
 
     Returns the progress of `distmeta.train.loop.train`.
 
@@ -129,10 +132,15 @@ def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dic
     with _Progress(config, run, say) as shown:
         training = TrainingRun(config, run)
         with stop_on_signal(training.request_stop, "leaving a checkpoint after this step", say) as stopped:
+            left = FIRST_STEP
             while not training.is_over(wait=0.3):
                 shown.update()
+                left -= 0.3 if stopped.is_set() else 0.0
+                if not shown.has_stepped and left < 0:
+                    run.stop_request.unlink(missing_ok=True)
+                    raise Interrupted("stopped before an outer step was done; --resume goes on from where it began")
     progress = training.progress()
-    if stopped.is_set() and progress["outer_step"] < config.train.outer_steps:
+    if stopped.is_set() and "diverged" not in progress:
         raise Interrupted(f"stopped after outer step {progress['outer_step']}; --resume goes on from there")
     return progress
 
@@ -220,6 +228,7 @@ class _Progress:
         self._seen_events = len(self._read_events())
         self._say = say
         self._last_step = 0
+        self.has_stepped = False
         self._bar = tqdm(total=config.train.outer_steps, unit="step", desc="meta-pretraining", disable=None)
         self._every = max(1, config.train.outer_steps // 10)
 
@@ -239,7 +248,7 @@ class _Progress:
                 self._say(told["text"])
         self._seen_events = len(events)
         for row in self._tail.new():
-            step = row["outer_step"]
+            step, self.has_stepped = row["outer_step"], True
             if step != self._last_step + 1:
                 where = f"going on from the checkpoint of outer step {step - 1}"
                 self._say(where if step > 1 else "beginning again: there was no checkpoint yet")
