@@ -1,5 +1,6 @@
 """The tokenizer of a corpus, loaded: always fast, and always with pad and mask tokens."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,9 +8,12 @@ from tokenizers import AddedToken
 
 from distmeta.corpus.parts import Part, digest, file_digest, make_part
 from distmeta.errors import UserError
+from distmeta.library_warnings import warnings_of_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
 
 STEP = "tokenizer"
 _FILES = (
@@ -31,7 +35,9 @@ def import_tokenizer(source: str, max_length: int, work: Path) -> Part:
     Raises UserError where there is no fast tokenizer.
     """
     identity = [tokenizer_identity(source), max_length]
-    return make_part(work / STEP, identity, lambda target: save_tokenizer(load_source(source), max_length, target))
+    return make_part(
+        work / STEP, identity, lambda target: save_tokenizer(load_source(source, quietly=True), max_length, target)
+    )
 
 
 def tokenizer_identity(source: str) -> object:
@@ -41,8 +47,8 @@ def tokenizer_identity(source: str) -> object:
     return [[file.name, file_digest(file)] for file in files] or source
 
 
-def load_source(source: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a folder or hub name.
+def load_source(source: str, *, quietly: bool = False) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a folder or hub name. What transformers warns of is passed on, unless it is loaded `quietly`.
 
     Raises:
         UserError: there is none, none that is fast, or one that knows no word.
@@ -51,7 +57,8 @@ def load_source(source: str) -> "PreTrainedTokenizerFast":
 
     mend = "set tokenizer.name_or_path to a folder or hub name with a tokenizer.json"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        with warnings_of_transformers() as warnings:
+            tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # many kinds, all of them mean that there is no tokenizer that can be used
         line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":. ")
         raise UserError(f"tokenizer: {source}: no tokenizer can be loaded ({line}); {mend}") from error
@@ -63,6 +70,8 @@ def load_source(source: str) -> "PreTrainedTokenizerFast":
     if not tokenizer.get_vocab().keys() - special:
         # Of a folder without a tokenizer's files, transformers makes one that takes every word for unknown.
         raise UserError(f"tokenizer: {source}: it has no files of a tokenizer, or an empty vocabulary; {mend}")
+    for warning in [] if quietly else warnings:
+        logger.warning("tokenizer: %s: %s", source, warning)
     return tokenizer
 
 

@@ -1,10 +1,9 @@
 """Whether weights fill a network: by which names they are read, what is missing, and what has no place in it."""
 
-import logging
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from distmeta.errors import UserError
+from distmeta.library_warnings import warnings_of_transformers
 from distmeta.models.weight_files import Outline, WeightFiles
 
 WRAPPERS = {
@@ -26,9 +26,6 @@ WRAPPERS = {
 
 _BUFFER = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|num_batches_tracked)$")
 """Names of what older versions of transformers wrote beside the weights, and newer ones compute."""
-
-_JUDGED = ("LOAD REPORT", "both are absent from the checkpoint")
-"""Parts of warnings of transformers about what is missing, of which `judge` makes faults."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -53,13 +50,12 @@ def read_weights(
     Raises:
         UserError: the weights do not fill it, or are no numbers.
     """
-    expected = _names_of_base(model_class, hf_config)
-    names = names_as_read(files, expected, model_class.base_model_prefix)
-    with files.tensors() as tensors, _warnings_of_transformers() as warnings:
+    _, names = check_weights(model_class, hf_config, files)
+    with files.tensors() as tensors, warnings_of_transformers() as warnings:
         model, info = _load(model_class, hf_config, {names[name]: tensors[name] for name in tensors}, files, arguments)
     judge(model, info, files, names)
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not _is_finite(parameter.detach()):
             short = name.removeprefix(f"{model.base_model_prefix}.")
             in_files = (each for each, read in names.items() if read == name or read.endswith(short))
             _refuse_numbers(files, next(in_files, name))
@@ -70,17 +66,28 @@ def read_weights(
 def check_weights(
     model_class: type[PreTrainedModel], hf_config: PretrainedConfig, files: WeightFiles
 ) -> tuple[Fit, dict[str, str]]:
-    """How the weights fill a network of that class, and by which names they are read. The numbers are not looked at.
+    """How the weights fill a network of that class, and by its name in the files the one that each tensor is read by:
+    its own where these fill it, else without what wrappers made of them. The numbers are not looked at.
 
     Raises:
         UserError: they do not fill it.
     """
-    names = names_as_read(files, _names_of_base(model_class, hf_config), model_class.base_model_prefix)
-    # One zero stands for all numbers of a tensor.
-    zeros = {names[name]: torch.zeros(()).expand(outline.shape) for name, outline in files.outlines.items()}
-    with no_init_weights(), _warnings_of_transformers():
-        model, info = _load(model_class, hf_config, zeros, files, {})
-    return judge(model, info, files, names), names
+
+    def fit(names: Mapping[str, str]) -> Fit:
+        # One zero stands for all numbers of a tensor.
+        zeros = {names[name]: torch.zeros(()).expand(outline.shape) for name, outline in files.outlines.items()}
+        with no_init_weights(), warnings_of_transformers():
+            model, info = _load(model_class, hf_config, zeros, files, {})
+        return judge(model, info, files, names)
+
+    own = {name: name for name in files.outlines}
+    try:
+        return fit(own), own
+    except UserError:
+        names = names_as_read(files, _names_of_base(model_class, hf_config), model_class.base_model_prefix)
+        if names == own:
+            raise
+        return fit(names), names
 
 
 def check_numbers(files: WeightFiles, names: Mapping[str, str], fit: Fit) -> None:
@@ -95,8 +102,13 @@ def check_numbers(files: WeightFiles, names: Mapping[str, str], fit: Fit) -> Non
             outline, read = files.outlines[name], names[name]
             if not outline.is_float or _is_buffer(read, outline) or any(read.endswith(each) for each in unused):
                 continue
-            if not bool(torch.isfinite(tensor[...].float()).all()):
+            if not _is_finite(tensor[...].float()):
                 _refuse_numbers(files, name)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Ten times as fast as to look at each number for itself: what is no number is the least and the largest of all."""
+    return not tensor.numel() or all(map(math.isfinite, tensor.aminmax()))
 
 
 def _refuse_numbers(files: WeightFiles, name: str) -> None:
@@ -267,25 +279,3 @@ def _is_buffer(name: str, outline: Outline | None) -> bool:
     if _BUFFER.search(name):
         return True
     return outline is not None and (not outline.is_float or not outline.shape or outline.shape[:2] == (1, 1))
-
-
-@contextmanager
-def _warnings_of_transformers() -> Iterator[list[str]]:
-    """While it is entered, what transformers warns of goes into the list instead of being kept quiet, a line each."""
-    said: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if not any(part in text for part in _JUDGED):
-                said.append(" ".join(text.split()))
-
-    logger, listener = logging.getLogger("transformers"), Listener(logging.WARNING)
-    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
-    logger.handlers, logger.propagate = [listener], False
-    logger.setLevel(logging.WARNING)
-    try:
-        yield said
-    finally:
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from distmeta.errors import UserError, one_line
 from distmeta.models.batch import side_by_side
@@ -292,16 +293,13 @@ def _build_model(
 ) -> tuple[PreTrainedModel, Parameters, list[str]]:
     """The model, with an embedding of at least `rows` rows, those tensors of the bare network that it lacks, and what
     is to be said of its weights."""
-    model, remarks = _build(AutoModel, config, hf_config, attention, empty)
     unused: Parameters = {}
     if language_model:
         auto = language_model_class(hf_config)
-        with torch.device("meta"):
-            held = _build(auto, config, hf_config, attention, empty=True)[0].base_model.state_dict()
-        unused = {name: value for name, value in model.state_dict().items() if name not in held}
-        del model  # before there is another one
+        unused = _left_out(auto, config, hf_config, attention, empty)
         model, remarks = _build(auto, config, hf_config, attention, empty)
     else:
+        model, remarks = _build(AutoModel, config, hf_config, attention, empty)
         unused = _take_pooler(model)  # the export puts it back
     own_rows = len(_word_embedding(model))
     if rows > own_rows:
@@ -317,6 +315,20 @@ def _build_model(
     return model, unused, remarks
 
 
+def _left_out(auto: Any, config: ModelConfig, hf_config: PretrainedConfig, attention: str, empty: bool) -> Parameters:
+    """The tensors of the bare network that its language model does without."""
+    with torch.device("meta"):
+        bare, whole = (_build(each, config, hf_config, attention, empty=True)[0] for each in (AutoModel, auto))
+    held = whole.base_model.state_dict()
+    if config.name_or_path is not None and not bare.state_dict().keys() - held.keys():
+        return {}
+    try:
+        model, _ = _build(AutoModel, config, hf_config, attention, empty)
+    except UserError:
+        return {}  # of weights that are not there either it is said next
+    return {name: value for name, value in model.state_dict().items() if name not in held}
+
+
 def _build(
     auto: Any, config: ModelConfig, hf_config: PretrainedConfig, attention: str, empty: bool
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -327,14 +339,18 @@ def _build(
             return auto.from_config(hf_config, trust_remote_code=config.trust_remote_code, **arguments), []
         files = find_weights(config.name_or_path, hf_config)
         options: dict[str, Any] = {"attn_implementation": attention}
-        if (files.folder / "generation_config.json").exists():
-            options["generation_config"] = GenerationConfig.from_pretrained(files.folder)
+        if _has_file(config.name_or_path, "generation_config.json"):
+            options["generation_config"] = GenerationConfig.from_pretrained(config.name_or_path)
         return read_weights(class_of(auto, config, hf_config), hf_config, files, **options)
     except UserError:
         raise
     except Exception as error:  # whatever a hub, a file system or a model's own code may raise
         key = "name_or_path" if config.name_or_path is not None else "config"
         raise UserError(f"model.{key}: {first_line(error)}") from None
+
+
+def _has_file(name_or_path: str, name: str) -> bool:
+    return cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def class_of(auto: Any, config: ModelConfig, hf_config: PretrainedConfig) -> type[PreTrainedModel]:
