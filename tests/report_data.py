@@ -125,7 +125,16 @@ def evaluation(networks: dict[str, float], verdicts: Sequence[Json]) -> Json:
         "episodes": 200,
         "methods": methods,
         "verdicts": list(verdicts),
-        "overlap": {"evaluation_texts": 1790, "in_training_tasks": 1756, "in_language_modelling": 1790},
+        "overlap": {
+            "evaluation_texts": 1790,
+            "in_training_tasks": 1756,
+            "in_training_tasks_near": 1760,
+            "classes": 30,
+            "classes_in_training_tasks": 0,
+            "hides_words": True,
+            "in_language_modelling": 1790,
+            "in_language_modelling_near": 1790,
+        },
     }
 
 

@@ -110,3 +110,10 @@ def test_text_is_drawn_once_an_epoch_whoever_asks(tmp_path):
     assert epochs[0] != epochs[1]
     other = TextSource(parts, seed=0)
     assert [other.draw(index) for index in reversed(range(26))] == (epochs[0] + epochs[1])[::-1]
+
+
+def test_sentences_that_stand_in_several_classes_are_named_as_what_leaves_too_few(tmp_path):
+    classes = {name: [f"the same {i}" for i in range(6)] for name in ("alpha", "beta")}
+    tasks = source(write_classes(tmp_path / "a.parquet", classes), n_way=2)
+    with pytest.raises(UserError, match="many of their texts stand in several classes, and a text serves one class"):
+        tasks.draw(0)

@@ -78,6 +78,8 @@ class Manifest(Frozen):
     input_hash: str
     """Names settings and content of the sources: while it stays the same there is nothing to do."""
     segment_parts: list[SegmentPart]
+    overlap_parts: list[str] = []
+    """Below the corpus directory: hashes of the rows of a labelled set that language modelling reads."""
     classes: dict[str, ClassParts]
     """By split: train, valid, test."""
     classes_left_out: dict[str, int]
@@ -108,7 +110,7 @@ class Manifest(Frozen):
         except (OSError, ValueError):
             return None
         parts = [part.path for part in manifest.segment_parts]
-        parts += [path for each in manifest.classes.values() for path in each.parts]
+        parts += [*manifest.overlap_parts, *(path for each in manifest.classes.values() for path in each.parts)]
         is_whole = all((directory / path).is_file() for path in [*parts, "tokenizer/tokenizer.json"])
         return manifest if is_whole else None
 
@@ -123,6 +125,10 @@ class Manifest(Frozen):
     def text_parts(self, directory: Path) -> list[tuple[Path, int]]:
         """Return the files of segments, in order, each with its number of rows."""
         return [(directory / part.path, part.rows) for part in self.segment_parts]
+
+    def language_modelling_texts(self, directory: Path) -> list[Path]:
+        """Return the files of hashes of what language modelling reads of a labelled set."""
+        return [directory / part for part in self.overlap_parts]
 
     def describe(self) -> str:
         """Return what a user wants to know of it, in a few lines. What was lost stands last, by file."""

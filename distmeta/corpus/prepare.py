@@ -16,7 +16,7 @@ from distmeta.corpus.records import LOSSES, RecordSettings, Tally
 from distmeta.corpus.repeats import find_repeats
 from distmeta.corpus.reports import SourceReport, refuse_losses, report_source, vanished_classes
 from distmeta.corpus.segments import TABLE as SEGMENTS_TABLE
-from distmeta.corpus.segments import encode_segments
+from distmeta.corpus.segments import TEXTS, encode_segments
 from distmeta.corpus.shards import Shard
 from distmeta.corpus.sources import resolve_sources, total_bytes
 from distmeta.corpus.tokenizer import import_tokenizer, load_source, tokenizer_identity
@@ -145,7 +145,7 @@ def prepare(
 
     unfinished = directory / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
-    segment_parts = _publish_segments(segments, unfinished)
+    segment_parts, overlap_parts = _publish_segments(segments, labels is not None, unfinished)
     class_parts = _publish_classes(classes, unfinished)
     _publish_tokenizer(tokens, unfinished)
     repeated = sum(part.summary["repeats"] for part in repeats)
@@ -172,6 +172,7 @@ def prepare(
         content_digest=digest([tokens.summary["hash"], [part.summary["digest"] for part in made]]),
         input_hash=input_hash,
         segment_parts=segment_parts,
+        overlap_parts=overlap_parts,
         classes=class_parts,
         classes_left_out=choice.too_small,
         classes_left_out_total=choice.too_small_total,
@@ -265,14 +266,19 @@ def _shards(ingested: Sequence[Part], repeats: Sequence[Part] | None, work: Path
     return [Shard(work, number, file, listing) for number, file in enumerate(files)]
 
 
-def _publish_segments(segments: Sequence[Part], directory: Path) -> list[SegmentPart]:
+def _publish_segments(segments: Sequence[Part], labelled: bool, directory: Path) -> tuple[list[SegmentPart], list[str]]:
+    """Return what the manifest says of the segments, and where the hashes of a labelled set's texts are."""
     filled = [part for part in segments if part.summary["segments"]]
     names = [f"part-{number:05d}.parquet" for number in range(len(filled))]
-    publish([part.folder / SEGMENTS_TABLE for part in filled], directory / "segments", names)
-    return [
+    files = [part.folder / SEGMENTS_TABLE for part in filled]
+    hashes = [part.folder / TEXTS for part in segments if labelled]
+    hash_names = [f"texts-{number:05d}.parquet" for number in range(len(hashes))]
+    publish([*files, *hashes], directory / "segments", [*names, *hash_names])
+    segment_parts = [
         SegmentPart(path=f"segments/{name}", rows=part.summary["segments"], tokens=part.summary["tokens"])
         for name, part in zip(names, filled, strict=True)
     ]
+    return segment_parts, [f"segments/{name}" for name in hash_names]
 
 
 def _publish_classes(classes: Sequence[tuple[Split, Part]], directory: Path) -> dict[str, ClassParts]:

@@ -14,10 +14,11 @@ from distmeta.corpus.encoder import load_encoder
 from distmeta.corpus.executor import Executor
 from distmeta.corpus.parts import Part, file_digest, load_list, make_part, save_list, write_parquet
 from distmeta.corpus.shards import Shard
-from distmeta.corpus.words import StopWords
+from distmeta.corpus.words import StopWords, overlap_keys
 
 STEP = "segments"
 TABLE = "segments.parquet"
+TEXTS = "texts.parquet"
 
 
 class Segment(NamedTuple):
@@ -80,7 +81,8 @@ def encode_segments(
 ) -> list[Part]:
     """Encode every shard for language modelling, in order; of a labelled set only the rows under `labels`.
 
-    A part holds `segments.parquet`: `document`, `segment`, and the fields of `Segment`. Its summary counts over all
+    A part holds `segments.parquet`: `document`, `segment`, and the fields of `Segment`; of a labelled set also
+    `texts.parquet`, the `overlap_keys` of its rows. Its summary counts over all
     records `records`, `sentences` and `bytes`, and over what is encoded `segments`, `tokens`, how many of them are
     `unknown`, `stop_words` taken out, and `cut`, the sentences that are longer than `max_length` tokens, special tokens
     included.
@@ -113,6 +115,7 @@ def _write_segments(unit: SegmentsUnit, folder: Path) -> dict[str, Any]:
     if unit.labels is not None:
         records = records.filter(pc.is_in(records["label"], pa.array(load_list(lists, unit.labels), pa.string())))
         texts = records["sentences"].combine_chunks()
+        write_parquet(pa.table(overlap_keys(texts.to_pylist())), folder / TEXTS)
     sentences = texts.flatten().to_pylist()
     stop_words = StopWords([] if unit.stop_words is None else load_list(lists, unit.stop_words))
     if unit.stop_words is not None:

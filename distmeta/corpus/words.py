@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import regex
 
 from distmeta.corpus.boundaries import find_segments
@@ -29,6 +30,13 @@ def near_key(*texts: str) -> int:
     """Return an unsigned 64-bit hash of a text or a pair: equal where only case, spaces and punctuation differ."""
     near = [_NOT_COMPARED.sub("", text.casefold()) or text for text in texts]
     return hash64("\0".join(near))
+
+
+def overlap_keys(texts: Iterable[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Return the columns of hashes (int64) by which texts or pairs are compared: `exact_key` and `near_key`."""
+    keys = [(hash64("\0".join(each)), near_key(*each)) for each in texts]
+    both = np.array(keys, np.uint64).reshape(-1, 2).astype(np.int64)
+    return {"exact_key": both[:, 0], "near_key": both[:, 1]}
 
 
 def load_stop_words(file: str | None) -> frozenset[str]:

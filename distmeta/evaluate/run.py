@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
 from distmeta.engine.precision import set_up_arithmetic
 from distmeta.evaluate.baselines import tf_idf_logistic_regression
+from distmeta.evaluate.overlap import count_overlap, describe_overlap
 from distmeta.evaluate.score import EpisodeScore, Scorer
 from distmeta.evaluate.statistics import classification_scores
 from distmeta.evaluate.table import MethodResult, Use, evaluation_report
 from distmeta.meta import algorithm_class
 from distmeta.models import load_weights
 from distmeta.setup import Setup
-from distmeta.tasks.config import Split
 from distmeta.tasks.episode import Task
 
 
@@ -40,7 +39,7 @@ def evaluate_candidates(
 
     The first one is also the one that the verdicts are about, `against` those of the others that are named. All need
     the same tokenizer, and are computed in the first one's precision. Returns the content of `evaluation.json`: see
-    `distmeta.evaluate.table.evaluation_report`, and `overlap`.
+    `distmeta.evaluate.table.evaluation_report`, and `overlap`: see `count_overlap`.
 
     Raises:
         UserError: the held-out classes cannot fill the episodes, or a network is not there.
@@ -59,11 +58,9 @@ def evaluate_candidates(
             for use, score in next(scorer.score([task])).items():
                 scores.setdefault((name, use), []).append(score)
         scores.setdefault(("tf-idf", "logistic-regression"), []).append(_tf_idf(task))
-    shared = _overlap(setup, options.split)
-    say(
-        f"of {shared['evaluation_texts']} texts that the episodes are drawn from, {shared['in_training_tasks']} also "
-        f"stand in training tasks and {shared['in_language_modelling']} in the language-modelling text"
-    )
+    overlap = count_overlap(setup, setup, options.split)
+    for line in describe_overlap(overlap, options.split):
+        say(line)
     report = evaluation_report(
         [_result(network, use, each) for (network, use), each in scores.items()],
         split=options.split,
@@ -73,7 +70,7 @@ def evaluate_candidates(
         judged=candidates[0].name,
         against=against,
     )
-    return report | {"overlap": shared}
+    return report | {"overlap": overlap}
 
 
 def _scorer(candidate: Candidate, device: torch.device, precision: str) -> Scorer:
@@ -119,21 +116,3 @@ def _result(network: str, use: Use, scores: list[EpisodeScore]) -> MethodResult:
         f1=[score.f1 for score in each],
         adapt_seconds=[score.adapt_seconds for score in scores],
     )
-
-
-def _overlap(setup: Setup, split: Split) -> dict[str, int]:
-    """How many of the texts that the evaluation draws from also stand in what training draws from.
-
-    Returns `evaluation_texts`, `in_training_tasks` (for SMLMT with another word hidden) and `in_language_modelling`.
-    """
-
-    def keys(of: Split) -> set[int]:
-        parts = setup.manifest.class_parts(setup.corpus, of)
-        return {key for part in parts for key in pq.read_table(part, columns=["text_key"])["text_key"].to_pylist()}
-
-    evaluation = keys(split)
-    in_tasks = len(evaluation & keys("train"))
-    smlmt = setup.config.tasks.label_column is None
-    # The language model reads every sentence of unlabelled text, and of a labelled set the training classes.
-    in_text = (len(evaluation) if smlmt else in_tasks) if setup.wants_language_model else 0
-    return {"evaluation_texts": len(evaluation), "in_training_tasks": in_tasks, "in_language_modelling": in_text}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from distmeta.evaluate.overlap import describe_overlap
 from distmeta.report.blocks import Cell, Column, Section, Table
 from distmeta.report.read import Json
 from distmeta.report.run_pictures import methods_plot
@@ -52,13 +53,14 @@ def evaluation_section(evaluation: Json) -> Section:
         ]
         for method in evaluation["methods"]
     ]
+    about_overlap = describe_overlap(evaluation.get("overlap", {}), evaluation["split"])
     caption = (
         "95% intervals over the episodes. Paired gain: mean difference to the starting network in the same use on the "
         "same episodes (tf-idf: to its logistic regression). Adaptation: seconds from a support set to a classifier."
     )
     return Section(
         "Few-shot evaluation",
-        paragraphs=[f"{episodes_text(evaluation)}, the same for every method.", *_overlap(evaluation)],
+        paragraphs=[f"{episodes_text(evaluation)}, the same for every method.", *about_overlap],
         pictures=[methods_plot(evaluation)],
         tables=[Table([Column("method", is_text=True), *map(Column, columns)], rows, caption, sortable=True)],
     )
@@ -70,17 +72,6 @@ def episodes_text(evaluation: Json) -> str:
         f"{evaluation['episodes']} episodes of meta-{evaluation['split']} classes, {evaluation['n_way']}-way "
         f"{evaluation['k_shot']}-shot, {evaluation['query_per_class']} queries a class"
     )
-
-
-def _overlap(evaluation: Json) -> list[str]:
-    shared = evaluation.get("overlap")
-    if not shared:
-        return []
-    return [
-        f"Of {shared['evaluation_texts']:,} texts that the episodes are drawn from, "
-        f"{shared['in_training_tasks']:,} also stand in training tasks and {shared['in_language_modelling']:,} in the "
-        "language-modelling text; the classes are new in any case."
-    ]
 
 
 def _percent_cell(value: Any) -> Cell:

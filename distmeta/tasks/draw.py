@@ -50,7 +50,8 @@ class TaskSource:
         seed: int,
     ) -> None:
         # Held as Arrow columns: at most max_classes * max_examples rows, whatever the size of the corpus.
-        tables = [pq.read_table(part) for part in parts]
+        columns = ["class", "row", "text", "text_key", "input_ids", "mask_position"]
+        tables = [pq.read_table(part, columns=columns) for part in parts]
         self._tables = [table.combine_chunks() for table in tables if table.num_rows]
         self.split, self.k_shot, self.query_per_class, self.seed = split, k_shot, query_per_class, seed
         self._classes: list[tuple[str, int, int, np.ndarray]] = []  # name, table, first row, text keys
@@ -95,7 +96,8 @@ class TaskSource:
                 return self._task(index, picked)
         raise UserError(
             f"meta-{self.split}: {self.n_way} classes with {self.k_shot + self.query_per_class} different texts each "
-            "could not be drawn: their texts are nearly the same; ask for fewer ways or shots"
+            "could not be drawn: many of their texts stand in several classes, and a text serves one class a task; ask "
+            "for fewer ways or shots, or give more text"
         )
 
     def _pick_rows(self, chosen: np.ndarray, random: np.random.Generator) -> list[tuple[int, list[int]]]:

@@ -29,7 +29,7 @@ from distmeta.corpus.parts import (
 )
 from distmeta.corpus.segments import int_lists
 from distmeta.corpus.tables import KEY_SPACE, read_range, write_sorted
-from distmeta.corpus.words import StopWords
+from distmeta.corpus.words import StopWords, overlap_keys
 from distmeta.tasks.config import Split
 from distmeta.tasks.index_examples import EXAMPLES, NAMES, DistinctExamples, mix
 from distmeta.tasks.smlmt import encode_masked, split_at_word
@@ -145,8 +145,9 @@ def gather_classes(
 ) -> list[tuple[Split, Part]]:
     """Bring together and encode the examples of each class; return (split, part) in the order of the classes.
 
-    A part holds whole classes of one split: `classes.parquet` with `class`, `row`, `text`, `text_key`, `input_ids` and
-    `mask_position`, sorted by class and priority. Its summary has `classes`, `examples`, `cut` and `digest`.
+    A part holds whole classes of one split: `classes.parquet` with `class`, `row`, `text`, `text_key`, the
+    `overlap_keys` of what the text was, `input_ids` and `mask_position`, sorted by class and priority. Its summary has
+    `classes`, `examples`, `cut` and `digest`.
     """
     lists = work / "lists"
     listing = save_list(lists, [part.key for part in drawn])
@@ -227,6 +228,7 @@ def _write_classes(
         "row": rows["row"],
         "text": pa.array(shown, pa.string()),
         "text_key": rows["text_key"].to_numpy().astype(np.int64),
+        **overlap_keys(texts),
         "input_ids": int_lists(encoded),
         "mask_position": pa.array(masks, pa.int32()),
     }
