@@ -94,7 +94,9 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
     from distmeta.cluster import check_workers_fit, ray_cluster
     from distmeta.plan.memory import check_model_states_fit, choose_weights
     from distmeta.tracking.artifact import log_model
+    from distmeta.tracking.wandb_environment import mode_of_environment
 
+    mode_of_environment()  # told now, if there is no such mode
     check_workers_fit(config)
     choose_weights(config, say)
     check_model_states_fit(config)
@@ -120,7 +122,11 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
                 f"outer steps 1 to {warmup} train the language model alone; the {steps - warmup} from {warmup + 1} to "
                 f"{steps} have tasks, and with them a query_loss"
             )
-        progress = launch(config, run, say)
+        try:
+            progress = launch(config, run, say)
+        except BaseException:
+            _say_where_recorded(run, say)
+            raise
         if "diverged" in progress:
             _summarize(config, run, progress, say)
             raise UserError(
@@ -138,7 +144,16 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
         say("uploaded the model to W&B")
     for line in Setup(config, run).manifest.losses():
         say(line)
-    return evaluate(config, run, say)
+    table = evaluate(config, run, say)
+    _say_where_recorded(run, say)
+    return table
+
+
+def _say_where_recorded(run: RunDirectory, say: Say) -> None:
+    from distmeta.tracking.wandb_place import wandb_lines
+
+    for line in wandb_lines([run.path]):
+        say(line)
 
 
 def check_tasks(config: Config, run: RunDirectory) -> None:

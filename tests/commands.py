@@ -15,7 +15,8 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "RAY_AUTH_MODE": "disabled", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    wandb = {"API_KEY": KEY, "BASE_URL": "http://127.0.0.1:9", "NOTES": "said by the command", "MODE": ""}
+    return {**os.environ, "RAY_AUTH_MODE": "disabled"} | {f"WANDB_{name}": value for name, value in wandb.items()}
 
 
 def distmeta(

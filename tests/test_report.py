@@ -263,6 +263,16 @@ def test_a_long_run_makes_no_heavy_page(tmp_path: Path) -> None:
     assert 300 < max(line.count("L") for line in lines) <= 2 * MOST_POINTS
 
 
+def test_the_page_says_where_weights_and_biases_has_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=10)
+    assert "Weights &amp; Biases" not in write_report([run]).read_text(encoding="utf-8")
+    (run / "wandb" / "offline-run-1-abc").mkdir(parents=True)
+    (run / "wandb.json").write_text('{"run_id": "abc", "url": "https://wandb.invalid/me/shots/runs/abc"}')
+    page = write_report([run]).read_text(encoding="utf-8")
+    assert "W&amp;B: https://wandb.invalid/me/shots/runs/abc" in page
+    assert f"wandb sync {run}/wandb/offline-run-1-abc" in page
+
+
 def test_the_page_needs_neither_ray_nor_torch(run: Path) -> None:
     heavy = ["torch", "ray", "deepspeed", "transformers", "matplotlib.pyplot"]
     code = (

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 from distmeta.train.phases import STEP_PHASES
 from tests.commands import KEY, Running, assert_gone, distmeta, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
+from tests.wandb_files import offline_records
 
 TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction", "wall_seconds", "worker_seconds"}
 TIMES |= {f"seconds/{phase}" for phase in STEP_PHASES}
@@ -64,6 +65,12 @@ def whole(folder: Path) -> Path:
     done = distmeta("pretrain", "--config", config, "--run-dir", folder / "whole", cwd=folder.parent)
     assert "meta-pretrained inner-loop" in done.stdout
     assert "engine.computation: auto takes packed" in done.stderr
+    (recorded,) = (folder / "whole" / "wandb").glob("offline-run-*")
+    assert f"this uploads it: wandb sync {recorded}\n" in done.stderr
+    assert (
+        next(each.run for each in offline_records(folder / "whole") if each.HasField("run")).notes
+        == "said by the command"
+    )
     return folder / "whole"
 
 

@@ -15,8 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
+from distmeta.errors import UserError
 from distmeta.tracking.config import TrackingConfig
+from distmeta.tracking.wandb_environment import directory, environment, names, prepare_environment
 from distmeta.tracking.wandb_file import records, rows
+from distmeta.tracking.wandb_place import wandb_lines, write_state
 from distmeta.tracking.wandb_run import mode_of_user, without_passwords
 from tests.wandb_files import logged_steps, offline_records
 from tests.wandb_server import server
@@ -34,7 +37,7 @@ run_dir = Path(sys.argv[1])
 
 def start(**config):
     settings = {"meta": {"inner_lr": 0.01}, "train": {"storage": "s3://KEYID:NOTASECRET88@bucket/runs"}}
-    return WandbRun(run_dir, TrackingConfig(**config), settings, name="demo")
+    return WandbRun(run_dir, TrackingConfig(**config), settings)
 
 def rows(first, last):
     return [{"outer_step": n, "query_loss": 1 / n, "support_loss": [2.0, 1.0], "not_finite": ["grad_norm"]}
@@ -88,7 +91,7 @@ def test_an_offline_run_holds_configuration_history_and_summary(tmp_path: Path) 
     output, run_dir = run_script(tmp_path, code)
     found = offline_records(run_dir)
     run = next(record.run for record in found if record.HasField("run"))
-    assert (run.project, run.run_group, run.display_name) == ("shots", "sweep-1", "demo")
+    assert (run.project, run.run_group, run.display_name) == ("shots", "sweep-1", "run")
     assert run.run_id == json.loads((run_dir / "wandb.json").read_text())["run_id"]
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["meta"] == {"inner_lr": 0.01}
@@ -217,6 +220,10 @@ def test_disabled_leaves_no_trace(tmp_path: Path) -> None:
         ("auto", "offline", API_KEY, "offline"),
         ("auto", "disabled", API_KEY, "disabled"),
         ("auto", "online", None, "online"),
+        ("auto", "", API_KEY, "online"),
+        ("auto", "", None, "offline"),
+        ("auto", "Offline ", API_KEY, "offline"),
+        ("online", "", None, "online"),
         ("online", "offline", API_KEY, "offline"),
         ("online", "dryrun", API_KEY, "offline"),
         ("offline", "online", API_KEY, "offline"),
@@ -239,6 +246,95 @@ def test_the_more_private_wish_wins(
         else:
             monkeypatch.setenv(name, value)
     assert mode_of_user(TrackingConfig(wandb=configured)) == mode
+
+
+@pytest.mark.parametrize(
+    ("value", "mode"), [("true", "disabled"), ("1", "disabled"), ("false", "offline"), ("", "offline")]
+)
+def test_wandb_disabled_is_heard(monkeypatch: pytest.MonkeyPatch, value: str, mode: str) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DISABLED", value)
+    assert mode_of_user(TrackingConfig(wandb="online")) == mode
+
+
+def test_a_mode_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "off")
+    with pytest.raises(UserError, match="WANDB_MODE: off is none of online, run, shared, offline"):
+        mode_of_user(TrackingConfig())
+
+
+def test_the_environment_counts_where_the_configuration_is_silent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "0003"
+    run_dir.mkdir()
+    unset = {"project": "distmeta", "entity": None, "group": None, "name": "0003"}
+    for name in ("PROJECT", "ENTITY", "RUN_GROUP", "NAME", "DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", "")
+    assert (names(TrackingConfig(), run_dir), directory(run_dir)) == (unset, run_dir)
+    for name in ("PROJECT", "ENTITY", "RUN_GROUP", "NAME"):
+        monkeypatch.setenv(f"WANDB_{name}", f"my-{name.lower()}")
+    monkeypatch.setenv("WANDB_DIR", "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    said = {"project": "my-project", "entity": "my-entity", "group": "my-run_group", "name": "my-name"}
+    assert (names(TrackingConfig(), run_dir), directory(run_dir)) == (said, tmp_path / "elsewhere")
+    chosen = {"project": "a", "entity": "b", "group": "c", "name": "d"}
+    assert names(TrackingConfig(**chosen), run_dir) == chosen
+    (run_dir / "trial.json").touch()
+    assert names(TrackingConfig(), run_dir)["name"] == "my-name-0003"
+
+
+def test_what_the_command_is_told_holds_for_its_workers_and_a_key_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+    monkeypatch.setenv("WANDB_PROJECT", "the command's")
+    monkeypatch.setenv("WANDB_MODE", "")
+    passed_on = environment()
+    assert passed_on == {"WANDB_PROJECT": "the command's"}
+    monkeypatch.setenv("WANDB_PROJECT", "the node's")
+    monkeypatch.setenv("WANDB_NOTES", "the node's")
+    prepare_environment(passed_on)
+    assert environment() == {"WANDB_PROJECT": "the command's", "WANDB_NOTES": "the node's"}
+    assert "WANDB_MODE" not in os.environ
+
+
+def test_all_that_the_environment_says_is_in_the_run_and_its_files_are_where_it_says(tmp_path: Path) -> None:
+    variables = {"WANDB_MODE": "", "WANDB_PROJECT": "shots", "WANDB_ENTITY": "team", "WANDB_NAME": "mine"}
+    variables |= {"WANDB_RUN_GROUP": "some", "WANDB_TAGS": "a,b", "WANDB_NOTES": "a note"}
+    variables["WANDB_DIR"] = str(tmp_path / "else where")
+    code = "run = start(); run.log(rows(1, 3)); run.finish()"
+    _, run_dir = run_script(tmp_path, code, **variables)
+    time.sleep(1)  # W&B names its folders by the second
+    run_script(tmp_path, code.replace("3", "5"), **variables)
+    assert not (run_dir / "wandb").exists()
+    found = offline_records(tmp_path / "else where")
+    assert logged_steps(found) == [1, 2, 3, 4, 5]
+    run = next(record.run for record in found if record.HasField("run"))
+    assert (run.project, run.entity, run.display_name, run.run_group) == ("shots", "team", "mine", "some")
+    assert (list(run.tags), run.notes) == (["a", "b"], "a note")
+    folders = sorted((tmp_path / "else where" / "wandb").glob("offline-run-*"))
+    (line,) = wandb_lines([run_dir])
+    assert line.endswith(f"this uploads it: wandb sync '{folders[0]}' '{folders[1]}'")
+    for folder in folders:
+        (file,) = folder.glob("*.wandb")
+        file.with_suffix(".wandb.synced").touch()
+    assert wandb_lines([run_dir]) == []
+
+
+def test_of_a_sweep_it_is_said_how_many_runs_are_where(tmp_path: Path) -> None:
+    runs = [tmp_path / "trials" / f"000{number}" for number in range(3)]
+    for number, run in enumerate(runs):
+        (run / "wandb" / f"offline-run-1-id{number}").mkdir(parents=True)
+        write_state(run, {"run_id": f"id{number}", "url": None})
+    assert wandb_lines(runs) == [
+        f"W&B: recorded offline in 3 folders; this uploads it: wandb sync {tmp_path}/trials/*/wandb/offline-run-*"
+    ]
+    for number, run in enumerate(runs):
+        (run / "wandb" / f"offline-run-1-id{number}").rmdir()
+        write_state(run, {"run_id": f"id{number}", "url": f"https://wandb.invalid/me/shots/runs/id{number}"})
+    assert wandb_lines(runs) == ["W&B: 3 runs at https://wandb.invalid/me/shots"]
+    assert wandb_lines([tmp_path]) == []
 
 
 def test_a_netrc_login_is_enough_and_another_host_s_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -299,8 +395,11 @@ def test_online_each_step_is_sent_once_and_nothing_but_configuration_and_metrics
     with server() as running:
         variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{running.server_port}"}
         code = "run = start(); run.log(rows(1, 5)); run.finish(); print(run.where)"
-        output, _ = run_script(tmp_path, code, "NOTASECRET99", **variables)
-        assert f"http://127.0.0.1:{running.server_port}/me/distmeta/runs/" in output
+        output, run_dir = run_script(tmp_path, code, "NOTASECRET99", **variables)
+        address = f"http://127.0.0.1:{running.server_port}/me/distmeta/runs/"
+        assert address in output
+        (line,) = wandb_lines([run_dir])
+        assert line.startswith(f"W&B: {address}")
         run_script(tmp_path, "run = start(); run.log(rows(1, 8)); run.finish()", **variables)
         assert [row["outer_step"] for row in running.history] == list(range(1, 9))
         # What the server did not get counts as not logged.

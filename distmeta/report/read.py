@@ -11,6 +11,7 @@ from distmeta.errors import UserError
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.directory import SweepDirectory
 from distmeta.tracking.metrics import read_metrics
+from distmeta.tracking.wandb_place import wandb_lines
 
 Json = dict[str, Any]
 DEFAULT_TRIAL = "0000"
@@ -46,6 +47,8 @@ class Run:
     summary: Json | None
     evaluation: Json | None
     plan: Json | None
+    wandb: list[str]
+    """Lines that say where what W&B has recorded is."""
     unreadable: list[str]
     """A line for each file that could not be read."""
 
@@ -115,6 +118,7 @@ class Sweep:
     summary: Json | None
     evaluation: Json | None
     plan: Json | None
+    wandb: list[str]
     unreadable: list[str]
 
     @property
@@ -179,6 +183,7 @@ def read_run(path: Path, name: str) -> Run:
         summary=_json(directory.summary, unreadable),
         evaluation=_json(directory.evaluation, unreadable),
         plan=_json(directory.plan, unreadable),
+        wandb=wandb_lines([path.resolve()]),
         unreadable=unreadable,
     )
     if not (run.metrics or run.validation or run.summary or run.evaluation):
@@ -211,6 +216,7 @@ def read_sweep(path: Path, name: str) -> Sweep:
         summary=_json(directory.summary, unreadable),
         evaluation=_json(directory.evaluation, unreadable),
         plan=_json(path / "plan.json", unreadable),
+        wandb=wandb_lines([directory.trial(row["trial_id"]).path.resolve() for row in rows]),
         unreadable=unreadable,
     )
 

@@ -29,6 +29,7 @@ def run_page(run: Run) -> Page:
     else:
         missing.append("the few-shot table: there is no evaluation yet (`distmeta evaluate`)")
     plan = plan_section(run.plan, run.summary, (run.summary or {}).get("currency", ""), missing)
+    wandb = Section("Weights & Biases", paragraphs=run.wandb)
     answer, findings = helped(run.evaluation)
     return Page(
         kind="Run",
@@ -38,7 +39,7 @@ def run_page(run: Run) -> Page:
         answer=answer,
         findings=findings + best_method(run.evaluation),
         facts=run_facts(run),
-        sections=[section for section in [*sections, plan, settings_section(run.settings, missing)] if section],
+        sections=[section for section in [*sections, plan, wandb, settings_section(run.settings, missing)] if section],
         missing=missing,
     )
 

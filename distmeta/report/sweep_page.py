@@ -29,6 +29,7 @@ def sweep_page(sweep: Sweep) -> Page:
         *_selection_sections(sweep, missing),
         startup_section(sweep, missing),
         plan_section(sweep.plan, _happened(sweep), currency, missing),
+        Section("Weights & Biases", paragraphs=sweep.wandb),
         settings_section(sweep.settings, missing),
     ]
     answer, findings = _answer(sweep)

@@ -27,8 +27,13 @@ def sweep(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say) -> s
     from distmeta.pipeline import export
     from distmeta.sweep.run import run_trials
     from distmeta.sweep.select import choose
+    from distmeta.tracking.wandb_place import wandb_lines
 
-    rows = run_trials(config, sweep, resume=resume, say=say)
+    try:
+        rows = run_trials(config, sweep, resume=resume, say=say)
+    finally:
+        for line in wandb_lines([sweep.trial(trial_id).path for trial_id in sweep.trial_ids()]):
+            say(line)
     outcome = choose(config, sweep, rows, say)
     best = sweep.trial(json.loads(sweep.summary.read_text(encoding="utf-8"))["best_trial"])
     made = load_config(best.config, check=False)

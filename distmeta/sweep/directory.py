@@ -66,6 +66,11 @@ class SweepDirectory:
         return self.tune / "elapsed.json"
 
     @property
+    def environment(self) -> Path:
+        """What the environment of the command says of W&B, for the trials, which may be on another machine."""
+        return self.tune / "environment.json"
+
+    @property
     def stop_request(self) -> Path:
         """While this file is there, trials leave a checkpoint and end."""
         return self.path / "stop-requested"

@@ -13,6 +13,7 @@ from distmeta.rundir import RunDirectory
 from distmeta.setup import check_weights, resolve, wants_language_model
 from distmeta.sweep.directory import SweepDirectory, write_trial
 from distmeta.sweep.space import Values, trial_config
+from distmeta.tracking.wandb_environment import names
 
 
 class TrialMaker:
@@ -46,7 +47,7 @@ class TrialMaker:
         choose_weights(made, lambda _: None)  # said once, of the largest
         identity = _corpus_identity(made)
         made.corpus.directory = self._own_corpus if identity == self._first else f"{self._sweep.path}/corpus-{identity}"
-        made.tracking.group = made.tracking.group or self._sweep.path.name
+        made.tracking.group = names(made.tracking, self._sweep.path)["group"] or self._sweep.path.name
         if self._config.sweep.scheduler == "pbt":
             # What is taken over is the network of the validation that decided it.
             made.train.checkpoint_every = made.train.validate_every

@@ -1,5 +1,6 @@
 """A sweep from its configuration to the best network: checks, trials on Ray Tune, and an end in good order."""
 
+import json
 import os
 import signal
 import threading
@@ -25,6 +26,7 @@ from distmeta.sweep.schedule import make_scheduler
 from distmeta.sweep.search import Search
 from distmeta.sweep.space import Space
 from distmeta.sweep.trial import Trial
+from distmeta.tracking import wandb_environment
 
 Say = Callable[[str], None]
 
@@ -42,6 +44,7 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
         UserError: the sweep can't be run as it is configured, or is another one than that of the directory.
         Interrupted: a signal ended it.
     """
+    wandb_environment.mode_of_environment()  # told now, if there is no such mode
     space = Space(config)
     check_options(config, space)
     _claim(config, sweep, resume)
@@ -56,6 +59,7 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
         at_a_time = _at_a_time(config, largest)
         sweep.tune.mkdir(parents=True, exist_ok=True)
         sweep.config.write_text(to_yaml(config), encoding="utf-8")
+        sweep.environment.write_text(json.dumps(wandb_environment.environment()) + "\n", encoding="utf-8")
         maker.prepare_corpus(maker.resolved(space.default()))
         total = number_of_trials(space, config.sweep)
         if total < config.sweep.num_trials:

@@ -12,6 +12,7 @@ from distmeta.config import load_config, to_yaml, with_values
 from distmeta.errors import UserError
 from distmeta.sweep.directory import Status, SweepDirectory, read_trial, set_status, write_trial
 from distmeta.sweep.takeover import copy_newest, take_over
+from distmeta.tracking import wandb_environment
 from distmeta.tracking.cost import run_summary
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.failures import may_pass
@@ -41,6 +42,7 @@ class Trial(tune.Trainable):
 
     def _begin(self, settings: dict[str, Any]) -> None:
         self._sweep = SweepDirectory(Path(settings["sweep"]))
+        wandb_environment.prepare_environment(json.loads(self._sweep.environment.read_text(encoding="utf-8")))
         self._trial_id = settings["trial"]
         self._run = self._sweep.trial(self._trial_id)
         values = {key: value for key, value in settings.items() if "." in key}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distmeta.tracking.config import TrackingConfig
+from distmeta.tracking.wandb_environment import names
 from distmeta.tracking.wandb_run import FINISH_TIMEOUT, first_line, has_login, mode_of_user, quiet_settings
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,7 @@ def log_model(run_dir: Path, folder: Path, config: TrackingConfig) -> bool:
                 mode="online",
                 id=run_id,
                 resume="allow",
-                project=config.project,
-                group=config.group,
-                name=config.name or run_dir.name,  # W&B does not know a run that fell back to offline
+                **names(config, run_dir),  # W&B does not know a run that fell back to offline
                 dir=scratch,
                 settings=quiet_settings(FINISH_TIMEOUT),
             )

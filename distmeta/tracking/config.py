@@ -11,13 +11,15 @@ class TrackingConfig(Section):
     """Weights & Biases, and what a run costs."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Weights & Biases; auto: online where a key is set (WANDB_API_KEY or `wandb login`), else offline."""
-    project: str = "distmeta"
-    """W&B project."""
+    """W&B; auto: as WANDB_MODE says, else online where a key is set (WANDB_API_KEY or `wandb login`), else offline."""
+    project: str | None = None
+    """W&B project; unset: WANDB_PROJECT, or distmeta."""
+    entity: str | None = None
+    """W&B user or team; unset: WANDB_ENTITY, or the key's own."""
     group: str | None = None
-    """W&B group."""
+    """W&B group; unset: WANDB_RUN_GROUP, or in a sweep the name of its directory."""
     name: str | None = None
-    """W&B name of the run; unset: the name of the run directory."""
+    """W&B name of the run; unset: WANDB_NAME, or the name of the run directory. WANDB_TAGS and such hold as well."""
     log_model: bool = True
     """Keep the exported model in W&B as an artifact, where online; checkpoints never go there."""
     price_per_worker_hour: float = Field(default=0.0, ge=0)

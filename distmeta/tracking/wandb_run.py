@@ -7,14 +7,14 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distmeta.tracking.config import TrackingConfig
+from distmeta.tracking.wandb_environment import MODES, Mode, directory, mode_of_environment, names, prepare_environment
 from distmeta.tracking.wandb_file import last_logged_step
+from distmeta.tracking.wandb_place import write_state
 
 logger = logging.getLogger(__name__)
-
-Mode = Literal["online", "offline", "disabled"]
 
 # Seconds that a server which does not answer can cost: once at the start, once at the end.
 INIT_TIMEOUT = 10.0
@@ -38,21 +38,18 @@ NOTHING_BY_ITSELF: dict[str, Any] = {
 
 
 class WandbRun:
-    """A run in Weights & Biases, its files under `run_dir/wandb`. Only the worker of rank 0 makes one.
+    """A run in Weights & Biases, its files in `run_dir/wandb` or WANDB_DIR. Only the worker of rank 0 makes one.
 
-    `run_dir/wandb.json` keeps the run's id, so that a resumed run goes on in the same W&B run, behind the last step
-    that is there: in the files of this disk, or at the server. Without a network, each resume leaves a folder
-    `wandb/offline-run-*` of the same id; `wandb sync` puts them together.
+    `run_dir/wandb.json` keeps the run's id and where it is, so that a resumed run goes on in the same W&B run, behind
+    the last step that is there: in the files of this disk, or at the server. Without a network, each resume leaves a
+    folder `wandb/offline-run-*` of the same id; `wandb sync` puts them together.
 
     Nothing that W&B does can stop training: a server that does not answer makes the run an offline one, any other
     failure ends the logging, and either is said once.
     """
 
-    def __init__(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any], name: str) -> None:
-        """Records the resolved configuration, nested, in `settings`, without the passwords in its addresses.
-
-        `name` is the run's display name where `tracking.name` is unset.
-        """
+    def __init__(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any]) -> None:
+        """Records the resolved configuration, nested, in `settings`, without the passwords in its addresses."""
         self.where = ""
         """The run's web address, or the folder of an offline run, or "" where nothing is recorded."""
         self._run: Any = None
@@ -60,7 +57,7 @@ class WandbRun:
         self._logged = 0
         # W&B's own error reports would go over the network, and hold the process for 20 s where no server answers.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
-        self._guard(lambda: self._start(run_dir, config, settings, name))
+        self._guard(lambda: self._start(run_dir, config, settings))
 
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Logs metrics rows, in order: numbers as they are, a list of numbers as `key/1`, `key/2`...
@@ -85,29 +82,29 @@ class WandbRun:
             self._guard(lambda: self._run.finish(exit_code=0))
             self._run = None
 
-    def _start(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any], name: str) -> None:
+    def _start(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any]) -> None:
         mode = mode_of_user(config)
         if mode == "disabled":
             return
         import wandb  # half a second, which nobody should wait where W&B is disabled
 
+        before: dict[str, Any] = {}
         if self._state_file.exists():
-            run_id = json.loads(self._state_file.read_text())["run_id"]
+            before = json.loads(self._state_file.read_text())
+            run_id = before["run_id"]
         else:
             run_id = secrets.token_hex(6)
-            partial = self._state_file.with_suffix(".json.partial")
-            partial.write_text(json.dumps({"run_id": run_id}) + "\n")
-            partial.replace(self._state_file)
+            write_state(run_dir, {"run_id": run_id})
+        folder = directory(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
 
         def start(mode: Mode) -> Any:
             return wandb.init(
                 mode=mode,
                 id=run_id,
                 resume="allow",
-                project=config.project,
-                group=config.group,
-                name=config.name or name,
-                dir=str(run_dir),
+                **names(config, run_dir),
+                dir=str(folder),
                 config=without_passwords(settings),
                 settings=quiet_settings(FINISH_TIMEOUT),
             )
@@ -127,12 +124,14 @@ class WandbRun:
                 mode = "offline"
         if mode == "offline":
             # Of an earlier part that was online, too: what its server did not get is in its file.
-            self._logged = last_logged_step(run_dir, "*run-*")
+            self._logged = last_logged_step(folder, f"*run-*-{run_id}")
             self._run = start("offline")
         else:
             # Where the run is resumed its next step is the server's last one and one more.
-            self._logged = max(last_logged_step(run_dir, "offline-run-*"), self._run.starting_step - 1)
+            self._logged = max(last_logged_step(folder, f"offline-run-*-{run_id}"), self._run.starting_step - 1)
         self.where = self._run.url if mode == "online" else str(Path(self._run.dir).parent)
+        state = {"run_id": run_id, "url": self._run.url if mode == "online" else before.get("url")}
+        write_state(run_dir, state | ({} if folder == run_dir else {"directory": str(folder)}))
         # W&B's own step starts again at 0 in each offline part of a run, so every chart goes by ours.
         self._run.define_metric("outer_step")
         self._run.define_metric("*", step_metric="outer_step")
@@ -168,20 +167,16 @@ def quiet_settings(finish_timeout: float) -> Any:
 
 
 def mode_of_user(config: TrackingConfig) -> Mode:
-    """What the configuration and WANDB_MODE ask for; where they differ, the more private of the two.
+    """What the configuration and the environment ask for; where they differ, the more private of the two.
 
     Where neither says anything, online if there is a login, else offline.
+
+    Raises:
+        UserError: WANDB_MODE is none that there is.
     """
-    names: dict[str, Mode] = {
-        "online": "online",
-        "run": "online",
-        "shared": "online",
-        "offline": "offline",
-        "dryrun": "offline",
-        "disabled": "disabled",
-    }
+    prepare_environment()
     from_most_private: tuple[Mode, ...] = ("disabled", "offline", "online")
-    wishes = [names.get(config.wandb), names.get(os.environ.get("WANDB_MODE", ""))]
+    wishes = [MODES.get(config.wandb), mode_of_environment()]
     for mode in from_most_private:
         if mode in wishes:
             return mode

@@ -24,6 +24,7 @@ from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint
 from distmeta.errors import Interrupted, UserError
 from distmeta.rundir import RunDirectory
 from distmeta.signals import stop_on_signal
+from distmeta.tracking import wandb_environment
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.events import NoteWarnings
 from distmeta.train.failures import Failures, SureFailure, describe, sure_failure, told_apart
@@ -56,6 +57,7 @@ class TrainingRun:
                 "run": str(run.path),
                 "use_gpu": use_gpu,
                 "launched": time.time(),
+                "wandb": wandb_environment.environment(),
             },
             scaling_config=ScalingConfig(
                 num_workers=config.train.num_workers,
@@ -188,6 +190,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     logging.getLogger("distmeta").addHandler(NoteWarnings(run.events, rank))
+    wandb_environment.prepare_environment(settings["wandb"])
     device = ray.train.torch.get_device() if settings["use_gpu"] else torch.device("cpu")
     torch.set_num_threads(max(1, round(config.train.cpus_per_worker)))
 

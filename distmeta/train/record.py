@@ -28,12 +28,11 @@ class Recorder:
         self._pending: list[dict[str, Any]] = []
         if outer_step and run.metrics.exists():
             self._pending = read_metrics(run.metrics)
-        name = config.tracking.name or run.path.name
         settings = config.model_dump(exclude={"sweep"})
         if run.trial.exists():
             # Beside the tree also as plain numbers, under the names by which W&B's panels compare the runs of a group.
             settings |= json.loads(run.trial.read_text(encoding="utf-8"))["config"]
-        self._wandb = WandbRun(run.path, config.tracking, settings, name)
+        self._wandb = WandbRun(run.path, config.tracking, settings)
         self.checkpointed()
 
     def step(self, row: dict[str, Any], *, is_whole: bool = True) -> None:
