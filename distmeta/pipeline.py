@@ -129,6 +129,7 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
             raise
         if "diverged" in progress:
             _summarize(config, run, progress, say)
+            _say_where_recorded(run, say)
             raise UserError(
                 f"training diverged: {progress['diverged']}; lower meta.inner_lr or meta.outer_lr in another --run-dir "
                 f"({run.best_weights} keeps the best network before)"
