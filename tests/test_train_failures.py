@@ -19,6 +19,7 @@ from distmeta.errors import UserError
 from distmeta.pipeline import _check_claim, claim
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.directory import SweepDirectory, read_trial, write_trial
+from distmeta.sweep.run import _claim
 from distmeta.sweep.trial import Trial
 from distmeta.tracking.config import TrackingConfig
 from distmeta.train.failures import Failures, SureFailure, told_apart
@@ -136,7 +137,7 @@ def test_workers_that_cannot_be_started_are_told(tmp_path):
     policy = Failures(FailureConfig(max_failures=0), tmp_path / "events")
     assert policy.make_decision(ControllerError(WorkerGroupStartupTimeoutError(2))) is FailureDecision.RETRY
     (event,) = events_of(tmp_path / "events")
-    assert event["text"].startswith("the workers could not be kept going: The worker group startup timed out")
+    assert event["text"].startswith("2 workers did not start in time: the cluster has no room for them now, or is slow")
 
 
 def test_a_run_that_begins_again_from_nothing_says_so_and_keeps_no_row_twice(tmp_path):
@@ -171,6 +172,19 @@ def test_a_run_that_never_began_holds_no_directory(tmp_path, monkeypatch):
         _check_claim(config, run, resume=False)
     with pytest.raises(UserError, match=r"corpus.sources: .*/other'\] before, \['third'\] now"):
         _check_claim(Config.model_validate({"corpus": {"sources": ["third"]}}), run, resume=True)
+
+
+def test_a_sweep_without_a_trial_holds_no_directory(tmp_path):
+    sweep = SweepDirectory(tmp_path)
+    first, other = (Config.model_validate({"sweep": {"num_trials": number}}) for number in (2, 3))
+    sweep.config.write_text(to_yaml(first))
+    _claim(other, sweep, resume=False)
+    sweep.trial("0000").path.mkdir(parents=True)
+    write_trial(sweep.trial("0000"), {"trial_id": "0000", "config": {}, "status": "running"})
+    with pytest.raises(UserError, match="a sweep is there; go on with it by --resume"):
+        _claim(other, sweep, resume=False)
+    with pytest.raises(UserError, match=r"sweep.num_trials: 2 before, 3 now"):
+        _claim(other, sweep, resume=True)
 
 
 @pytest.mark.parametrize("when", ["start", "end"])

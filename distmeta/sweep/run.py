@@ -223,8 +223,8 @@ def check_options(config: Config, space: Space) -> None:
 def _claim(config: Config, sweep: SweepDirectory, resume: bool) -> None:
     if (sweep.path / "metrics.jsonl").exists():
         raise UserError(f"{sweep.path}: a run is there, not a sweep; give another --run-dir")
-    if not sweep.config.exists():
-        return
+    if not sweep.config.exists() or not sweep.trial_ids():
+        return  # nothing is lost where another configuration takes the directory
     if not resume:
         raise UserError(f"{sweep.path}: a sweep is there; go on with it by --resume, or give another --run-dir")
     before, now = load_config(sweep.config, check=False).model_dump(), config.model_dump()

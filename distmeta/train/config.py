@@ -35,4 +35,4 @@ class TrainConfig(Section):
     storage: str | None = None
     """Where checkpoints go: a shared path or an s3:// address; unset: the run directory."""
     max_failures: int = Field(default=3, ge=-1)
-    """Lost workers after which a run gives up; -1: never."""
+    """Lost workers that are made good before a run gives up, -1: any number; a fault of the code ends it at once."""

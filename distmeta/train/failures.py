@@ -7,7 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from distmeta.errors import UserError
@@ -132,7 +136,10 @@ def describe(error: Any) -> str:
     if ranks := getattr(getattr(error, "preemption_info", None), "preempted_ranks", None):
         names = ", ".join(str(rank) for rank in sorted(ranks))
         return f"worker {names} was lost: its node was taken away"
-    return f"the workers could not be kept going: {_last_line(getattr(error, 'controller_failure', error))}"
+    cause = getattr(error, "controller_failure", error)
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
+        return f"{cause.num_workers} workers did not start in time: the cluster has no room for them now, or is slow"
+    return f"the workers could not be kept going: {_last_line(cause)}"
 
 
 def _lost(failures: Mapping[int, BaseException]) -> list[int]:
