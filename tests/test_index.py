@@ -200,6 +200,20 @@ def test_rows_of_a_class_are_its_examples_and_held_out_ones_stay_out_of_the_text
     assert {row["document"] for row in segments(tmp_path / "out", manifest)} == train
 
 
+def test_the_classes_of_each_split_are_named_and_what_n_way_moved_is_said(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", labelled_rows(12, 8))
+    manifest = prepare_small(tmp_path / "out", [source], tasks=LABELLED | {"n_way": 3})
+    assert manifest.class_names is not None
+    named = [json.loads(line) for line in (tmp_path / "out" / manifest.class_names).read_text().splitlines()]
+    for split in SPLITS:
+        found = {row["class"] for row in examples(tmp_path / "out", manifest, (split,))}
+        assert [row["class"] for row in named if row["split"] == split] == sorted(found)
+    told = "tasks.split_ratio alone gives 7, 3 and 2 classes: some were moved"
+    assert manifest.classes_by_ratio == [7, 3, 2]
+    assert told in manifest.describe()
+    assert told not in prepare_small(tmp_path / "out", [source], tasks=LABELLED | {"n_way": 2}).describe()
+
+
 def test_split_files_say_which_classes_are_where(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "a.jsonl", labelled_rows(8, 8))
     files = {"train": "class a\nclass b\n", "valid": "class c\r\nclass d\r\n", "test": "\ufeffclass e\nclass f"}

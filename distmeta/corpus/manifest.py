@@ -10,6 +10,7 @@ from distmeta.corpus.reports import LINES, Frozen, SourceReport, describe_vanish
 from distmeta.files import write_json
 
 FILE = "manifest.json"
+CLASS_NAMES = "classes/names.jsonl"
 
 
 class RowCounts(Frozen):
@@ -78,10 +79,14 @@ class Manifest(Frozen):
     input_hash: str
     """Names settings and content of the sources: while it stays the same there is nothing to do."""
     segment_parts: list[SegmentPart]
-    overlap_parts: list[str] = []
+    overlap_parts: list[str] = Field(default_factory=list)
     """Below the corpus directory: hashes of the rows of a labelled set that language modelling reads."""
     classes: dict[str, ClassParts]
     """By split: train, valid, test."""
+    class_names: str | None = None
+    """Below the corpus directory: the names of all classes and the split of each, a JSON object a line."""
+    classes_by_ratio: list[int] = Field(default_factory=list)
+    """How many classes `tasks.split_ratio` alone would give the splits, where `tasks.n_way` takes more in one."""
     classes_left_out: dict[str, int]
     """Labels with fewer different texts than a task takes, and how many they have: the largest ones."""
     classes_left_out_total: int = 0
@@ -111,6 +116,7 @@ class Manifest(Frozen):
             return None
         parts = [part.path for part in manifest.segment_parts]
         parts += [*manifest.overlap_parts, *(path for each in manifest.classes.values() for path in each.parts)]
+        parts += [manifest.class_names] if manifest.class_names else []
         is_whole = all((directory / path).is_file() for path in [*parts, "tokenizer/tokenizer.json"])
         return manifest if is_whole else None
 
@@ -136,8 +142,14 @@ class Manifest(Frozen):
         lines = [
             f"corpus: {self.rows.kept} of {self.rows.read} rows kept (dropped: {self._dropped() or 'none'}), "
             f"{self.sentences} sentences, {self.tokens} tokens",
-            f"classes: {classes}",
+            f"classes: {classes}" + (f" (named in {self.class_names})" if self.class_names else ""),
         ]
+        if self.classes_by_ratio:
+            train, valid, test = self.classes_by_ratio
+            lines.append(
+                f"tasks.split_ratio alone gives {train}, {valid} and {test} classes: some were moved to where there "
+                "are fewer than tasks.n_way, so that another n_way makes other splits"
+            )
         if self.repeats or self.texts_under_two_labels:
             lines.append(f"{self.repeats} repeated rows, {self.texts_under_two_labels} texts under two labels")
         if self.windows:

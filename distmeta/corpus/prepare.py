@@ -1,5 +1,6 @@
 """From sources to a prepared corpus: segments for language modelling, and class-complete shards for tasks."""
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from distmeta.corpus.config import BUILTIN, CorpusConfig, TokenizerConfig
 from distmeta.corpus.executor import Executor, Result, Unit
 from distmeta.corpus.ingest import STEP as RECORDS
 from distmeta.corpus.ingest import HashedPiece, hash_sources, in_canonical_order, ingest
-from distmeta.corpus.manifest import FILE, ClassParts, Manifest, RowCounts, SegmentPart
+from distmeta.corpus.manifest import CLASS_NAMES, FILE, ClassParts, Manifest, RowCounts, SegmentPart
 from distmeta.corpus.parts import FORMAT_VERSION, SUMMARY, Part, digest, install, publish, remove_other_parts, save_list
 from distmeta.corpus.records import LOSSES, RecordSettings, Tally
 from distmeta.corpus.repeats import find_repeats
@@ -23,8 +24,9 @@ from distmeta.corpus.tokenizer import import_tokenizer, load_source, tokenizer_i
 from distmeta.corpus.training import train_tokenizer
 from distmeta.corpus.words import load_stop_words
 from distmeta.errors import UserError
+from distmeta.files import write_text
 from distmeta.tasks.config import SPLITS, Split, TasksConfig
-from distmeta.tasks.index import build_classes, choose_classes, read_split_files, require_classes
+from distmeta.tasks.index import build_classes, choose_classes, read_split_files, require_classes, split_counts
 from distmeta.tasks.index_draw import TABLE as CLASSES_TABLE
 
 __all__ = ["prepare", "total_bytes"]
@@ -147,6 +149,9 @@ def prepare(
     shutil.rmtree(unfinished, ignore_errors=True)
     segment_parts, overlap_parts = _publish_segments(segments, labels is not None, unfinished)
     class_parts = _publish_classes(classes, unfinished)
+    names = [json.dumps({"split": each.split, "class": each.name}, ensure_ascii=False) for each in choice.classes]
+    write_text(unfinished / CLASS_NAMES, "".join(f"{name}\n" for name in names))
+    by_ratio = split_counts(len(choice.classes), tasks.split_ratio, n_way=0) if split_names is None else []
     _publish_tokenizer(tokens, unfinished)
     repeated = sum(part.summary["repeats"] for part in repeats)
     made = [*segments, *(part for _, part in classes)]
@@ -174,6 +179,8 @@ def prepare(
         segment_parts=segment_parts,
         overlap_parts=overlap_parts,
         classes=class_parts,
+        class_names=CLASS_NAMES,
+        classes_by_ratio=by_ratio if by_ratio != [each.count for each in class_parts.values()] else [],
         classes_left_out=choice.too_small,
         classes_left_out_total=choice.too_small_total,
         classes_in_no_split=choice.in_no_split,
