@@ -93,6 +93,7 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
     """The main job: prepares, trains, exports and evaluates. Returns the few-shot table as text."""
     from distmeta.cluster import check_workers_fit, ray_cluster
     from distmeta.plan.memory import check_model_states_fit, choose_weights
+    from distmeta.plan.table import shares
     from distmeta.tracking.artifact import log_model
     from distmeta.tracking.wandb_environment import mode_of_environment
 
@@ -115,7 +116,11 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
             prepare_with(RayExecutor(), config, run, say)
             check_tasks(config, run)
         claim(config, run)
-        say(f"training on {config.train.num_workers} workers, ZeRO stage {config.engine.zero_stage}")
+        tasks, workers = config.meta.meta_batch_size, config.train.num_workers
+        say(f"training on {workers} workers, ZeRO stage {config.engine.zero_stage}")
+        say(f"tasks of an outer step: {tasks}, {shares(tasks, workers)}")
+        if tasks % workers:
+            say("those with fewer wait: make meta.meta_batch_size a multiple of train.num_workers to use all the time")
         if warmup := config.meta.lm_warmup_steps:
             steps = config.train.outer_steps
             say(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from distmeta.pipeline import prepare_with
 from distmeta.plan import asha_share, calibrate, make_plan, plan_table, sweep_totals
 from distmeta.plan.memory import Sizes, network_sizes
 from distmeta.plan.states import FLOAT
+from distmeta.plan.table import shares
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.train.work import WorkSource
@@ -201,3 +203,18 @@ def test_time_within_a_fifth_and_memory_within_a_tenth(workers: int, tmp_path: P
     assert plan["wall_seconds"] == pytest.approx(summary["wall_seconds"], rel=0.2)
     assert plan["peak_memory_bytes"] == pytest.approx(summary["peak_memory_bytes"], rel=0.1)
     assert plan["flops"] == pytest.approx(summary["flops"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "workers", "said"),
+    [
+        (4, 3, "2, 1, 1 for 3 workers in turn"),
+        (4, 2, "2 for each of 2 workers"),
+        (4, 1, "4 for the worker"),
+        (100, 64, "2 for 36 of 64 workers and 1 for the others, in turn"),
+    ],
+)
+def test_uneven_shares_of_the_tasks_are_said(tasks: int, workers: int, said: str) -> None:
+    assert shares(tasks, workers) == said
+    counts = Counter(index % workers for index in range(tasks))  # as train.work shares them out
+    assert all(str(count) in said for count in counts.values())

@@ -89,6 +89,8 @@ def test_a_trial_that_diverges_ends_early_and_never_wins(whole: Path):
     assert re.search(r"query loss .* at outer step \d+", rows[2]["reason"])
     assert rows[2]["outer_step"] < EVERY
     assert "accuracy" not in rows[2]
+    assert "accuracy" not in json.loads((whole / "trials" / "0002" / "summary.json").read_text())
+    assert "accuracy" not in recorded(whole / "trials" / "0002")[1]
     assert rows[2]["worker_seconds"] < rows[0]["worker_seconds"] / 2
     assert not list((whole / "trials" / "0002").glob("checkpoints/checkpoint_0*"))
 

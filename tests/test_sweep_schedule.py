@@ -10,6 +10,8 @@ from ray.tune.schedulers import TrialScheduler
 
 from distmeta.config import Config
 from distmeta.sweep.config import SpaceEntry, SweepConfig
+from distmeta.sweep.directory import SweepDirectory, set_status, write_table, write_trial
+from distmeta.sweep.run import tell_ends
 from distmeta.sweep.schedule import make_scheduler
 from distmeta.sweep.space import Space
 
@@ -78,3 +80,21 @@ def test_a_scheduler_of_none_ends_nothing(tmp_path: Path):
     for trial, accuracy in zip(trials, (0.9, 0.9, 0.0), strict=True):
         scheduler.on_trial_add(CONTROLLER, trial)
         assert report(scheduler, trial, 20, accuracy) == TrialScheduler.CONTINUE
+
+
+def test_the_end_of_a_trial_is_told_once_and_with_the_step_that_the_table_has(tmp_path: Path):
+    """A trial that the scheduler ends goes on for some steps until it has heard of it."""
+    sweep, said = SweepDirectory(tmp_path), []
+    sweep.tune.mkdir()
+    run = sweep.trial("0001")
+    run.path.mkdir(parents=True)
+    write_trial(run, {"trial_id": "0001", "config": {}, "status": "running"})
+    run.metrics.write_text('{"outer_step": 9, "wall_seconds": 1.0}\n')
+    tell_ends(sweep, write_table(sweep), said.append)
+    run.summary.write_text('{"outer_step": 12, "accuracy": 0.5, "wall_seconds": 1.5}')
+    set_status(run, "stopped")
+    for _ in range(2):
+        (row,) = write_table(sweep)
+        tell_ends(sweep, [row], said.append)
+    assert row["outer_step"] == 12
+    assert said == ["trial 0001 stopped at outer step 12, meta-valid accuracy 50.0%"]

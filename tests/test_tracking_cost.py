@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig
 from distmeta.meta import algorithm_class
 from distmeta.meta.config import MetaConfig
 from distmeta.models import Network
-from distmeta.tracking.cost import FlopCounter, NetworkSize, StepTokens, network_size
+from distmeta.tracking.config import TrackingConfig
+from distmeta.tracking.cost import FlopCounter, NetworkSize, StepTokens, network_size, run_summary
 from distmeta.tracking.versions import environment
 from tests.helpers import random_task, task_batch, tiny_network
 
@@ -157,6 +158,15 @@ def test_a_model_without_attention_costs_its_weights_alone() -> None:
     assert (counter.size.layers, counter.size.width) == (2, 0)
     passes = 3 * (INNER_STEPS * TOKENS.support + TOKENS.query)
     assert counter.step(TOKENS) == pytest.approx(2 * counter.size.matmul_parameters * passes)
+
+
+def test_a_run_that_diverged_has_no_accuracy_that_could_be_taken_for_a_result() -> None:
+    progress = {"worker_seconds": 3600.0, "best_score": 0.7, "best_score_ci95": 0.1, "best_step": 3}
+    priced = TrackingConfig(price_per_worker_hour=2.0)
+    assert run_summary(progress, priced)["accuracy"] == 0.7
+    summary = run_summary(progress | {"diverged": "query loss 80 at outer step 4"}, priced)
+    assert not {"accuracy", "accuracy_ci95"} & summary.keys()
+    assert (summary["best_score"], summary["cost"]) == (0.7, 2.0)
 
 
 def test_versions_name_no_machine() -> None:

@@ -37,8 +37,8 @@ def make_plan(
     Returns `parameters`, `trained_parameters`, `adapted_parameters`, `largest_module_parameters`; `flops_per_step` of
     steps with tasks, `flops_per_warmup_step`, `flops` of the run; `wall_seconds` as the run's summary counts them,
     `worker_seconds`, `cost` and `currency`; `peak_memory_bytes` of a worker and `memory_by_stage`, the same at each
-    ZeRO stage, and with partitioned weights where the run could have them (bytes); `num_workers`, `zero_stage`,
-    `weights` (whole or partitioned), `offload_optimizer`, `outer_steps`, `warmup_steps`.
+    ZeRO stage, and with partitioned weights where the run could have them (bytes); `num_workers`, `meta_batch_size`,
+    `zero_stage`, `weights` (whole or partitioned), `offload_optimizer`, `outer_steps`, `warmup_steps`.
 
     Where steps were run also `memory`, what the peak is made of (bytes): `without_model`, a process with its libraries;
     `model_states`, see `ModelStates`; `working`, the rest. `seconds_of`, what the time was added up from;
@@ -73,6 +73,7 @@ def make_plan(
     plan: dict[str, Any] = {
         **dict(zip(SIZES, astuple(sizes), strict=True)),
         "num_workers": workers,
+        "meta_batch_size": config.meta.meta_batch_size,
         "zero_stage": config.engine.zero_stage,
         "weights": "partitioned" if config.engine.weights == "partitioned" else "whole",
         "offload_optimizer": config.engine.offload_optimizer,

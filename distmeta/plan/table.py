@@ -6,6 +6,16 @@ from typing import Any
 from distmeta.plan.memory import gib
 
 
+def shares(tasks: int, workers: int) -> str:
+    """How many of an outer step's tasks each worker has, as text."""
+    least, more = divmod(tasks, workers)
+    if not more:
+        return f"{least} for each of {workers} workers" if workers > 1 else f"{least} for the worker"
+    if workers <= 8:
+        return ", ".join([str(least + 1)] * more + [str(least)] * (workers - more)) + f" for {workers} workers in turn"
+    return f"{least + 1} for {more} of {workers} workers and {least} for the others, in turn"
+
+
 def plan_table(plan: Mapping[str, Any]) -> str:
     """The forecast as plain text of at most 100 columns."""
     by_stage = dict(plan["memory_by_stage"])
@@ -17,6 +27,7 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         f"operations          {plan['flops_per_step']:.2e} a step with tasks"
         + (f", {plan['flops_per_warmup_step']:.2e} a warm-up step" if plan["warmup_steps"] else "")
         + f", {_run(plan)['flops']:.2e} a run",
+        f"tasks of a step     {plan['meta_batch_size']}: {shares(plan['meta_batch_size'], plan['num_workers'])}",
         "memory of a worker  " + ", ".join(f"ZeRO {stage}: {gib(size)}" for stage, size in by_stage.items()),
         *([f"                    ZeRO 3, partitioned weights: {gib(partitioned)}"] if partitioned is not None else []),
         f"                    ZeRO {plan['zero_stage']}, {weights}, {plan['num_workers']} workers, as configured: "

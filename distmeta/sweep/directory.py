@@ -66,6 +66,11 @@ class SweepDirectory:
         return self.tune / "elapsed.json"
 
     @property
+    def told(self) -> Path:
+        """The trials whose end has been told, a line each."""
+        return self.tune / "told"
+
+    @property
     def environment(self) -> Path:
         """What the environment of the command says of W&B, for the trials, which may be on another machine."""
         return self.tune / "environment.json"

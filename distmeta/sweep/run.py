@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from distmeta.config import Config, load_config, to_yaml
 from distmeta.errors import Interrupted, UserError
 from distmeta.plan.memory import check_model_states_fit, choose_weights
 from distmeta.signals import stop_on_signal
-from distmeta.sweep.directory import OVER, Stopwatch, SweepDirectory, read_trial, set_status, trial_row, write_table
+from distmeta.sweep.directory import OVER, Stopwatch, SweepDirectory, read_trial, set_status, write_table
 from distmeta.sweep.points import first_values, number_of_trials
 from distmeta.sweep.prepare import TrialMaker
 from distmeta.sweep.schedule import make_scheduler
@@ -70,7 +70,9 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
         run = sweep.trial(trial_id)
         if read_trial(run)["status"] not in OVER:
             set_status(run, "failed", "its process was lost as it ended")
-    return write_table(sweep)
+    rows = write_table(sweep)
+    tell_ends(sweep, rows, say)
+    return rows
 
 
 def _fit(
@@ -152,9 +154,9 @@ class _Table(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins, or goes on."""
+        self._update()
         values = ", ".join(f"{key}={_short(value)}" for key, value in trial.config.items() if "." in key)
         self._say(f"trial {trial.config['trial']} starts: {values}")
-        self._update()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -163,12 +165,7 @@ class _Table(Callback):
         self._update()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has ended by itself, or is ended by the scheduler."""
-        row = trial_row(self._sweep, trial.config["trial"])
-        status = "stopped" if row["status"] == "running" else row["status"]
-        accuracy = f", meta-valid accuracy {row['accuracy']:.1%}" if "accuracy" in row else ""
-        reason = f" ({row['reason']})" if "reason" in row else ""
-        self._say(f"trial {row['trial_id']} {status}{reason} at outer step {row.get('outer_step', 0)}{accuracy}")
+        """A trial has ended by itself, or is to be ended by the scheduler, which takes it a moment."""
         self._update()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -176,15 +173,26 @@ class _Table(Callback):
         run = self._sweep.trial(trial.config["trial"])
         reason = str(trial.get_error() or "its process was lost").strip().splitlines()[-1]
         set_status(run, "failed", reason)
-        self._say(f"trial {trial.config['trial']} failed ({reason})")
         self._update()
 
     def _update(self) -> None:
-        write_table(self._sweep)
+        tell_ends(self._sweep, write_table(self._sweep), self._say)
         if self._stopwatch is None:
             # Not before it is needed: Tune keeps a copy of the callback as it was made, and resumes with that.
             self._stopwatch = Stopwatch(self._sweep)
         self._stopwatch.note()
+
+
+def tell_ends(sweep: SweepDirectory, rows: Sequence[dict[str, Any]], say: Say) -> None:
+    """Says of each trial that is over, once, how it ended: when its last figures are there, as the table has them."""
+    told = set(sweep.told.read_text(encoding="utf-8").split()) if sweep.told.exists() else set()
+    for row in rows:
+        if row["status"] in OVER and row["trial_id"] not in told:
+            accuracy = f", meta-valid accuracy {row['accuracy']:.1%}" if "accuracy" in row else ""
+            reason = f" ({row['reason'].splitlines()[0]})" if "reason" in row else ""
+            say(f"trial {row['trial_id']} {row['status']}{reason} at outer step {row.get('outer_step', 0)}{accuracy}")
+            with sweep.told.open("a", encoding="utf-8") as file:
+                file.write(f"{row['trial_id']}\n")
 
 
 def _short(value: Any) -> str:

@@ -175,7 +175,8 @@ def run_cost(worker_seconds: float, config: TrackingConfig) -> dict[str, Any]:
 
 def run_summary(progress: Mapping[str, Any], config: TrackingConfig) -> dict[str, Any]:
     """The content of summary.json: the progress of `distmeta.train.loop.train`, its price, and the accuracy on the
-    meta-valid classes of the network that is kept, with half the width of its 95% interval."""
+    meta-valid classes of the network that is kept, with half the width of its 95% interval; none where the run has
+    diverged, so that no table or panel takes it for a result."""
     names = {"best_score": "accuracy", "best_score_ci95": "accuracy_ci95"}
-    accuracy = {name: progress[key] for key, name in names.items() if key in progress}
+    accuracy = {name: progress[key] for key, name in names.items() if key in progress and "diverged" not in progress}
     return {**progress, **run_cost(progress["worker_seconds"], config), **accuracy}

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from distmeta.files import write_json
+
 
 def wandb_lines(run_dirs: Sequence[Path]) -> list[str]:
     """A line each for the address and for the files that are still to be uploaded of one run, or of all of a sweep.
@@ -31,10 +33,7 @@ def wandb_lines(run_dirs: Sequence[Path]) -> list[str]:
 
 def write_state(run_dir: Path, state: dict[str, Any]) -> None:
     """Keeps the id of a run (`run_id`), its address (`url`) and where its files are, if elsewhere (`directory`)."""
-    file = run_dir / "wandb.json"
-    partial = file.with_suffix(".json.partial")
-    partial.write_text(json.dumps(state) + "\n")
-    partial.replace(file)
+    write_json(run_dir / "wandb.json", state)
 
 
 def _state(run_dir: Path) -> dict[str, Any]:
