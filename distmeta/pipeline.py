@@ -121,12 +121,8 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
         say(f"tasks of an outer step: {tasks}, {shares(tasks, workers)}")
         if tasks % workers:
             say("those with fewer wait: make meta.meta_batch_size a multiple of train.num_workers to use all the time")
-        if warmup := config.meta.lm_warmup_steps:
-            steps = config.train.outer_steps
-            say(
-                f"outer steps 1 to {warmup} train the language model alone; the {steps - warmup} from {warmup + 1} to "
-                f"{steps} have tasks, and with them a query_loss"
-            )
+        if config.meta.lm_warmup_steps:
+            say(_steps(config))
         try:
             progress = launch(config, run, say)
         except BaseException:
@@ -207,6 +203,15 @@ def claim(config: Config, run: RunDirectory) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     run.config.write_text(to_yaml(config), encoding="utf-8")
     run.environment.write_text(json.dumps(environment() | {"corpus": corpus}, indent=2) + "\n", encoding="utf-8")
+
+
+def _steps(config: Config) -> str:
+    """Which steps of a run with a warm-up have tasks."""
+    warmup, steps = config.meta.lm_warmup_steps, config.train.outer_steps
+    return (
+        f"outer steps 1 to {warmup} train the language model alone; the {steps - warmup} from {warmup + 1} to {steps} "
+        "have tasks, and with them a query_loss"
+    )
 
 
 def _choices(config: Config) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from distmeta.config import Config
 from distmeta.corpus.config import SHORTEST
 from distmeta.corpus.manifest import Manifest
+from distmeta.corpus.tokenizer import load_source
 from distmeta.errors import UserError
 from distmeta.meta import algorithm_class
 from distmeta.models import Network, load_network, load_tokenizer
@@ -67,8 +68,8 @@ def resolve(config: Config) -> Config:
 
 
 def check_weights(config: Config) -> str | None:
-    """Whether the weights that the model is to be loaded with fill it, without reading them; returns a line about them,
-    or None of a new model.
+    """Whether the weights that the model is to be loaded with fill it, without loading them; returns lines about them
+    and about a tokenizer that is not theirs, or None of a new model.
 
     Raises:
         UserError: they are not there, cannot be read, or do not fill it.
@@ -76,7 +77,26 @@ def check_weights(config: Config) -> str | None:
     if config.model.name_or_path is None:
         return None
     language_model = wants_language_model(config) or config.evaluate.language_model_baseline
-    return look_at_weights(config.model, language_model=language_model)
+    lines = [look_at_weights(config.model, language_model=language_model)]
+    if config.tokenizer.name_or_path is not None:
+        lines += _other_numbers(config.model.name_or_path, config.tokenizer.name_or_path)
+    return "\n".join(lines)
+
+
+def _other_numbers(model: str, tokenizer: str) -> list[str]:
+    """A line where a model is given a tokenizer that has other numbers for its tokens than its own."""
+    given = load_source(tokenizer, quietly=True).get_vocab()
+    try:
+        own = load_source(model, quietly=True).get_vocab()
+    except UserError:
+        return []  # it has none
+    others = sum(given.get(token) != number for token, number in own.items())
+    if not others:
+        return []
+    return [
+        f"tokenizer.name_or_path: {tokenizer} has other numbers for {others} of the {len(own)} tokens of {model}, and "
+        "the network knows them by its own: their rows of the embedding stand for other tokens now"
+    ]
 
 
 def bare_network(config: Config, vocab_size: int | None = None) -> Network:

@@ -4,6 +4,7 @@ import errno
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from distmeta.config import Config, to_yaml
 from distmeta.errors import UserError
-from distmeta.pipeline import _check_claim, claim
+from distmeta.pipeline import _check_claim, _steps, claim
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.directory import SweepDirectory, read_trial, write_trial
-from distmeta.sweep.run import _claim
+from distmeta.sweep.run import _claim, _Table
 from distmeta.sweep.trial import Trial
 from distmeta.tracking.config import TrackingConfig
 from distmeta.train.failures import Failures, SureFailure, told_apart
@@ -187,6 +188,33 @@ def test_a_sweep_without_a_trial_holds_no_directory(tmp_path):
         _claim(other, sweep, resume=True)
 
 
+def sweep_with_a_trial(folder: Path) -> SweepDirectory:
+    """One that has begun."""
+    sweep = SweepDirectory(folder)
+    sweep.tune.mkdir()
+    sweep.environment.write_text("{}")
+    run = sweep.trial("0000")
+    run.path.mkdir(parents=True)
+    run.config.write_text(to_yaml(Config()))
+    write_trial(run, {"trial_id": "0000", "config": {}, "status": "running"})
+    return sweep
+
+
+def test_a_trial_whose_process_is_lost_is_told_in_a_line(tmp_path):
+    sweep, said = sweep_with_a_trial(tmp_path), []
+    trial = SimpleNamespace(config={"trial": "0000"}, get_error=lambda: died().health_check_failure)
+    _Table(sweep, said.append).on_trial_error(0, [], trial)
+    reason = "its process was lost (process 4711 on node 10.0.0.2): its process ended without a word"
+    assert said[0].startswith(f"trial 0000 failed ({reason}")
+    assert len(said[0].splitlines()) == 1
+    assert read_trial(sweep.trial("0000"))["reason"].startswith(reason)
+
+
+def test_the_steps_that_have_a_query_loss_are_said():
+    config = Config.model_validate({"meta": {"lm_warmup_steps": 700}, "train": {"outer_steps": 760}})
+    assert _steps(config).startswith("outer steps 1 to 700 train the language model alone; the 60 from 701 to 760 have")
+
+
 @pytest.mark.parametrize("when", ["start", "end"])
 def test_a_trial_that_cannot_work_is_not_tried_again(when, tmp_path, monkeypatch):
     """Tune tries whatever an exception comes out of again, as often as a lost process."""
@@ -203,11 +231,7 @@ def test_a_trial_that_cannot_work_is_not_tried_again(when, tmp_path, monkeypatch
             raise ValueError("no such\nthing")
 
     monkeypatch.setattr("distmeta.sweep.trial.TrainingRun", Training)
-    sweep = SweepDirectory(tmp_path)
-    run = sweep.trial("0000")
-    run.path.mkdir(parents=True)
-    run.config.write_text(to_yaml(Config()))
-    write_trial(run, {"trial_id": "0000", "config": {}, "status": "running"})
+    run = sweep_with_a_trial(tmp_path).trial("0000")
     trial = Trial({"sweep": str(tmp_path), "trial": "0000"})
     assert trial.step()["failed"]
     row = read_trial(run)

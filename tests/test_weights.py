@@ -11,7 +11,8 @@ import ray
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, BertModel
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, BertModel, PreTrainedTokenizerFast
 from transformers.utils import hub
 
 from distmeta.config import load_config
@@ -22,7 +23,7 @@ from distmeta.models.look import look_at_weights
 from distmeta.models.on_disk import parameters_on_disk
 from distmeta.pipeline import pretrain
 from distmeta.rundir import RunDirectory
-from distmeta.setup import resolve
+from distmeta.setup import check_weights, resolve
 from distmeta.sweep.directory import SweepDirectory
 from distmeta.sweep.run import run_trials
 from tests.corpora import tiny_config, write_labelled_csv
@@ -267,6 +268,36 @@ def test_what_transformers_warns_of_is_passed_on(folders, tmp_path):
     weights, warning = look(folder).splitlines()
     assert weights.startswith("weights: the 20 tensors of llama are in ")
     assert warning == "model: `rope_parameters`'s factor field must be a float or int >= 1, got 0.5"
+
+
+def test_a_tokenizer_or_an_adapter_that_is_not_of_the_weights_is_said(folders, tmp_path):
+    """A tokenizer of other words, and one that has more; and weights of their own are not spoken of."""
+    words = TOKENIZER.get_vocab()
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_config(write_labelled_csv(tmp_path / "texts.csv"))))
+    model = [f"model={{name_or_path: {folders['bert']}}}"]
+
+    def said(folder: Path) -> str:
+        config = resolve(load_config(tmp_path / "run.yaml", [*model, f"tokenizer.name_or_path={folder}"]))
+        return check_weights(config)
+
+    for name, number in (("others", 45), ("more", 0)):
+        own = word_tokenizer(60)
+        if name == "others":
+            backend = json.loads(own.backend_tokenizer.to_str())
+            backend["model"]["vocab"] = {
+                word: 69 - n if word.startswith("w") else n for word, n in backend["model"]["vocab"].items()
+            }
+            own = PreTrainedTokenizerFast(
+                tokenizer_object=Tokenizer.from_str(json.dumps(backend)), **own.special_tokens_map
+            )
+        own.save_pretrained(tmp_path / name)
+        assert own.get_vocab().keys() > words.keys()
+        expected = f"tokenizer.name_or_path: {tmp_path / name} has other numbers for {number} of the 50 tokens of"
+        assert (expected in said(tmp_path / name)) == (number > 0)
+    assert "tokenizer" not in said(folders["bert"]).replace("tokenizer_", "")
+    folder = changed(folders["bert"], tmp_path / "model", tensors_of(folders["bert"]))
+    (folder / "adapter_config.json").write_text("{}")
+    assert "the adapter beside them (adapter_config.json) is not applied" in look(folder)
 
 
 def test_settings_that_come_with_a_model_stay_with_it(folders, tmp_path):

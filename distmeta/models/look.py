@@ -55,4 +55,6 @@ def look_at_weights(config: ModelConfig, *, language_model: bool) -> str:
         parts = Counter(name.split(".")[0] for name in unused)
         counts = [f"{part} ({counted(count, 'tensor')})" for part, count in parts.items()]
         said.append(f"not used: {', '.join(counts)}")
+    if (files.folder / "adapter_config.json").exists():
+        said.append("the adapter beside them (adapter_config.json) is not applied: merge it first to train on from it")
     return "\n".join(["; ".join(said), *(f"model: {warning}" for warning in warnings)])

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.search import ConcurrencyLimiter
 
@@ -27,6 +28,7 @@ from distmeta.sweep.search import Search
 from distmeta.sweep.space import Space
 from distmeta.sweep.trial import Trial
 from distmeta.tracking import wandb_environment
+from distmeta.train.failures import describe_loss
 
 Say = Callable[[str], None]
 
@@ -171,7 +173,11 @@ class _Table(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's own process was lost too often."""
         run = self._sweep.trial(trial.config["trial"])
-        reason = str(trial.get_error() or "its process was lost").strip().splitlines()[-1]
+        error = trial.get_error()
+        if error is None or isinstance(error, RayActorError):
+            reason = describe_loss("its process", error or RayActorError())
+        else:
+            reason = str(error).strip().splitlines()[-1]
         set_status(run, "failed", reason)
         self._update()
 

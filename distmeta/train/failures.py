@@ -129,7 +129,7 @@ def describe(error: Any) -> str:
     """A failure of training as a line."""
     failures = getattr(error, "worker_failures", {})
     if lost := _lost(failures):
-        return "; ".join(_describe_loss(rank, failures[rank]) for rank in lost)
+        return "; ".join(describe_loss(f"worker {rank}", failures[rank]) for rank in lost)
     if failures:
         rank, cause = next(iter(failures.items()))
         return f"worker {rank} failed: {_last_line(cause)}"
@@ -147,20 +147,21 @@ def _lost(failures: Mapping[int, BaseException]) -> list[int]:
     return sorted(rank for rank, error in failures.items() if isinstance(error, _DEATHS))
 
 
-def _describe_loss(rank: int, error: BaseException) -> str:
+def describe_loss(who: str, error: BaseException) -> str:
+    """The loss of a process that Ray tells of in many lines, as one."""
     text = str(error)
     process, node = re.search(r"\bpid: ?(\d+)", text), re.search(r"\bip: ?([\w.:]+)", text)
     parts = [f"process {process[1]}"] if process else []
     parts += [f"on node {node[1]}"] if node else []
     where = f" ({' '.join(parts)})" if parts else ""
-    return f"worker {rank} was lost{where}: {_cause(error, text)}"
+    return f"{who} was lost{where}: {_cause(error, text)}"
 
 
 def _cause(error: BaseException, text: str) -> str:
     """Why a process is gone, as far as Ray knows."""
     if isinstance(error, WorkerHealthCheckTimeoutError):
         return "it does not answer"
-    if getattr(getattr(error, "health_check_failure", None), "preempted", False):
+    if getattr(getattr(error, "health_check_failure", error), "preempted", False):
         return "its node was taken away"
     if "running low on memory" in text:
         return "Ray ended its process, since the node was running out of memory"
