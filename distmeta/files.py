@@ -17,6 +17,14 @@ def write_text(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def write_output(path: Path, text: str) -> None:
+    """Write a text file where a user asked for it: what is no plain file, such as `/dev/stdout`, stays what it is."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_text(path, text)
+
+
 def write_json(path: Path, content: object, indent: int | None = 2) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
