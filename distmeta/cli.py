@@ -10,6 +10,7 @@ import typer
 
 from distmeta.errors import Interrupted, UserError
 from distmeta.machine import limit_threads
+from distmeta.paths import local_path
 from distmeta.signals import EXIT_STATUS, interrupted_by_signals
 
 app = typer.Typer(
@@ -32,7 +33,11 @@ Overrides = Annotated[
 ]
 RunDir = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Where the run is kept. Default: runs/NAME, after the configuration file."),
+    typer.Option(
+        metavar="DIR",
+        parser=lambda text: local_path(text, "--run-dir"),
+        help="Where the run is kept. Default: runs/NAME, after the configuration file.",
+    ),
 ]
 
 
@@ -109,7 +114,7 @@ def pretrain(
     """Prepare what is missing, meta-pretrain, export and evaluate."""
     from distmeta.opening import open_run
 
-    run = open_run(config, set or [], run_dir)
+    run = open_run(config, set or [], run_dir, to_train=True)
 
     from distmeta.pipeline import pretrain
 
@@ -121,6 +126,8 @@ def evaluate(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir =
     """Score the kept network of a run on held-out classes again, for example with other ways and shots.
 
     Without --config the run's own is used: distmeta evaluate --run-dir runs/demo --set evaluate.n_way=all
+
+    Each is kept in DIR/evaluations under what it is of. One that was stopped goes on when it is asked for again.
     """
     from distmeta.opening import reopen_run
 
@@ -160,8 +167,16 @@ def sweep(
 
 @app.command()
 def report(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, or a sweep.")],
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: DIR/report.html.")] = None,
+    directories: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", parser=lambda text: local_path(text, "DIR"), help="Runs, or a sweep."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=lambda text: local_path(text, "--output"), help="Default: DIR/report.html."
+        ),
+    ] = None,
 ) -> None:
     """Write one HTML page with the pictures of runs or of a sweep, and print where it is."""
     from distmeta.report import write_report

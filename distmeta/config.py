@@ -15,9 +15,10 @@ from distmeta.corpus.config import HUGGING_FACE, CorpusConfig, TokenizerConfig, 
 from distmeta.engine.config import EngineConfig
 from distmeta.errors import UserError, one_line
 from distmeta.evaluate.config import EvaluateConfig
-from distmeta.impossible import impossible
+from distmeta.impossible import impossible, missing_files
 from distmeta.meta.config import MetaConfig
 from distmeta.models.config import DEFAULT_MODEL, ModelConfig
+from distmeta.paths import why_no_path
 from distmeta.section import Section
 from distmeta.sweep.config import SpaceEntry, SweepConfig
 from distmeta.tasks.config import TasksConfig
@@ -41,12 +42,15 @@ class Config(Section):
     sweep: SweepConfig = SweepConfig()
 
 
-def load_config(path: Path | None = None, overrides: Iterable[str] = (), *, check: bool = True) -> Config:
+def load_config(
+    path: Path | None = None, overrides: Iterable[str] = (), *, check: bool = True, files: bool = True
+) -> Config:
     """The configuration in a YAML file, or all defaults without one, with `key=value` overrides applied.
 
     Relative paths in the file are read from the file's own folder, those in overrides from the current one; both
     come out absolute, since workers run elsewhere. Without `check` the values are taken as they are together, and
-    sources need not be there: for a file that a run has written.
+    sources need not be there: for a file that a run has written. Without `files` alone what the corpus is made from
+    need not be there: for a run that may have its corpus already.
 
     Raises:
         UserError: one line for each unknown key, wrong type, missing file or impossible combination.
@@ -63,7 +67,8 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = (), *, chec
         _set(tree, override)
     # A section of which every key is commented out reads as nothing.
     config = _validate({section: values for section, values in tree.items() if values is not None})
-    problems = [one_line(problem) for problem in impossible(config)] if check else []
+    found = [*impossible(config), *(missing_files(config) if files else ())] if check else []
+    problems = [one_line(problem) for problem in found]
     if problems:
         raise UserError("\n".join(problems))
     return config
@@ -172,11 +177,13 @@ def _make_paths_absolute(tree: dict[str, Any], base: Path) -> None:
     """Joins every relative path in the raw tree to `base`, in place; what has the wrong type is left for the checks."""
 
     def absolute(value: Any, only_if_present: bool = False) -> Any:
-        if not isinstance(value, str) or not value or is_remote(value):
+        if not isinstance(value, str) or is_remote(value):
             return value
         if value.startswith(HUGGING_FACE):
             return HUGGING_FACE + absolute(value.removeprefix(HUGGING_FACE), only_if_present=True)
-        joined = str(base / os.path.expanduser(value))  # pathlib's raises where there is no such user
+        if why_no_path(value):  # which is told where the values are checked
+            return value
+        joined = str(base / os.path.expanduser(value))
         return joined if os.path.exists(joined) or not only_if_present else value
 
     for keys in _PATH_KEYS:

@@ -6,9 +6,13 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmeta.corpus.config import HUGGING_FACE, SourceConfig, is_remote
+from distmeta.errors import UserError
+from distmeta.paths import check_folder, is_address, why_no_path
+from distmeta.tasks.config import SPLITS
 
 if TYPE_CHECKING:
     from distmeta.config import Config
@@ -36,24 +40,7 @@ def impossible(config: "Config") -> Iterable[str]:
         most = LARGEST_MODEL_COUNTS.get(key)
         if most is not None and isinstance(value, int) and value > most:
             yield f"model.config.{key}: {value} is more than any model has; {most} at most"
-    for source in config.corpus.sources:
-        path = source.path if isinstance(source, SourceConfig) else source
-        is_hub_name = path.startswith(HUGGING_FACE) or (
-            isinstance(source, SourceConfig) and source.format == "huggingface"
-        )
-        if (
-            not is_remote(path)
-            and not is_hub_name
-            and not os.path.exists(path)
-            and not any(glob.iglob(path, recursive=True))
-        ):
-            yield f"corpus.sources: nothing is at {path}"
-    for key, file in (
-        ("corpus.stop_words_file", config.corpus.stop_words_file),
-        *((f"tasks.split_files.{name}", file) for name, file in (tasks.split_files or ())),
-    ):
-        if file is not None and not os.path.isfile(file):
-            yield f"{key}: there is no file {file}"
+    yield from _no_paths(config)
     if any(ratio < 0 for ratio in tasks.split_ratio) or abs(sum(tasks.split_ratio) - 1) > 1e-6:
         yield f"tasks.split_ratio: must be three shares that sum to 1, got {tasks.split_ratio}"
     if tasks.split_files is not None and tasks.label_column is None:
@@ -98,6 +85,52 @@ def impossible(config: "Config") -> Iterable[str]:
         )
     if config.model.name_or_path is None and not isinstance(config.model.config.get("model_type"), str):
         yield "model.config.model_type: must name a Hugging Face model type, such as bert or gpt2"
+
+
+def _no_paths(config: "Config") -> Iterable[str]:
+    """A line for each setting that is to be a path and is none."""
+    corpus, tasks, train = config.corpus, config.tasks, config.train
+    for key, text in (
+        ("corpus.directory", corpus.directory),
+        ("corpus.stop_words_file", corpus.stop_words_file),
+        *((f"tasks.split_files.{name}", file) for name, file in (tasks.split_files or ())),
+        ("tokenizer.name_or_path", config.tokenizer.name_or_path),
+        ("model.name_or_path", config.model.name_or_path),
+    ):
+        if text is not None and (reason := why_no_path(text)):
+            is_folder = key not in ("corpus.stop_words_file", *(f"tasks.split_files.{split}" for split in SPLITS))
+            yield f"{key}: {reason}; give a {'folder' if is_folder else 'file'} on a disk that all nodes see"
+    # This one may be an address as well, if it is written as one.
+    if train.storage is not None and "://" not in train.storage and (reason := why_no_path(train.storage)):
+        hint = "an address has two slashes, as s3://bucket/folder" if is_address(train.storage) else "give a folder"
+        yield f"train.storage: {reason}; {hint}"
+    if corpus.directory is not None and not why_no_path(corpus.directory):
+        try:
+            check_folder(Path(corpus.directory), "corpus.directory")
+        except UserError as error:
+            yield str(error)
+
+
+def missing_files(config: "Config") -> Iterable[str]:
+    """A line for each file that the corpus is to be made from and that is not there."""
+    for source in config.corpus.sources:
+        path = source.path if isinstance(source, SourceConfig) else source
+        is_hub_name = path.startswith(HUGGING_FACE) or (
+            isinstance(source, SourceConfig) and source.format == "huggingface"
+        )
+        if (
+            not is_remote(path)
+            and not is_hub_name
+            and not os.path.exists(path)
+            and not any(glob.iglob(path, recursive=True))
+        ):
+            yield f"corpus.sources: nothing is at {path}"
+    for key, file in (
+        ("corpus.stop_words_file", config.corpus.stop_words_file),
+        *((f"tasks.split_files.{name}", file) for name, file in (config.tasks.split_files or ())),
+    ):
+        if file is not None and not why_no_path(file) and not os.path.isfile(file):
+            yield f"{key}: there is no file {file}"
 
 
 WITHOUT_INNER_LOOP = ("protonet", "metaicl")

@@ -8,22 +8,30 @@ from pathlib import Path
 
 from distmeta.config import Config, load_config
 from distmeta.errors import UserError
+from distmeta.ownership import refuse_second
+from distmeta.paths import run_folder
 from distmeta.rundir import RunDirectory
 
 STRUCTURE = {"meta.adapt", "meta.algorithm", "meta.inner_rates", "meta.last_k", "meta.learn_temperature"}
 """Settings of meta-learning that say which parameters there are."""
 
 
-def open_run(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
+def open_run(
+    config_file: Path | None, overrides: list[str], run_dir: Path | None, *, to_train: bool = False
+) -> tuple[Config, RunDirectory]:
     """The resolved configuration, and the directory of its run, which need not be there yet.
+
+    Where it is `to_train`, no other process may be writing there.
 
     Where no configuration is given and the directory holds a run, it is the run's own.
     """
-    path = run_dir or Path("runs") / (config_file.stem if config_file else "default")
-    run = RunDirectory(path.resolve())
+    run = RunDirectory(run_folder(run_dir or Path("runs") / (config_file.stem if config_file else "default")))
     if config_file is None and run_dir and run.config.exists():
         config_file = run.config
-    config = load_config(config_file, overrides)
+    # A run that has begun goes on with the corpus that it has.
+    config = load_config(config_file, overrides, files=not run.has_begun)
+    if to_train:
+        refuse_second(run.path)
 
     from distmeta.setup import resolve
 
@@ -34,10 +42,11 @@ def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | N
     """The same for a run that has kept a network, which must be the same; its sources need not be there any more."""
     if config_file is None and run_dir is None:
         raise UserError("give --run-dir DIR (a run), or the --config FILE that it was made with")
-    run = RunDirectory((run_dir or Path("runs") / config_file.stem).resolve())  # type: ignore[union-attr]
+    run = RunDirectory(run_folder(run_dir or Path("runs") / config_file.stem))  # type: ignore[union-attr]
     if not run.best_weights.exists() or not run.config.exists():
         raise UserError(f"{run.path}: no run is there that has kept a network; see `distmeta pretrain`")
-    config = load_config(config_file or run.config, overrides, check=config_file is not None)
+    config = load_config(config_file or run.config, overrides, check=config_file is not None, files=False)
+    refuse_second(run.path)
 
     from distmeta.setup import resolve
 

@@ -1,5 +1,7 @@
 """Where the checkpoints of a run are: the run directory, a shared path, or an s3-like address."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs
@@ -7,6 +9,8 @@ import pyarrow.fs
 from distmeta.config import Config
 from distmeta.engine.checkpoint import newest_good
 from distmeta.errors import UserError
+from distmeta.ownership import own
+from distmeta.paths import check_folder
 from distmeta.rundir import RunDirectory
 
 CHECKPOINTS = "checkpoints"
@@ -20,6 +24,48 @@ def storage_path(config: Config, run: RunDirectory) -> str:
     # What stands behind a question mark says how to reach the storage, not where in it.
     base, mark, query = config.train.storage.partition("?")
     return f"{base.rstrip('/')}/{run.path.name}{mark}{query}"
+
+
+def check_storage(config: Config, run: RunDirectory) -> None:
+    """Refuses a storage that cannot be reached, or is no folder that can be written in.
+
+    Raises:
+        UserError: with the reason.
+    """
+    if config.train.storage is None:
+        return
+    if "://" not in config.train.storage:
+        check_folder(Path(config.train.storage), "train.storage", writable=True)
+        return
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
+        filesystem.get_file_info(f"{path}/{CHECKPOINTS}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"train.storage: cannot be reached: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def own_storage(config: Config, run: RunDirectory) -> Iterator[None]:
+    """Makes this process the only one that writes in the storage of a run, where that is a path.
+
+    Another run directory of the same name may have the same storage.
+
+    Raises:
+        UserError: another process writes there, or it can be no storage.
+    """
+    check_storage(config, run)
+    if config.train.storage is None or "://" in config.train.storage:
+        yield
+    else:
+        with own(Path(storage_path(config, run))):
+            yield
+
+
+def is_used(config: Config, run: RunDirectory) -> bool:
+    """Whether there is anything in the storage of a run or a sweep."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
+    return any(not info.base_name.startswith(".") for info in found)
 
 
 def newest_checkpoint(config: Config, run: RunDirectory) -> tuple[pyarrow.fs.FileSystem, Path] | None:
