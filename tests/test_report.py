@@ -95,6 +95,25 @@ def test_the_page_of_several_runs(run: Path, tmp_path: Path) -> None:
     assert "They can't be ranked" in text_of(write_report([run, second]))
 
 
+def test_evaluations_are_told_by_their_classes_and_ways(sweep: Path, tmp_path: Path) -> None:
+    """Beside each other as well, and never as of held-out classes where they are of others."""
+    runs = [make_run(tmp_path / name, steps=20) for name in ("one", "two")]
+    for run in runs:
+        file = run / "evaluation.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"split": "train", "k_shot": 1}))
+    text = text_of(write_report(runs))
+    assert "Not known. On the classes that they were trained on: " in text
+    assert text.count("meta-train, 5-way 1-shot") == 2
+    assert "Accuracy on meta-train classes" in headings(write_report([runs[0]]))
+    assert "meta-test (fresh)" in text_of(write_report([sweep]))
+    other = make_sweep(tmp_path / "sweep")
+    file = other / "evaluation.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"split": "train"}))
+    text = text_of(write_report([other]))
+    assert "meta-train (not fresh)" in text
+    assert "meta-test (fresh)" not in text
+
+
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / folder / "run", steps=20) for folder in ("first", "second")]
     assert "first/run, second/run" in text_of(write_report(runs))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from tqdm import tqdm
 
 from distmeta.engine.precision import set_up_arithmetic
+from distmeta.errors import Interrupted
 from distmeta.evaluate.baselines import tf_idf_logistic_regression
+from distmeta.evaluate.kept import Episode, KeptEvaluation
 from distmeta.evaluate.overlap import count_overlap, describe_overlap
 from distmeta.evaluate.score import EpisodeScore, Scorer
 from distmeta.evaluate.statistics import classification_scores
-from distmeta.evaluate.table import MethodResult, Use, evaluation_report
+from distmeta.evaluate.table import MethodResult, evaluation_report
 from distmeta.meta import algorithm_class
 from distmeta.models import load_weights
 from distmeta.setup import Setup
@@ -33,9 +35,20 @@ class Candidate:
 
 
 def evaluate_candidates(
-    candidates: Sequence[Candidate], say: Callable[[str], None], against: Sequence[str] = ("starting", "language-model")
+    candidates: Sequence[Candidate],
+    say: Callable[[str], None],
+    against: Sequence[str] = ("starting", "language-model"),
+    *,
+    trained: Setup | None = None,
+    is_trained_known: bool = True,
+    kept: KeptEvaluation | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Scores every candidate in every use, and TF-IDF, on the episodes that the first one's `evaluate` describes.
+
+    What the networks were `trained` on is taken to be the corpus of the episodes, unless it is given, or is not known.
+
+    Goes on behind the episodes that are `kept` already, and keeps each one there as soon as it is scored.
 
     The first one is also the one that the verdicts are about, `against` those of the others that are named. All need
     the same tokenizer, and are computed in the first one's precision. Returns the content of `evaluation.json`: see
@@ -43,6 +56,7 @@ def evaluate_candidates(
 
     Raises:
         UserError: the held-out classes cannot fill the episodes, or a network is not there.
+        Interrupted: `is_stopped` said so before the last episode.
     """
     setup = candidates[0].setup
     options = setup.config.evaluate
@@ -50,19 +64,29 @@ def evaluate_candidates(
     device = torch.device("cuda" if torch.cuda.is_available() and setup.config.engine.device != "cpu" else "cpu")
     precision = set_up_arithmetic(setup.config.engine.precision, device)
     scorers = {candidate.name: _scorer(candidate, device, precision) for candidate in candidates}
-    scores: dict[tuple[str, Use], list[EpisodeScore]] = {}
     say(f"evaluating {len(scorers)} networks on {options.episodes} episodes of meta-{options.split} classes")
-    for index in tqdm(range(options.episodes), desc="evaluation", unit="episode", disable=None):
+    episodes = kept.episodes() if kept else []
+    if episodes:
+        say(f"going on behind the {len(episodes)} episodes that are scored already")
+    first = len(episodes)
+    for index in tqdm(range(first, options.episodes), desc="evaluation", unit="episode", disable=None):
+        if is_stopped():
+            where = "; they are kept, and the same evaluation goes on from there" if kept else ""
+            raise Interrupted(f"stopped after {index} of {options.episodes} episodes{where}")
         task = source.draw(index)
+        episode: Episode = {}
         for name, scorer in scorers.items():
             for use, score in next(scorer.score([task])).items():
-                scores.setdefault((name, use), []).append(score)
-        scores.setdefault(("tf-idf", "logistic-regression"), []).append(_tf_idf(task))
-    overlap = count_overlap(setup, setup, options.split)
+                episode[f"{name} {use}"] = _scores(score)
+        episode["tf-idf logistic-regression"] = _scores(_tf_idf(task))
+        episodes.append(episode)
+        if kept:
+            kept.add(episode)
+    overlap = count_overlap(setup, trained or setup, options.split) if is_trained_known else {}
     for line in describe_overlap(overlap, options.split):
         say(line)
     report = evaluation_report(
-        [_result(network, use, each) for (network, use), each in scores.items()],
+        [_result(name, [episode[name] for episode in episodes]) for name in episodes[0]],
         split=options.split,
         n_way=source.n_way,
         k_shot=source.k_shot,
@@ -100,19 +124,13 @@ def _tf_idf(task: Task) -> EpisodeScore:
     return EpisodeScore(labels, np.asarray(predictions), None, time.perf_counter() - start)
 
 
-def _result(network: str, use: Use, scores: list[EpisodeScore]) -> MethodResult:
-    each = [
-        classification_scores(score.labels.tolist(), score.predictions.tolist(), int(score.labels.max()) + 1)
-        for score in scores
-    ]
-    before = [score.accuracy_before for score in scores if score.accuracy_before is not None]
-    return MethodResult(
-        network=network,
-        use=use,
-        accuracy=[score.accuracy for score in each],
-        accuracy_before=before or None,
-        precision=[score.precision for score in each],
-        recall=[score.recall for score in each],
-        f1=[score.f1 for score in each],
-        adapt_seconds=[score.adapt_seconds for score in scores],
-    )
+def _scores(score: EpisodeScore) -> dict[str, float]:
+    each = classification_scores(score.labels.tolist(), score.predictions.tolist(), int(score.labels.max()) + 1)
+    before = {} if score.accuracy_before is None else {"accuracy_before": score.accuracy_before}
+    return {**asdict(each), **before, "adapt_seconds": score.adapt_seconds}
+
+
+def _result(name: str, episodes: list[dict[str, float]]) -> MethodResult:
+    network, _, use = name.rpartition(" ")
+    columns = {key: [episode[key] for episode in episodes] for key in episodes[0]}
+    return MethodResult(network=network, use=use, **columns)  # type: ignore[arg-type]  # one of USES

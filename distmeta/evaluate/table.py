@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from distmeta.evaluate.kept import other_corpus
 from distmeta.evaluate.statistics import mean_ci95, paired_gain
 from distmeta.tasks.config import Split
 
@@ -49,7 +50,8 @@ def evaluation_report(
 
     Scores and gains are fractions, not per cent. A gain is the mean paired difference to the starting network in the
     same use, and `paired_with` names that method; TF-IDF is paired with the starting network's logistic regression,
-    which differs from it in the features alone. What can't be computed (the interval of a single episode) is absent.
+    which differs from it in the features alone. `accuracies` are those of the episodes, in order. What can't be
+    computed (the interval of a single episode) is absent.
     """
     in_order = sorted(results, key=lambda result: USES.index(result.use))
     by_name = {result.name: result for result in in_order}
@@ -73,6 +75,7 @@ def evaluation_table(report: Mapping[str, Any], question: str = "Did meta-pretra
     lines = [
         f"{report['split']} classes, {report['n_way']}-way {report['k_shot']}-shot, "
         f"{report['query_per_class']} queries a class, the same {report['episodes']} episodes for every method",
+        *other_corpus(report),
         "",
     ]
     for position, row in enumerate(rows):
@@ -101,7 +104,7 @@ def _method(result: MethodResult, by_name: Mapping[str, MethodResult]) -> dict[s
         method["paired_with"] = partner
     for key in ("precision", "recall", "f1", "adapt_seconds"):
         method[key] = mean_ci95(getattr(result, key))[0]
-    return method
+    return method | {"accuracies": list(result.accuracy)}
 
 
 def _verdicts(

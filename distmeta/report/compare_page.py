@@ -6,7 +6,7 @@ from typing import Any
 
 from distmeta.report.blocks import Cell, Column, Page, Picture, Section, Table
 from distmeta.report.drawing import LINES, drawing, noisy_line, percent_axis
-from distmeta.report.evaluation import episodes_text
+from distmeta.report.evaluation import episodes_text, ways
 from distmeta.report.read import Json, Run, kept_network
 from distmeta.report.run_page import cost, state
 from distmeta.report.units import NONE, count, duration, memory, money, percent, points, score, setting
@@ -114,6 +114,8 @@ def _answer(runs: Sequence[Run]) -> tuple[str, list[str]]:
         return "They can't be ranked: they were scored on other classes or in other ways.", episodes
     best, method = max(scored, key=lambda pair: pair[1]["accuracy"])
     answer = f"{best.name}, with {score(method, 'accuracy')} ({method['use']})."
+    if (best.evaluation or {}).get("split") == "train":
+        answer = f"Not known. On the classes that they were trained on: {answer}"
     return answer, [*episodes, "Runs are not paired here: a difference within the intervals may be chance."]
 
 
@@ -131,7 +133,7 @@ def _chosen_method(run: Run) -> Json | None:
 
 
 def _results(runs: Sequence[Run]) -> Table:
-    columns = ["kept step", "meta-valid accuracy", "held-out accuracy", "paired gain (points)", "time", "worker time"]
+    columns = ["kept step", "meta-valid accuracy", "evaluation accuracy", "paired gain (points)", "time", "worker time"]
     rows = []
     for run in runs:
         summary, method, kept, spent = run.summary or {}, _chosen_method(run) or {}, kept_network(run), cost(run)
@@ -139,6 +141,7 @@ def _results(runs: Sequence[Run]) -> Table:
             [
                 Cell(run.name, run.name),
                 Cell(state(run), state(run)),
+                Cell(ways(run.evaluation) if run.evaluation else NONE),
                 _cell(count, kept.step),
                 Cell(percent(kept.accuracy, kept.half_width), kept.accuracy),
                 Cell(score(method, "accuracy"), method.get("accuracy")),
@@ -149,11 +152,11 @@ def _results(runs: Sequence[Run]) -> Table:
                 _cell(memory, summary.get("peak_memory_bytes")),
             ]
         )
-    texts = [Column("run", is_text=True), Column("state", is_text=True)]
+    texts = [Column(title, is_text=True) for title in ("run", "state", "evaluated on")]
     numbers = [Column(title) for title in (*columns, "cost", "peak memory")]
     caption = (
-        "95% intervals. Held-out accuracy and its paired gain over the starting network: of the kept network, in the "
-        "use that chose it."
+        "95% intervals. Evaluation accuracy and its paired gain over the starting network: of the kept network, in the "
+        "use that chose it, on the classes and in the ways of its own evaluation."
     )
     return Table([*texts, *numbers], rows, caption, sortable=True)
 

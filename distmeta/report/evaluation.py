@@ -2,11 +2,15 @@
 
 from typing import Any
 
+from distmeta.evaluate.kept import other_corpus
 from distmeta.evaluate.overlap import describe_overlap
 from distmeta.report.blocks import Cell, Column, Section, Table
 from distmeta.report.read import Json
 from distmeta.report.run_pictures import methods_plot
-from distmeta.report.units import NONE, duration, percent, points, score
+from distmeta.report.units import NONE, count, duration, percent, points, score, setting
+
+SHOWN = {f"evaluate.{key}" for key in ("split", "n_way", "k_shot", "query_per_class", "episodes")}
+"""Settings of an evaluation that its line about the episodes shows."""
 
 
 def helped(evaluation: Json | None, against: str = "starting") -> tuple[str, list[str]]:
@@ -15,6 +19,11 @@ def helped(evaluation: Json | None, against: str = "starting") -> tuple[str, lis
     if not verdicts:
         return "Not known yet: there is no evaluation.", []
     findings = [f"{verdict['text']}." for verdict in verdicts]
+    split = (evaluation or {}).get("split")
+    if split == "train":
+        return "Not known: the evaluation is of the classes that it was trained on.", findings
+    if split == "valid":
+        findings.append("The evaluation is of the classes that chose the network.")
     about = [verdict for verdict in verdicts if verdict["against"].startswith(f"{against} ")]
     better = [verdict for verdict in about if verdict["gain"] > verdict.get("gain_ci95", float("inf"))]
     worse = [verdict for verdict in about if verdict["gain"] < -verdict.get("gain_ci95", float("inf"))]
@@ -41,6 +50,25 @@ def best_method(evaluation: Json | None) -> list[str]:
 
 def evaluation_section(evaluation: Json) -> Section:
     """The table, and the same as a picture."""
+    section = _section(evaluation, "Few-shot evaluation")
+    section.pictures.append(methods_plot(evaluation))
+    return section
+
+
+def other_evaluation(evaluation: Json) -> Section:
+    """The table of an evaluation that is not the run's own, under a title that says what it is of."""
+    title = f"Also evaluated: {ways(evaluation)}"
+    section = _section(evaluation, title)
+    changes = {key: value for key, value in evaluation.get("changes", {}).items() if key not in SHOWN}
+    if changes:
+        settings = ", ".join(f"{key} {setting(value)}" for key, value in changes.items())
+        section.paragraphs.append(f"Other settings than the run's: {settings}.")
+    if "outer_step" in evaluation:
+        section.paragraphs.append(f"The kept network was then that of outer step {count(evaluation['outer_step'])}.")
+    return section
+
+
+def _section(evaluation: Json, title: str) -> Section:
     columns = ["accuracy", "before adaptation", "paired gain (points)", "precision", "recall", "F1", "adaptation"]
     rows = [
         [
@@ -59,11 +87,19 @@ def evaluation_section(evaluation: Json) -> Section:
         "same episodes (tf-idf: to its logistic regression). Adaptation: seconds from a support set to a classifier."
     )
     return Section(
-        "Few-shot evaluation",
-        paragraphs=[f"{episodes_text(evaluation)}, the same for every method.", *about_overlap],
-        pictures=[methods_plot(evaluation)],
+        title,
+        paragraphs=[
+            f"{episodes_text(evaluation)}, the same for every method.",
+            *about_overlap,
+            *(f"{line[0].upper()}{line[1:]}." for line in other_corpus(evaluation)),
+        ],
         tables=[Table([Column("method", is_text=True), *map(Column, columns)], rows, caption, sortable=True)],
     )
+
+
+def ways(evaluation: Json) -> str:
+    """Whose classes an evaluation is of, and in what ways: `meta-test, 5-way 5-shot`."""
+    return f"meta-{evaluation['split']}, {evaluation['n_way']}-way {evaluation['k_shot']}-shot"
 
 
 def episodes_text(evaluation: Json) -> str:

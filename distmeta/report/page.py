@@ -6,11 +6,13 @@ from pathlib import Path
 import jinja2
 
 from distmeta.errors import UserError
+from distmeta.files import write_output
 from distmeta.report.blocks import Page
 from distmeta.report.compare_page import compare_page
-from distmeta.report.read import is_sweep, read_run, read_sweep
+from distmeta.report.read import read_run, read_sweep
 from distmeta.report.run_page import run_page
 from distmeta.report.sweep_page import sweep_page
+from distmeta.sweep.directory import is_sweep
 
 
 def write_report(directories: Sequence[Path], output: Path | None = None) -> Path:
@@ -30,8 +32,7 @@ def write_report(directories: Sequence[Path], output: Path | None = None) -> Pat
     )
     text = environment.get_template("page.html.j2").render(page=page)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        write_output(file, text)
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from None
     return file

@@ -46,6 +46,9 @@ class Run:
     validation: list[Json]
     summary: Json | None
     evaluation: Json | None
+    """That of the run's own configuration."""
+    evaluations: list[Json]
+    """The others that were asked for, by their names."""
     plan: Json | None
     wandb: list[str]
     """Lines that say where what W&B has recorded is."""
@@ -117,6 +120,8 @@ class Sweep:
     trials: list[Trial]
     summary: Json | None
     evaluation: Json | None
+    evaluations: list[Json]
+    """Earlier ones, in other ways or of other trials."""
     plan: Json | None
     wandb: list[str]
     unreadable: list[str]
@@ -156,12 +161,6 @@ def kept_network(run: Run) -> Kept:
     return Kept(*(best.get(key) for key in keys))
 
 
-def is_sweep(path: Path) -> bool:
-    """Whether a directory is a sweep's."""
-    sweep = SweepDirectory(path)
-    return sweep.trials.exists() or bool(sweep.trial_ids())
-
-
 def read_run(path: Path, name: str) -> Run:
     """The run in a directory.
 
@@ -175,13 +174,15 @@ def read_run(path: Path, name: str) -> Run:
             raise UserError(f"{path}: the run has nothing to show yet; try again after its first outer step")
         raise UserError(f"{path}: is neither a run nor a sweep: it has no metrics.jsonl and no trials.jsonl")
     unreadable: list[str] = []
+    evaluation = _json(directory.evaluation, unreadable)
     run = Run(
         name=name,
         settings=_settings(directory.config, unreadable),
         metrics=_rows(directory.metrics, unreadable),
         validation=_rows(directory.validation, unreadable),
         summary=_json(directory.summary, unreadable),
-        evaluation=_json(directory.evaluation, unreadable),
+        evaluation=evaluation,
+        evaluations=_others(directory.evaluations, evaluation, unreadable),
         plan=_json(directory.plan, unreadable),
         wandb=wandb_lines([path.resolve()]),
         unreadable=unreadable,
@@ -209,12 +210,14 @@ def read_sweep(path: Path, name: str) -> Sweep:
         ) from None
     if not rows:
         raise UserError(f"{path}: the sweep has nothing to show yet; try again when a trial has begun")
+    evaluation = _json(directory.evaluation, unreadable)
     return Sweep(
         name=name,
         settings=_settings(directory.config, unreadable),
         trials=[_trial(directory, row, unreadable) for row in sorted(rows, key=lambda row: row["trial_id"])],
         summary=_json(directory.summary, unreadable),
-        evaluation=_json(directory.evaluation, unreadable),
+        evaluation=evaluation,
+        evaluations=_others(directory.evaluations, evaluation, unreadable),
         plan=_json(path / "plan.json", unreadable),
         wandb=wandb_lines([directory.trial(row["trial_id"]).path.resolve() for row in rows]),
         unreadable=unreadable,
@@ -244,6 +247,13 @@ def _trial(sweep: SweepDirectory, row: Json, unreadable: list[str]) -> Trial:
         **{key: row.get(key) for key in optional},
         **totals,
     )
+
+
+def _others(folder: Path, own: Json | None, unreadable: list[str]) -> list[Json]:
+    """The evaluations in a folder but for the run's own."""
+    found = [_json(file, unreadable) for file in sorted(folder.glob("*.json"))]
+    known = own.get("identity") if own else None
+    return [each for each in found if isinstance(each, dict) and "methods" in each and each.get("identity") != known]
 
 
 def _settings(path: Path, unreadable: list[str]) -> Settings:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from distmeta.report import run_pictures as pictures
 from distmeta.report.blocks import Page, Picture, Section
-from distmeta.report.evaluation import best_method, evaluation_section, helped
+from distmeta.report.evaluation import best_method, evaluation_section, helped, other_evaluation
 from distmeta.report.plan import plan_section
 from distmeta.report.read import Run, Settings, kept_network
 from distmeta.report.units import NONE, count, duration, memory, money, percent, setting
@@ -23,13 +23,18 @@ def run_page(run: Run) -> Page:
         missing,
     )
     phases = _drawn([(pictures.time_by_phase(run), "time by phase: was not recorded")], missing)
-    sections = [Section("Learning curves", pictures=curves), Section("Where the time went", pictures=phases)]
+    sections: list[Section | None] = [
+        Section("Learning curves", pictures=curves),
+        Section("Where the time went", pictures=phases),
+    ]
     if run.evaluation:
         sections.insert(0, evaluation_section(run.evaluation))
     else:
         missing.append("the few-shot table: there is no evaluation yet (`distmeta evaluate`)")
+    others = [other_evaluation(each) for each in run.evaluations]
     plan = plan_section(run.plan, run.summary, (run.summary or {}).get("currency", ""), missing)
     wandb = Section("Weights & Biases", paragraphs=run.wandb)
+    sections += [*others, plan, wandb, settings_section(run.settings, missing)]
     answer, findings = helped(run.evaluation)
     return Page(
         kind="Run",
@@ -39,7 +44,7 @@ def run_page(run: Run) -> Page:
         answer=answer,
         findings=findings + best_method(run.evaluation),
         facts=run_facts(run),
-        sections=[section for section in [*sections, plan, wandb, settings_section(run.settings, missing)] if section],
+        sections=[section for section in sections if section],
         missing=missing,
     )
 

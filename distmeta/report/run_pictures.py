@@ -187,7 +187,7 @@ def methods_plot(evaluation: Json) -> Picture:
     uses = list(dict.fromkeys(method["use"] for method in methods))
     # Half a row of room between two uses.
     places = [row + 0.5 * uses.index(method["use"]) for row, method in enumerate(methods)]
-    with drawing("methods", "Accuracy on held-out classes", height=1.2 + 0.27 * places[-1]) as drawn:
+    with drawing("methods", f"Accuracy on meta-{evaluation['split']} classes", height=1.2 + 0.27 * places[-1]) as drawn:
         axes = drawn.axes
         for place, method in zip(places, methods, strict=True):
             style = {**LINES[networks.index(method["network"]) % len(LINES)], "linestyle": "none"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from distmeta.report import sweep_pictures as pictures
 from distmeta.report.blocks import Cell, Column, Page, Section, Table
-from distmeta.report.evaluation import best_method, evaluation_section, helped
+from distmeta.report.evaluation import best_method, evaluation_section, helped, other_evaluation
 from distmeta.report.plan import plan_section
 from distmeta.report.read import DEFAULT_TRIAL, Json, Sweep, Trial
 from distmeta.report.run_page import settings_section
@@ -27,6 +27,7 @@ def sweep_page(sweep: Sweep) -> Page:
         Section("What was found", pictures=[picture for picture, _ in drawn if picture]),
         Section("Every trial", tables=[trials_table(sweep, currency)]),
         *_selection_sections(sweep, missing),
+        *(other_evaluation(each) for each in sweep.evaluations),
         startup_section(sweep, missing),
         plan_section(sweep.plan, _happened(sweep), currency, missing),
         Section("Weights & Biases", paragraphs=sweep.wandb),
@@ -139,10 +140,20 @@ def _selection_sections(sweep: Sweep, missing: list[str]) -> list[Section]:
         ]
         for row in selection
     ]
-    columns = [Column("", is_text=True), Column("meta-valid (chosen by)"), Column("meta-test (fresh)")]
+    scored_on = fresh(sweep.evaluation)
+    columns = [Column("", is_text=True), Column("meta-valid (chosen by)"), Column(scored_on)]
     table = Table([*columns, Column("difference (points)")], rows, "Other classes may also be harder or easier.")
-    chosen = [Section("The winner's luck", pictures=[pictures.luck(selection)], tables=[table])] if selection else []
+    chosen = (
+        [Section("The winner's luck", pictures=[pictures.luck(selection, scored_on)], tables=[table])]
+        if selection
+        else []
+    )
     return [*chosen, evaluation_section(sweep.evaluation)]
+
+
+def fresh(evaluation: Json) -> str:
+    """The classes of the evaluation, and whether none of them chose or trained anything."""
+    return f"meta-{evaluation['split']}" + (" (fresh)" if evaluation["split"] == "test" else " (not fresh)")
 
 
 def _difference(row: Json) -> float | None:

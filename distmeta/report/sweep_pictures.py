@@ -181,13 +181,14 @@ def trial_curves(sweep: Sweep) -> Picture | None:
     )
 
 
-def luck(selection: Sequence[Json]) -> Picture:
-    """For each trial that was scored again: accuracy on the classes that chose it beside that on fresh ones."""
-    with drawing("luck", "Selection beside fresh classes", height=1.4 + 0.36 * len(selection)) as drawn:
+def luck(selection: Sequence[Json], scored_on: str) -> Picture:
+    """For each trial that was scored again: accuracy on the classes that chose it beside that on those of the
+    evaluation, which are described by `scored_on`."""
+    with drawing("luck", "Selection beside evaluation", height=1.4 + 0.36 * len(selection)) as drawn:
         axes = drawn.axes
         splits: list[tuple[str, float, str, Json]] = [
             ("valid", -0.11, "meta-valid (chosen by)", {"marker": "o", "color": ORANGE, "markerfacecolor": "white"}),
-            ("test", 0.11, "meta-test (fresh)", {"marker": "s", "color": BLUE}),
+            ("test", 0.11, scored_on, {"marker": "s", "color": BLUE}),
         ]
         for split, shift, label, style in splits:
             rows = [(place, row) for place, row in enumerate(selection) if f"{split}_accuracy" in row]
@@ -206,7 +207,7 @@ def luck(selection: Sequence[Json]) -> Picture:
         percent_axis(axes.xaxis)
         drawn.legend()
     return drawn.picture(
-        "Accuracy of the best trials on meta-valid and on meta-test classes.",
+        f"Accuracy of the best trials on meta-valid (chosen by) and on {scored_on} classes.",
         "95% intervals. Best on meta-valid first: a winner that falls back on fresh classes was lucky.",
     )
 
