@@ -1,33 +1,33 @@
 """What the commands do, in terms of a run: a resolved configuration and its directory."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from distmeta.config import Config, load_config, to_yaml
+from distmeta.config import Config, to_yaml
 from distmeta.corpus.executor import Executor, LocalExecutor, RayExecutor
-from distmeta.corpus.prepare import total_bytes
 from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
+from distmeta.files import write_json, write_text
 from distmeta.opening import refuse_changes
+from distmeta.ownership import own
+from distmeta.run_corpus import check_tasks, is_large, note_use, own_setup, prepare_with, refuse_another
+from distmeta.run_evaluation import evaluate
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, bare_network, check_weights, corpus_directory, differentiates_twice, has_sdpa
 from distmeta.sweep.config import SweepConfig
-from distmeta.tasks.config import SPLITS, Split
+from distmeta.tasks.config import SPLITS
 from distmeta.tasks.episode import Task
 from distmeta.tracking.config import TrackingConfig
 
 Say = Callable[[str], None]
 
-LOCAL_BYTES = 8_000_000
-"""Below this size `corpus.executor: auto` works in this process: a cluster takes longer to start than the work."""
-
 CHANGEABLE = {
     "corpus.accept_losses",
     "corpus.executor",
+    "corpus.directory",  # what is in it must be the same
     "engine.zero_stage",
     "engine.device",
     "engine.weights",
@@ -49,10 +49,10 @@ def prepare(config: Config, run: RunDirectory, say: Say) -> None:
     """Prepares the corpus of a run, where it is not yet. Classes too few for tasks are told and no failure."""
     from distmeta.cluster import ray_cluster
 
-    _check_claim(config, run, resume=True)
+    check_claim(config, run, resume=True)
     with ExitStack() as stack:
         executor: Executor = LocalExecutor()
-        if is_large(config):
+        if is_large(config, run):
             stack.enter_context(ray_cluster(config))
             executor = RayExecutor()
         prepare_with(executor, config, run, say, splits=())
@@ -71,17 +71,11 @@ def dropped_rows(config: Config, run: RunDirectory) -> Iterator[str]:
     yield from dropped_rows(Setup(config, run).manifest.sources)
 
 
-def is_large(config: Config) -> bool:
-    """Whether the corpus is to be prepared on a cluster."""
-    wanted = config.corpus.executor
-    return wanted == "ray" or (wanted == "auto" and total_bytes(config.corpus) > LOCAL_BYTES)
-
-
 def draw_tasks(config: Config, run: RunDirectory, split: str, start: int, count: int, say: Say) -> Iterator[Task]:
     """Tasks `start` to `start + count - 1` of a split, as the run draws them."""
     if split not in SPLITS:
         raise UserError(f"--split {split}: must be one of {', '.join(SPLITS)}")
-    _check_claim(config, run, resume=True)
+    check_claim(config, run, resume=True)
     prepare_with(LocalExecutor(), config, run, say, splits=(split,))
     setup = Setup(config, run)
     source = setup.evaluation_tasks() if split == config.evaluate.split == "test" else setup.tasks(split)
@@ -91,6 +85,13 @@ def draw_tasks(config: Config, run: RunDirectory, split: str, start: int, count:
 
 def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> str:
     """The main job: prepares, trains, exports and evaluates. Returns the few-shot table as text."""
+    from distmeta.train.storage import own_storage
+
+    with own(run.path), own_storage(config, run):
+        return _pretrain(config, run, resume, say)
+
+
+def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
     from distmeta.cluster import check_workers_fit, ray_cluster
     from distmeta.plan.memory import check_model_states_fit, choose_weights
     from distmeta.plan.table import shares
@@ -101,11 +102,11 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
     check_workers_fit(config)
     choose_weights(config, say)
     check_model_states_fit(config)
-    _check_claim(config, run, resume)
+    check_claim(config, run, resume)
     if weights := check_weights(config):
         say(weights)
     say(_choices(config))
-    large = is_large(config)
+    large = is_large(config, run)
     if not large:
         prepare_with(LocalExecutor(), config, run, say)
         check_tasks(config, run)
@@ -132,8 +133,8 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
             _summarize(config, run, progress, say)
             _say_where_recorded(run, say)
             raise UserError(
-                f"training diverged: {progress['diverged']}; lower meta.inner_lr or meta.outer_lr in another --run-dir "
-                f"({run.best_weights} keeps the best network before)"
+                f"training diverged: {progress['diverged']}; lower meta.inner_lr or meta.outer_lr in another "
+                f"--run-dir ({run.best_weights} keeps the best network before)"
             )
         if config.evaluate.language_model_baseline:
             say("training the language-model baseline on as many tokens")
@@ -158,20 +159,15 @@ def _say_where_recorded(run: RunDirectory, say: Say) -> None:
         say(line)
 
 
-def check_tasks(config: Config, run: RunDirectory) -> None:
-    """Draws one task of each kind that the run will need, so that what cannot be drawn is told now."""
-    setup = Setup(config, run)
-    setup.tasks("train").draw(0)
-    if config.train.validate_every:
-        setup.tasks("valid").draw(0)
-    setup.evaluation_tasks().draw(0)
-
-
-def _check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
+def check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
     """Refuses to overwrite a run, and to go on with it as if it were another."""
-    from distmeta.train.storage import newest_checkpoint, storage_path
+    from distmeta.sweep.directory import is_sweep
+    from distmeta.train.storage import check_storage, newest_checkpoint, storage_path
 
-    if not _has_begun(run):
+    if is_sweep(run.path):
+        raise UserError(f"{run.path}: a sweep is there, not a run; give another --run-dir")
+    check_storage(config, run)
+    if not run.has_begun:
         if config.train.storage and not resume and newest_checkpoint(config, run):
             raise UserError(
                 f"train.storage: {storage_path(config, run)} holds the checkpoints of another run; give another "
@@ -183,26 +179,16 @@ def _check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
     refuse_changes(config, run, lambda key: key not in CHANGEABLE)
 
 
-def _has_begun(run: RunDirectory) -> bool:
-    """Whether the directory is a run's that has scored a network or made a step, or a trial's. Until then nothing is
-    lost when another configuration takes it, such as one that mends what kept the first from beginning."""
-    if not run.config.exists():
-        return False
-    return any(path.exists() for path in (run.trial, run.starting_weights, run.validation, run.metrics))
-
-
 def claim(config: Config, run: RunDirectory) -> None:
     """Makes the run directory this configuration's, with everything that is needed to run it again."""
     from distmeta.tracking.versions import environment
 
-    corpus = Setup(config, run).manifest.content_digest
-    if run.environment.exists() and _has_begun(run):
-        before = json.loads(run.environment.read_text(encoding="utf-8"))["corpus"]
-        if before != corpus:
-            raise UserError(f"{run.path}: the corpus is not the one that this run began with; give another --run-dir")
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.config.write_text(to_yaml(config), encoding="utf-8")
-    run.environment.write_text(json.dumps(environment() | {"corpus": corpus}, indent=2) + "\n", encoding="utf-8")
+    setup = Setup(config, run)
+    names = {"corpus": setup.manifest.content_digest, "tokenizer": setup.manifest.tokenizer_hash}
+    refuse_another(setup.manifest, run)
+    note_use(setup.corpus, run)
+    write_json(run.environment, environment() | names)
+    write_text(run.config, to_yaml(config))
 
 
 def _steps(config: Config) -> str:
@@ -227,34 +213,6 @@ def _choices(config: Config) -> str:
     )
 
 
-def prepare_with(
-    executor: Executor, config: Config, run: RunDirectory, say: Say, splits: tuple[Split, ...] | None = None
-) -> None:
-    """Prepares the corpus of a run by a given executor, where it is not yet prepared.
-
-    Raises:
-        UserError: one of `splits` has too few classes; unset, those that training and evaluation need.
-    """
-    from distmeta.corpus.prepare import prepare
-
-    manifest = prepare(
-        corpus_directory(config, run),
-        config.corpus,
-        config.tokenizer,
-        config.tasks,
-        tokenizer_source=config.tokenizer.name_or_path or config.model.name_or_path,
-        max_length=config.tokenizer.max_length,
-        executor=executor,
-        splits=_needed_splits(config) if splits is None else splits,
-    )
-    say(manifest.describe())
-
-
-def _needed_splits(config: Config) -> tuple[Split, ...]:
-    needed = {"train", config.evaluate.split} | ({"valid"} if config.train.validate_every else set())
-    return tuple(split for split in SPLITS if split in needed)
-
-
 def _language_model_baseline(
     config: Config, run: RunDirectory, progress: dict[str, Any]
 ) -> tuple[Config, RunDirectory]:
@@ -274,8 +232,8 @@ def _language_model_baseline(
     if config.train.storage:
         baseline.train.storage = storage_path(config, run)
     directory = RunDirectory(run.path / "language-model")
-    directory.path.mkdir(exist_ok=True)
-    directory.config.write_text(to_yaml(baseline), encoding="utf-8")
+    write_text(directory.environment, run.environment.read_text(encoding="utf-8"))
+    write_text(directory.config, to_yaml(baseline))
     return baseline, directory
 
 
@@ -283,7 +241,7 @@ def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say:
     from distmeta.tracking.cost import run_summary
 
     summary = run_summary(progress, config.tracking)
-    run.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(run.summary, summary)
     if "best_score" in progress:
         starting, best, step = progress["starting_score"], progress["best_score"], progress["best_step"]
         share = progress.get("best_average")
@@ -302,44 +260,26 @@ def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say:
 
 def export(config: Config, run: RunDirectory) -> Path:
     """Writes the kept network, and the starting one, as Hugging Face folders; returns the former's."""
+    with own(run.path):
+        write_models(own_setup(config, run).setup, run)
+        return run.model
+
+
+def write_models(setup: Setup, run: RunDirectory) -> None:
+    """The same of networks that are known to be those of the configuration. What is there stays until it is made."""
     import torch
 
     from distmeta.models import load_weights
     from distmeta.models.export import export
 
-    setup = Setup(config, run)
     network = setup.network()
     for weights, folder in ((run.starting_weights, run.starting), (run.best_weights, run.model)):
         parameters, _ = load_weights(weights, torch.device("cpu"))
-        scratch = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch, before = (folder.with_name(f"{folder.name}.{part}") for part in ("partial", "before"))
+        for each in (scratch, before):
+            shutil.rmtree(each, ignore_errors=True)
         export(network, parameters, setup.tokenizer, scratch)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.rename(before)
         scratch.rename(folder)
-    return run.model
-
-
-def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
-    """Scores the run's networks on held-out classes; writes `evaluation.json` and returns the table as text."""
-    from distmeta.evaluate.run import Candidate, evaluate_candidates
-    from distmeta.evaluate.table import evaluation_table
-
-    setup = Setup(config, run)
-    candidates = [
-        Candidate("meta-pretrained", setup, run.best_weights),
-        Candidate("starting", setup, run.starting_weights),
-    ]
-    baseline_run = RunDirectory(run.path / "language-model")
-    if config.evaluate.language_model_baseline:
-        if not baseline_run.best_weights.exists():
-            raise UserError(
-                f"evaluate.language_model_baseline: {run.path} has no such baseline; set it when the run is trained"
-            )
-        baseline = load_config(baseline_run.config, check=False)
-        baseline.evaluate = config.evaluate
-        for key in ("adapt", "inner_lr"):
-            setattr(baseline.meta, key, getattr(config.meta, key))
-        candidates.append(Candidate("language-model", Setup(baseline, baseline_run), baseline_run.best_weights))
-    report = evaluate_candidates(candidates, say)
-    run.evaluation.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return evaluation_table(report)
+        shutil.rmtree(before, ignore_errors=True)

@@ -11,6 +11,14 @@ class RunDirectory:
     path: Path
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the directory is a run's that has scored a network or made a step, or a trial's. Until then nothing
+        is lost when another configuration takes it, such as one that mends what kept the first from beginning."""
+        if not self.config.exists():
+            return False
+        return any(path.exists() for path in (self.trial, self.starting_weights, self.validation, self.metrics))
+
+    @property
     def config(self) -> Path:
         """The resolved configuration: `distmeta pretrain --config` runs it again."""
         return self.path / "config.yaml"
@@ -57,8 +65,13 @@ class RunDirectory:
 
     @property
     def evaluation(self) -> Path:
-        """The few-shot table."""
+        """The few-shot table of the configuration as it stands."""
         return self.path / "evaluation.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """Every evaluation that was asked for, under a name that says what it is of."""
+        return self.path / "evaluations"
 
     @property
     def summary(self) -> Path:

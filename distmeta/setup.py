@@ -181,10 +181,13 @@ class Setup:
     def __init__(self, config: Config, run: RunDirectory) -> None:
         self.config = config
         self.corpus = corpus_directory(config, run)
-        try:
-            self.manifest = Manifest.load(self.corpus)
-        except FileNotFoundError:
-            raise UserError(f"{self.corpus}: no prepared corpus is there; see `distmeta prepare`") from None
+        manifest = Manifest.load_whole(self.corpus)
+        if manifest is None:
+            raise UserError(
+                f"{self.corpus}: no prepared corpus is there, or it is not whole, or of another version of distmeta; "
+                "see `distmeta prepare`"
+            )
+        self.manifest = manifest
         self.tokenizer = load_tokenizer(str(self.corpus / "tokenizer"))
 
     @cached_property

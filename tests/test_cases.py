@@ -147,6 +147,7 @@ def test_the_tasks_of_a_run_are_shown_without_its_configuration_file(tmp_path):
     config, run = open_run(write_config(tmp_path, corpus={"sources": ["a.txt"]}, tasks=shape), [], tmp_path / "run")
     run.path.mkdir()
     run.config.write_text(to_yaml(config))
+    run.metrics.write_text('{"outer_step": 1}\n')
     assert open_run(None, [], tmp_path / "run")[0] == config
     other, _ = open_run(None, ["tasks.n_way=3"], tmp_path / "run")
     with pytest.raises(UserError, match=r"tasks.n_way: 2 before, 3 now"):

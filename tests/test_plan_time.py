@@ -21,11 +21,11 @@ from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
 from distmeta.meta import Learner
 from distmeta.opening import open_run
-from distmeta.pipeline import prepare_with
 from distmeta.plan import asha_share, calibrate, make_plan, plan_table, sweep_totals
 from distmeta.plan.memory import Sizes, network_sizes
 from distmeta.plan.states import FLOAT
 from distmeta.plan.table import shares
+from distmeta.run_corpus import prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.train.work import WorkSource

@@ -146,16 +146,19 @@ def test_a_run_is_not_overwritten_and_not_changed_by_a_resume(whole: Path, folde
 def test_the_kept_network_is_scored_again_with_other_ways(whole: Path, folder: Path):
     options = ["--set", "evaluate.n_way=all", "--set", "evaluate.k_shot=1", "--set", "evaluate.split=train"]
     done = distmeta("evaluate", "--run-dir", "whole", *options, "--set", "evaluate.episodes=3", cwd=folder)
-    evaluation = json.loads((whole / "evaluation.json").read_text())
+    (file,) = (whole / "evaluations").glob("train_all-way_1-shot_*.json")
+    evaluation = json.loads(file.read_text())
     assert (evaluation["n_way"], evaluation["k_shot"], evaluation["split"]) == (11, 1, "train")
     assert "11-way 1-shot" in done.stdout
+    assert json.loads((whole / "evaluation.json").read_text())["split"] == "test"
 
 
 def test_without_inner_learning_accuracy_is_chance(whole: Path, folder: Path):
     """Case A2: nothing about a class may be read off its label's number."""
     options = ["--set", "meta.inner_lr=0", "--set", "evaluate.split=train", "--set", "evaluate.episodes=40"]
     distmeta("evaluate", "--run-dir", "whole", *options, cwd=folder)
-    evaluation = json.loads((whole / "evaluation.json").read_text())
+    (file,) = (whole / "evaluations").glob("train_*_40-episodes_*.json")
+    evaluation = json.loads(file.read_text())
     inner = [method for method in evaluation["methods"] if method["use"] == "inner-loop"]
     assert [method["accuracy"] for method in inner] == pytest.approx([1 / 3] * 2)
 

@@ -17,10 +17,10 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from distmeta.config import Config, to_yaml
 from distmeta.errors import UserError
-from distmeta.pipeline import _check_claim, _steps, claim
+from distmeta.pipeline import _steps, check_claim, claim
 from distmeta.rundir import RunDirectory
-from distmeta.sweep.directory import SweepDirectory, read_trial, write_trial
-from distmeta.sweep.run import _claim, _Table
+from distmeta.sweep.directory import SweepDirectory, check_sweep, read_trial, write_trial
+from distmeta.sweep.run import _Table
 from distmeta.sweep.trial import Trial
 from distmeta.tracking.config import TrackingConfig
 from distmeta.train.failures import Failures, SureFailure, told_apart
@@ -160,32 +160,33 @@ def test_a_run_that_never_began_holds_no_directory(tmp_path, monkeypatch):
 
     class Prepared:
         def __init__(self, config: Config, run: RunDirectory) -> None:
-            self.manifest = type("Manifest", (), {"content_digest": config.corpus.sources[0]})
+            self.corpus = run.corpus
+            self.manifest = type("Manifest", (), {"content_digest": config.corpus.sources[0], "tokenizer_hash": ""})
 
     monkeypatch.setattr("distmeta.pipeline.Setup", Prepared)
     run = RunDirectory(tmp_path / "run")
     for source in ("first", "other"):
         config = Config.model_validate({"corpus": {"sources": [source]}})
-        _check_claim(config, run, resume=False)
+        check_claim(config, run, resume=False)
         claim(config, run)
     run.validation.write_text('{"outer_step": 0}\n')
     with pytest.raises(UserError, match="go on with it by --resume"):
-        _check_claim(config, run, resume=False)
+        check_claim(config, run, resume=False)
     with pytest.raises(UserError, match=r"corpus.sources: .*/other'\] before, \['third'\] now"):
-        _check_claim(Config.model_validate({"corpus": {"sources": ["third"]}}), run, resume=True)
+        check_claim(Config.model_validate({"corpus": {"sources": ["third"]}}), run, resume=True)
 
 
 def test_a_sweep_without_a_trial_holds_no_directory(tmp_path):
     sweep = SweepDirectory(tmp_path)
     first, other = (Config.model_validate({"sweep": {"num_trials": number}}) for number in (2, 3))
     sweep.config.write_text(to_yaml(first))
-    _claim(other, sweep, resume=False)
+    check_sweep(other, sweep, resume=False)
     sweep.trial("0000").path.mkdir(parents=True)
     write_trial(sweep.trial("0000"), {"trial_id": "0000", "config": {}, "status": "running"})
     with pytest.raises(UserError, match="a sweep is there; go on with it by --resume"):
-        _claim(other, sweep, resume=False)
+        check_sweep(other, sweep, resume=False)
     with pytest.raises(UserError, match=r"sweep.num_trials: 2 before, 3 now"):
-        _claim(other, sweep, resume=True)
+        check_sweep(other, sweep, resume=True)
 
 
 def sweep_with_a_trial(folder: Path) -> SweepDirectory:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from distmeta.config import Config, load_config
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.engine.checkpoint import newest_good
-from distmeta.pipeline import prepare_with
+from distmeta.run_corpus import prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import resolve
 from distmeta.tasks.draw import TaskSource

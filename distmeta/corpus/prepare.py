@@ -31,6 +31,9 @@ from distmeta.tasks.index_draw import TABLE as CLASSES_TABLE
 
 __all__ = ["prepare", "total_bytes"]
 
+OTHER_VERSION = "it was prepared by another version of distmeta"
+"""A change of a corpus that is none of its sources and settings."""
+
 UNFINISHED, STAGED = "unfinished", "staged"
 """Folders in which a corpus is put together, and from which it takes its place."""
 
@@ -214,10 +217,10 @@ class _Keeper:
 
 def _changes(standing: Manifest, config_hash: str, hashed: Sequence[HashedPiece]) -> list[str]:
     """Return what makes a corpus another one than that which stands there, a line each."""
-    if standing.version != FORMAT_VERSION:
-        return ["it was prepared by another version of distmeta"]
     changes = []
-    if standing.config_hash != config_hash:
+    if standing.version != FORMAT_VERSION:  # which is in the hash of the settings, too
+        changes.append(OTHER_VERSION)
+    elif standing.config_hash != config_hash:
         changes.append("other settings of corpus, tokenizer or tasks, or another tokenizer or list of words")
     before = {source.name: source.content_hash for source in standing.sources}
     now = {name: content for name, _, content in _contents(hashed)}

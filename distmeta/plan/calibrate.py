@@ -220,14 +220,14 @@ def _ending(config: Config, run: RunDirectory) -> dict[str, float]:
     import torch
 
     from distmeta.evaluate.run import Candidate, evaluate_candidates
-    from distmeta.pipeline import export
+    from distmeta.pipeline import write_models
     from distmeta.setup import Setup
 
     torch.set_num_threads(available_cpus())
     started = time.perf_counter()
-    export(config, run)
-    exported = time.perf_counter()
     setup = Setup(config, run)
+    write_models(setup, run)
+    exported = time.perf_counter()
     weights = {"meta-pretrained": run.best_weights, "starting": run.starting_weights}
     candidates = [Candidate(name, setup, each) for name, each in weights.items()]
     spent = []

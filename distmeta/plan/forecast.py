@@ -1,6 +1,5 @@
 """The forecast of a run, and of a sweep of such runs: the content of `plan.json`."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
@@ -8,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from distmeta.config import Config
 from distmeta.corpus.executor import LocalExecutor
-from distmeta.pipeline import check_tasks, prepare_with
+from distmeta.files import write_json
 from distmeta.plan.memory import SIZES, Sizes, check_model_states_fit, memory_by_stage, states_of, worker_bytes
+from distmeta.run_corpus import check_tasks, prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_cost
@@ -183,5 +183,4 @@ def sweep_totals(
 
 def write_plan(plan: Mapping[str, Any], run: RunDirectory) -> None:
     """Keeps the forecast, for the report to set beside what happened."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.plan.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    write_json(run.plan, plan)

@@ -6,20 +6,25 @@ from pathlib import Path
 
 from distmeta.config import Config, load_config
 from distmeta.machine import available_cpus
+from distmeta.ownership import own, refuse_second
+from distmeta.paths import run_folder
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.config import SweepConfig
-from distmeta.sweep.directory import SweepDirectory
+from distmeta.sweep.directory import SweepDirectory, check_sweep, is_sweep
 
 Say = Callable[[str], None]
 
 
 def open_sweep(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, SweepDirectory]:
     """The configuration of a sweep, and its directory; where only the directory is given, the sweep's own."""
-    path = run_dir or Path("runs") / (config_file.stem if config_file else "sweep")
-    sweep = SweepDirectory(path.resolve())
+    sweep = SweepDirectory(run_folder(run_dir or Path("runs") / (config_file.stem if config_file else "sweep")))
     if config_file is None and run_dir and sweep.config.exists():
         config_file = sweep.config
-    return load_config(config_file, overrides), sweep
+    # One that has begun goes on with the corpus that it has; so does a run, of which `plan` is asked.
+    has_begun = sweep.trials.exists() or RunDirectory(sweep.path).has_begun
+    config = load_config(config_file, overrides, files=not has_begun)
+    refuse_second(sweep.path)
+    return config, sweep
 
 
 def sweep(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say) -> str:
@@ -28,25 +33,27 @@ def sweep(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say) -> s
     from distmeta.sweep.run import run_trials
     from distmeta.sweep.select import choose
     from distmeta.tracking.wandb_place import wandb_lines
+    from distmeta.train.storage import own_storage
 
-    try:
-        rows = run_trials(config, sweep, resume=resume, say=say)
-    finally:
-        for line in wandb_lines([sweep.trial(trial_id).path for trial_id in sweep.trial_ids()]):
-            say(line)
-    outcome = choose(config, sweep, rows, say)
-    best = sweep.trial(json.loads(sweep.summary.read_text(encoding="utf-8"))["best_trial"])
-    made = load_config(best.config, check=False)
-    folder = export(made, best)
-    say(f"exported the best trial to {folder}")
+    with own(sweep.path), own_storage(config, RunDirectory(sweep.path)):
+        try:
+            rows = run_trials(config, sweep, resume=resume, say=say)
+        finally:
+            for line in wandb_lines([sweep.trial(trial_id).path for trial_id in sweep.trial_ids()]):
+                say(line)
+        outcome = choose(config, sweep, rows, say)
+        best = sweep.trial(json.loads(sweep.summary.read_text(encoding="utf-8"))["best_trial"])
+        made = load_config(best.config, check=False)
+        folder = export(made, best)
+        say(f"exported the best trial to {folder}")
 
-    from distmeta.report import write_report
-    from distmeta.tracking.artifact import log_model
+        from distmeta.report import write_report
+        from distmeta.tracking.artifact import log_model
 
-    if log_model(best.path, folder, made.tracking):
-        say("uploaded the model to W&B")
-    say(f"wrote {write_report([sweep.path])}")
-    return outcome
+        if log_model(best.path, folder, made.tracking):
+            say("uploaded the model to W&B")
+        say(f"wrote {write_report([sweep.path])}")
+        return outcome
 
 
 def plan(
@@ -64,7 +71,12 @@ def plan(
         UserError: it does not fit into the memory that there is.
     """
     config, sweep = open_sweep(config_file, overrides, run_dir)
+    with own(sweep.path):
+        return _plan(config, sweep, rate, memory, say)
 
+
+def _plan(config: Config, sweep: SweepDirectory, rate: float | None, memory: float | None, say: Say) -> str:
+    from distmeta.pipeline import check_claim
     from distmeta.plan import (
         asha_share,
         check_memory,
@@ -87,6 +99,11 @@ def plan(
     check_model_states_fit(made, memory_bytes)
     if weights := check_weights(made):
         say(weights)
+    # What is there already is forecast as what it is.
+    if is_sweep(sweep.path):
+        check_sweep(config, sweep, resume=True)
+    else:
+        check_claim(made, run, resume=True)
     forecast = make_plan(made, run, rate=rate, say=say)
     if trials:
         options, share = config.sweep, 1.0
@@ -97,8 +114,8 @@ def plan(
         forecast = sweep_totals(
             forecast, num_trials=trials, concurrent=min(room, trials), expected_share=share, price=price
         )
-    write_plan(forecast, run)
     check_memory(forecast, memory_bytes, made)
+    write_plan(forecast, run)
     return plan_table(forecast)
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distmeta.config import Config, load_config
+from distmeta.errors import UserError
+from distmeta.files import write_json, write_text
 from distmeta.rundir import RunDirectory
 from distmeta.tracking.metrics import read_metrics
 
@@ -39,6 +42,11 @@ class SweepDirectory:
     def evaluation(self) -> Path:
         """The few-shot table of the best trials on the meta-test classes."""
         return self.path / "evaluation.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """Every evaluation that was made, under a name that says what it is of."""
+        return self.path / "evaluations"
 
     @property
     def summary(self) -> Path:
@@ -93,6 +101,35 @@ class SweepDirectory:
         return sorted(path.parent.name for path in self.path.glob("trials/*/trial.json"))
 
 
+def is_sweep(path: Path) -> bool:
+    """Whether a directory is a sweep's."""
+    sweep = SweepDirectory(path)
+    return sweep.trials.exists() or bool(sweep.trial_ids())
+
+
+def check_sweep(config: Config, sweep: SweepDirectory, *, resume: bool) -> None:
+    """Refuses to overwrite a sweep or a run, and to go on with a sweep as if it were another.
+
+    Raises:
+        UserError: with a line for each key that has changed.
+    """
+    if RunDirectory(sweep.path).has_begun:
+        raise UserError(f"{sweep.path}: a run is there, not a sweep; give another --run-dir")
+    if not sweep.config.exists() or not sweep.trial_ids():
+        return  # nothing is lost where another configuration takes the directory
+    if not resume:
+        raise UserError(f"{sweep.path}: a sweep is there; go on with it by --resume, or give another --run-dir")
+    before, now = load_config(sweep.config, check=False).model_dump(), config.model_dump()
+    changed = [
+        f"{section}.{key}: {before[section][key]!r} before, {now[section][key]!r} now"
+        for section in now
+        for key in now[section]
+        if before[section][key] != now[section][key] and section != "evaluate"
+    ]
+    if changed:
+        raise UserError("\n".join([*changed, f"{sweep.path}: that makes another sweep; give another --run-dir"]))
+
+
 def read_trial(run: RunDirectory) -> dict[str, Any]:
     """What `trial.json` says of a trial: `trial_id`, `config` (the swept values), `status`, and `reason` if any."""
     return json.loads(run.trial.read_text(encoding="utf-8"))
@@ -100,9 +137,7 @@ def read_trial(run: RunDirectory) -> dict[str, Any]:
 
 def write_trial(run: RunDirectory, trial: dict[str, Any]) -> None:
     """Replaces `trial.json` as a whole."""
-    partial = run.trial.with_suffix(".json.partial")
-    partial.write_text(json.dumps(trial, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(run.trial)
+    write_json(run.trial, trial, indent=None)
 
 
 def set_status(run: RunDirectory, status: Status, reason: str | None = None) -> None:
@@ -141,16 +176,12 @@ class Stopwatch:
     def note(self) -> float:
         """Writes the time down, and returns it (seconds)."""
         elapsed = self._before + time.monotonic() - self._started
-        partial = self._file.with_suffix(".json.partial")
-        partial.write_text(json.dumps(elapsed))
-        partial.replace(self._file)
+        write_json(self._file, elapsed)
         return elapsed
 
 
 def write_table(sweep: SweepDirectory) -> list[dict[str, Any]]:
     """Writes `trials.jsonl` anew and returns its rows."""
     rows = [trial_row(sweep, trial_id) for trial_id in sweep.trial_ids()]
-    partial = sweep.trials.with_suffix(".jsonl.partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(sweep.trials)
+    write_text(sweep.trials, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from distmeta.config import Config
 from distmeta.corpus.executor import LocalExecutor, RayExecutor
 from distmeta.errors import UserError
-from distmeta.pipeline import check_tasks, claim, is_large, prepare_with
+from distmeta.pipeline import claim
 from distmeta.plan.memory import choose_weights
+from distmeta.run_corpus import check_tasks, is_large, prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import check_weights, resolve, wants_language_model
 from distmeta.sweep.directory import SweepDirectory, write_trial
 from distmeta.sweep.space import Values, trial_config
 from distmeta.tracking.wandb_environment import names
+from distmeta.train.storage import storage_path
 
 
 class TrialMaker:
@@ -47,6 +49,8 @@ class TrialMaker:
         choose_weights(made, lambda _: None)  # said once, of the largest
         identity = _corpus_identity(made)
         made.corpus.directory = self._own_corpus if identity == self._first else f"{self._sweep.path}/corpus-{identity}"
+        if made.train.storage:  # the names of trials are those of every other sweep's
+            made.train.storage = storage_path(made, RunDirectory(self._sweep.path))
         made.tracking.group = names(made.tracking, self._sweep.path)["group"] or self._sweep.path.name
         if self._config.sweep.scheduler == "pbt":
             # What is taken over is the network of the validation that decided it.
@@ -66,7 +70,7 @@ class TrialMaker:
         directory = str(made.corpus.directory)
         if directory not in self._prepared:
             run = RunDirectory(self._sweep.path)
-            prepare_with(RayExecutor() if is_large(made) else LocalExecutor(), made, run, self._say)
+            prepare_with(RayExecutor() if is_large(made, run) else LocalExecutor(), made, run, self._say)
             check_tasks(made, run)
             self._prepared.add(directory)
 

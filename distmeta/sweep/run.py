@@ -1,6 +1,5 @@
 """A sweep from its configuration to the best network: checks, trials on Ray Tune, and an end in good order."""
 
-import json
 import os
 import signal
 import threading
@@ -16,11 +15,21 @@ from ray.tune import Callback
 from ray.tune.search import ConcurrencyLimiter
 
 from distmeta.cluster import check_workers_fit, ray_cluster, runs_at_a_time
-from distmeta.config import Config, load_config, to_yaml
+from distmeta.config import Config, to_yaml
 from distmeta.errors import Interrupted, UserError
+from distmeta.files import write_json, write_text
 from distmeta.plan.memory import check_model_states_fit, choose_weights
+from distmeta.rundir import RunDirectory
 from distmeta.signals import stop_on_signal
-from distmeta.sweep.directory import OVER, Stopwatch, SweepDirectory, read_trial, set_status, write_table
+from distmeta.sweep.directory import (
+    OVER,
+    Stopwatch,
+    SweepDirectory,
+    check_sweep,
+    read_trial,
+    set_status,
+    write_table,
+)
 from distmeta.sweep.points import first_values, number_of_trials
 from distmeta.sweep.prepare import TrialMaker
 from distmeta.sweep.schedule import make_scheduler
@@ -29,6 +38,7 @@ from distmeta.sweep.space import Space
 from distmeta.sweep.trial import Trial
 from distmeta.tracking import wandb_environment
 from distmeta.train.failures import describe_loss
+from distmeta.train.storage import check_storage, is_used, storage_path
 
 Say = Callable[[str], None]
 
@@ -49,7 +59,8 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
     wandb_environment.mode_of_environment()  # told now, if there is no such mode
     space = Space(config)
     check_options(config, space)
-    _claim(config, sweep, resume)
+    check_sweep(config, sweep, resume=resume)
+    check_sweep_storage(config, sweep)
     largest = space.largest()
     check_workers_fit(largest)
     choose_weights(largest, say)
@@ -59,10 +70,10 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
     sweep.stop_request.unlink(missing_ok=True)
     with ray_cluster(largest):
         at_a_time = _at_a_time(config, largest)
-        sweep.tune.mkdir(parents=True, exist_ok=True)
-        sweep.config.write_text(to_yaml(config), encoding="utf-8")
-        sweep.environment.write_text(json.dumps(wandb_environment.environment()) + "\n", encoding="utf-8")
         maker.prepare_corpus(maker.resolved(space.default()))
+        sweep.tune.mkdir(parents=True, exist_ok=True)
+        write_text(sweep.config, to_yaml(config))
+        write_json(sweep.environment, wandb_environment.environment())
         total = number_of_trials(space, config.sweep)
         if total < config.sweep.num_trials:
             say(f"sweep.space: {total} points, so {total} trials instead of sweep.num_trials {config.sweep.num_trials}")
@@ -75,6 +86,17 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
     rows = write_table(sweep)
     tell_ends(sweep, rows, say)
     return rows
+
+
+def check_sweep_storage(config: Config, sweep: SweepDirectory) -> None:
+    """Refuses a storage that cannot be one, or has what another sweep of the same name has left."""
+    run = RunDirectory(sweep.path)
+    check_storage(config, run)
+    if config.train.storage and not sweep.trial_ids() and is_used(config, run):
+        raise UserError(
+            f"train.storage: {storage_path(config, run)} holds what another sweep has left; give another --run-dir or "
+            "storage"
+        )
 
 
 def _fit(
@@ -232,24 +254,6 @@ def check_options(config: Config, space: Space) -> None:
             faults.append("sweep.num_trials: pbt needs at least 2")
     if faults:
         raise UserError("\n".join(faults))
-
-
-def _claim(config: Config, sweep: SweepDirectory, resume: bool) -> None:
-    if (sweep.path / "metrics.jsonl").exists():
-        raise UserError(f"{sweep.path}: a run is there, not a sweep; give another --run-dir")
-    if not sweep.config.exists() or not sweep.trial_ids():
-        return  # nothing is lost where another configuration takes the directory
-    if not resume:
-        raise UserError(f"{sweep.path}: a sweep is there; go on with it by --resume, or give another --run-dir")
-    before, now = load_config(sweep.config, check=False).model_dump(), config.model_dump()
-    changed = [
-        f"{section}.{key}: {before[section][key]!r} before, {now[section][key]!r} now"
-        for section in now
-        for key in now[section]
-        if before[section][key] != now[section][key] and section != "evaluate"
-    ]
-    if changed:
-        raise UserError("\n".join([*changed, f"{sweep.path}: that makes another sweep; give another --run-dir"]))
 
 
 def _at_a_time(config: Config, largest: Config) -> int:

@@ -5,10 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distmeta.config import Config, load_config, to_yaml
+from distmeta.corpus.parts import digest, file_digest
 from distmeta.errors import UserError
+from distmeta.evaluate.kept import KeptEvaluation
 from distmeta.evaluate.run import Candidate, evaluate_candidates
 from distmeta.evaluate.table import evaluation_table
+from distmeta.files import write_json, write_text
+from distmeta.run_evaluation import evaluation_name
 from distmeta.setup import Setup
+from distmeta.signals import stop_on_signal
 from distmeta.sweep.directory import SweepDirectory
 from distmeta.sweep.schedule import DEFAULT_TRIAL
 from distmeta.sweep.space import trial_config
@@ -37,16 +42,16 @@ def choose(config: Config, sweep: SweepDirectory, rows: Sequence[dict[str, Any]]
     order = ranked(config, rows)
     best = order[0]
     made = trial_config(config, best["config"])
-    sweep.best.write_text(to_yaml(made), encoding="utf-8")
+    write_text(sweep.best, to_yaml(made))
     report = _evaluate(config, sweep, order, say)
-    sweep.evaluation.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(sweep.evaluation, report)
     summary: dict[str, Any] = {"num_trials": len(rows), "best_trial": best["trial_id"]}
     summary["wall_seconds"] = json.loads(sweep.elapsed.read_text())
     summary |= {key: sum(row[key] for row in rows) for key in TOTALS}
     summary["worker_seconds_to_the_end"] = sum(_to_the_end(sweep, row) for row in rows)
     summary["peak_memory_bytes"] = max(row.get("peak_memory_bytes", 0) for row in rows)
     summary["currency"] = config.tracking.currency
-    sweep.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(sweep.summary, summary)
     question = f"Did the sweep help? Trial {best['trial_id']}, best on the meta-valid classes:"
     parts = [_trials_table(rows, best["trial_id"]), evaluation_table(report, question), _luck(report), _spent(summary)]
     return "\n\n".join(parts)
@@ -70,10 +75,16 @@ def _evaluate(
     ]
     starting = sweep.trial(order[0]["trial_id"]).starting_weights
     against = ["starting", *(candidate.name for candidate in candidates[1:] if DEFAULT_TRIAL in candidate.name)]
-    report = evaluate_candidates([*candidates, Candidate("starting", best, starting)], say, against)
+    candidates.append(Candidate("starting", best, starting))
+    networks = {candidate.name: file_digest(candidate.weights) for candidate in candidates}
+    identity = digest([best.config.evaluate.model_dump(), best.manifest.content_digest, networks])
+    kept = KeptEvaluation(sweep.evaluations, evaluation_name(best.config.evaluate, []), identity)
+    with stop_on_signal(lambda: None, "keeping the episodes that are scored", say) as stopped:
+        report = evaluate_candidates(candidates, say, against, kept=kept, is_stopped=stopped.is_set)
     methods = {method["name"]: method for method in report["methods"]}
     use = best.config.train.select_by.removesuffix("-all-way")
-    return report | {"selection": [_selection(row, methods[f"{_name(row)} {use}"]) for row in alike]}
+    report |= {"selection": [_selection(row, methods[f"{_name(row)} {use}"]) for row in alike]}
+    return kept.finish(report)
 
 
 def _selection(row: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +141,8 @@ def _trials_table(rows: Sequence[dict[str, Any]], best: str) -> str:
 
 
 def _luck(report: dict[str, Any]) -> str:
-    lines = ["trial  meta-valid (chosen by)  meta-test (fresh)"]
+    fresh = " (fresh)" if report["split"] == "test" else " (not fresh)"
+    lines = [f"trial  meta-valid (chosen by)  meta-{report['split']}{fresh}"]
     for row in report["selection"]:
         lines.append(f"{row['trial_id']}   {_interval(row, 'valid_accuracy'):22}  {_interval(row, 'test_accuracy')}")
     return "\n".join(lines)

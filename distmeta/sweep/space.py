@@ -10,7 +10,7 @@ import optuna
 
 from distmeta.config import Config, read_key, with_values
 from distmeta.errors import UserError
-from distmeta.impossible import impossible
+from distmeta.impossible import impossible, missing_files
 from distmeta.sweep.config import SpaceEntry
 from distmeta.tasks.draw import generator
 
@@ -203,7 +203,9 @@ def trial_config(config: Config, values: Values) -> Config:
         UserError: the values cannot go together.
     """
     made = with_values(config, values)
-    problems = list(impossible(made))
+    # Files that only a trial names have not been looked for yet.
+    names_files = any(key.startswith(("corpus.", "tasks.split_files")) for key in values)
+    problems = [*impossible(made), *(missing_files(made) if names_files else ())]
     if problems:
         settings = ", ".join(f"{key}={value}" for key, value in values.items())
         raise UserError("\n".join(f"with {settings}: {problem}" for problem in problems))

@@ -10,6 +10,7 @@ from ray import tune
 from distmeta.cluster import prepare_environment
 from distmeta.config import load_config, to_yaml, with_values
 from distmeta.errors import UserError
+from distmeta.files import write_json, write_text
 from distmeta.sweep.directory import Status, SweepDirectory, read_trial, set_status, write_trial
 from distmeta.sweep.takeover import copy_newest, take_over
 from distmeta.tracking import wandb_environment
@@ -49,7 +50,7 @@ class Trial(tune.Trainable):
         trial = read_trial(self._run)
         if trial["config"] != values:  # rates that PBT has changed
             changed = with_values(load_config(self._run.config, check=False), values)
-            self._run.config.write_text(to_yaml(changed), encoding="utf-8")
+            write_text(self._run.config, to_yaml(changed))
             write_trial(self._run, trial | {"config": values})
         self._config = load_config(self._run.config, check=False)
         self._training: TrainingRun | None = None
@@ -142,7 +143,7 @@ class Trial(tune.Trainable):
             status, reason = "failed", f"{type(error).__name__}: {error}".split("\n")[0]
         else:
             summary = run_summary(progress, self._config.tracking)
-            self._run.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            write_json(self._run.summary, summary)
             self._note(summary)
             if "diverged" in progress:
                 status, reason = "diverged", progress["diverged"]

@@ -32,7 +32,8 @@ from distmeta.corpus.executor import LocalExecutor
 from distmeta.engine.precision import choose_precision
 from distmeta.errors import Interrupted, UserError
 from distmeta.meta import Learner
-from distmeta.pipeline import check_tasks, claim, prepare_with
+from distmeta.pipeline import claim
+from distmeta.run_corpus import check_tasks, prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, corpus_directory, resolve
 from distmeta.tracking.metrics import MetricsTail, read_metrics
