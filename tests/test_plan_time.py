@@ -164,9 +164,40 @@ def test_a_calibration_that_takes_too_long_is_ended(
     opened: tuple[Config, RunDirectory], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(calibrate, "PATIENCE", 0.5)
+    said: list[str] = []
     with pytest.raises(UserError, match=r"not done in .* give --rate"):
-        calibrate.calibrate(*opened)
+        make_plan(*opened, rate=None, say=said.append)
     assert not processes_of_a_calibration()
+    for known in ("parameters ", "operations ", "tasks of a step ", "memory of a worker "):
+        assert f"\n{known}" in f"\n{said[-1]}"
+
+
+def test_what_was_measured_till_then_is_a_forecast(
+    opened: tuple[Config, RunDirectory], monkeypatch: pytest.MonkeyPatch
+):
+    """Here two steps with tasks were done in time, and nothing after them."""
+    rows = [{"outer_step": 1, "seconds": 1.0, "wall_seconds": 3.0}]
+    rows += [{"outer_step": n, "seconds": 0.5, "wall_seconds": 2.5 + n / 2, "query_loss": 1.0} for n in (2, 3)]
+    found = {"startup": 9.0, "memory_without_model": 4 * 10**8, "peak_memory": 6 * 10**8}
+    monkeypatch.setattr(calibrate, "_run", lambda *_: (found, rows))
+    plan = make_plan(*opened, rate=None, say=lambda _: None)
+    assert plan["unmeasured"] == ["checkpoints", "export", "evaluation"]
+    assert plan["seconds_of"] == {"warm-up steps": 0, "steps with tasks": 23, "validations": 12, "checkpoints": 0}
+    assert (plan["wall_seconds"], plan["command_seconds"], plan["peak_memory_bytes"]) == (35, 44, 6 * 10**8)
+    assert "not in these        checkpoints, export, evaluation: not done in time" in plan_table(plan)
+
+
+@pytest.mark.slow
+def test_a_calibration_keeps_what_it_has_when_its_time_is_over(
+    opened: tuple[Config, RunDirectory], monkeypatch: pytest.MonkeyPatch
+):
+    config = opened[0].model_copy(deep=True)
+    config.evaluate.inner_steps = 10**9
+    monkeypatch.setattr(calibrate, "PATIENCE", 60.0)
+    measured = calibrate.calibrate(config, opened[1])
+    assert not processes_of_a_calibration()
+    assert measured.unmeasured == ["export", "evaluation"]
+    assert min(measured.task_step, measured.checkpoint or 0, measured.peak_memory or 0) > 0
 
 
 def test_a_process_of_the_calibration_that_the_system_kills_is_told(opened: tuple[Config, RunDirectory]):

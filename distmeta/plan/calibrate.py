@@ -10,6 +10,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ SECONDS = 20.0
 """Time after which no further step is begun; ending takes a few seconds more."""
 
 PATIENCE = 90.0
-"""Time in which all has to be done; then the processes are ended."""
+"""Time in which all has to be done; then the processes are ended, and what is measured till then is all there is."""
 
 STEPS = 8
 """Steps of each kind, with and without tasks."""
@@ -46,22 +47,29 @@ class Calibration:
     """Median seconds of an outer step with tasks."""
     validation: float
     """Seconds of a validation; 0 where the run has none."""
-    checkpoint: float
-    """Seconds of a checkpoint."""
+    checkpoint: float | None
+    """Seconds of a checkpoint; this and what follows is None where it was not come to in time."""
     startup: float
     """Seconds from the start of the processes to the first step."""
-    export: float
+    export: float | None
     """Seconds in which the kept and the starting network are exported."""
-    first_episode: float
+    first_episode: float | None
     """Seconds of an evaluation of these two on one episode, all that is done once included."""
-    episode: float
+    episode: float | None
     """Seconds of each further episode."""
     workers: int
     """Workers that ran."""
     memory_without_model: int
     """Memory of a worker's process with all its libraries, before it makes the network (bytes); on a GPU 0."""
-    peak_memory: int
+    peak_memory: int | None
     """Largest memory of a worker's process (bytes)."""
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """What of a run was not come to in time."""
+        missing = {"checkpoints": self.checkpoint, "export": self.export, "evaluation": self.episode}
+        missing["working memory"] = self.peak_memory
+        return [name for name, value in missing.items() if value is None]
 
 
 def calibrate(config: Config, run: RunDirectory) -> Calibration:
@@ -73,8 +81,8 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
     Afterwards the networks that it kept are exported, and evaluated on a few of the run's own episodes.
 
     Raises:
-        UserError: the settings cannot work, there is no GPU and one is asked for, a process was killed, or all this was
-            not done in `PATIENCE` seconds.
+        UserError: the settings cannot work, there is no GPU and one is asked for, a process was killed, or not even two
+            steps with tasks were done in `PATIENCE` seconds.
     """
     if config.engine.device == "cuda" and not on_gpu(config):
         raise UserError(
@@ -95,33 +103,34 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
     short.train.checkpoint_every = short.train.outer_steps
     with tempfile.TemporaryDirectory(prefix="distmeta-plan-") as scratch:
         outcome, rows = _run(short, RunDirectory(Path(scratch) / "run"), workers)
-    rows = rows[1:]  # the first step pays for what is made once
+    first, rows = rows[0], rows[1:]  # the first step pays for what is made once
     with_tasks = [row["seconds"] for row in rows if "query_loss" in row]
     without = [row["seconds"] for row in rows if "query_loss" not in row]
-    progress = outcome["progress"]
+    progress = outcome.get("progress", {})
     if not with_tasks:
         raise UserError(f"plan: training diverged: {progress['diverged']}; lower meta.inner_lr or meta.outer_lr")
-    phases = progress["phase_seconds"]
-    stopped = progress["outer_step"] < short.train.outer_steps
+    # Before the first step stands the validation of the network as it was.
+    validation = max(0.0, first["wall_seconds"] - first["seconds"])
+    if progress.get("outer_step") == short.train.outer_steps:
+        validation = progress["phase_seconds"]["validation"] / 2
     return Calibration(
         warmup_step=statistics.median(without) if without else 0.0,
         task_step=statistics.median(with_tasks[1:] or with_tasks),
-        validation=phases["validation"] / (1 if stopped else 2),
-        checkpoint=phases["checkpoint"],
-        startup=progress["startup_seconds"],
-        export=outcome["export"],
-        first_episode=outcome["first_episode"],
-        episode=outcome["episode"],
+        validation=validation if config.train.validate_every else 0.0,
+        checkpoint=progress["phase_seconds"]["checkpoint"] if progress else None,
+        startup=outcome["startup"],
+        export=outcome.get("export"),
+        first_episode=outcome.get("first_episode"),
+        episode=outcome.get("episode"),
         workers=workers,
         memory_without_model=outcome["memory_without_model"],
-        peak_memory=progress["peak_memory_bytes"],
+        peak_memory=progress.get("peak_memory_bytes", outcome.get("peak_memory")),
     )
 
 
 def _run(config: Config, run: RunDirectory, workers: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the main process found and the metrics rows of the short run, which is asked to stop when its time is over.
-
-    The processes have ended when this returns.
+    """What the main process found, as far as it came, and the metrics rows of the short run, which is asked to stop
+    when its time is over. The processes have ended when this returns.
     """
     run.path.mkdir()
     context = multiprocessing.get_context("spawn")
@@ -130,24 +139,36 @@ def _run(config: Config, run: RunDirectory, workers: int) -> tuple[dict[str, Any
     processes = [context.Process(target=_worker, args=(rank, *arguments), daemon=True) for rank in range(workers)]
     tail, rows = MetricsTail(run.metrics), []
     started = time.monotonic()
-    outcome: Any = None
+    outcome: dict[str, Any] = {}
+    failure: Exception | None = None
     try:
         for process in processes:
             process.start()
-        while outcome is None and not any(process.exitcode for process in processes):
+        while "episode" not in outcome and not failure and not any(process.exitcode for process in processes):
             waited = time.monotonic() - started
-            if waited > PATIENCE:
-                raise UserError(
-                    f"plan: some steps with tasks, a checkpoint and a few episodes of the evaluation were not done in "
-                    f"{PATIENCE:.0f} s on this machine; give --rate, the operations a second of one worker"
-                )
             rows += tail.new()
-            if waited > SECONDS and any("query_loss" in row for row in rows[1:]):
+            if rows and "startup" not in outcome:
+                outcome["startup"] = max(0.0, waited - rows[-1]["wall_seconds"])
+            is_measured = any("query_loss" in row for row in rows[1:])
+            if waited > PATIENCE and not is_measured:
+                raise UserError(
+                    f"plan: two steps with tasks were not done in {PATIENCE:.0f} s on this machine; give --rate, the "
+                    "operations a second of one worker"
+                )
+            if waited > PATIENCE:
+                if not on_gpu(config):
+                    outcome["peak_memory"] = max(_most_memory(process.pid) for process in processes)
+                return outcome, rows
+            if waited > SECONDS and is_measured:
                 run.stop_request.touch()
             with contextlib.suppress(queue.Empty):
-                outcome = results.get(timeout=0.1)
+                found = results.get(timeout=0.1)
+                if isinstance(found, Exception):
+                    failure = found
+                else:
+                    outcome |= found
         # Where one is killed another one fails for that, and may be heard first.
-        if isinstance(outcome, Exception):
+        if failure:
             for process in processes:
                 process.join(timeout=1)
         if any(process.exitcode for process in processes):
@@ -155,8 +176,8 @@ def _run(config: Config, run: RunDirectory, workers: int) -> tuple[dict[str, Any
                 "plan: a process that ran some steps was killed, maybe by the system for its memory; take a smaller "
                 "model or smaller tasks, or give --rate, the operations a second of one worker"
             )
-        if isinstance(outcome, Exception):
-            raise outcome
+        if failure:
+            raise failure
         return outcome, rows + tail.new()
     finally:
         for process in processes:
@@ -165,21 +186,30 @@ def _run(config: Config, run: RunDirectory, workers: int) -> tuple[dict[str, Any
 
 
 def _worker(rank: int, settings: dict[str, Any], path: str, workers: int, launched: float, results: Any) -> None:
-    """Runs in each process; the main one, or one that fails, puts the outcome into `results`."""
+    """Runs in each process; the main one puts what it finds into `results` as it comes, one that fails the error."""
     end_with_parent()
     config, run = Config.model_validate(settings), RunDirectory(Path(path))
-    try:
-        outcome: Any = _steps(rank, config, run, workers, launched)
+
+    def note(found: dict[str, Any]) -> None:
         if rank == 0:
-            outcome |= _ending(config, run)
-        json.dumps(outcome)
+            results.put(json.loads(json.dumps(found)))
+
+    try:
+        _steps(rank, config, run, workers, launched, note)
+        if rank == 0:
+            note(_ending(config, run))
     except Exception as error:
-        outcome = error if isinstance(error, UserError) else UserError(f"plan: {type(error).__name__}: {error}")
-    if rank == 0 or isinstance(outcome, Exception):
-        results.put(outcome)
+        results.put(error if isinstance(error, UserError) else UserError(f"plan: {type(error).__name__}: {error}"))
 
 
-def _steps(rank: int, config: Config, run: RunDirectory, workers: int, launched: float) -> dict[str, Any]:
+def _steps(
+    rank: int,
+    config: Config,
+    run: RunDirectory,
+    workers: int,
+    launched: float,
+    note: Callable[[dict[str, Any]], None],
+) -> None:
     """The training, as a worker of Ray Train would do it and with the same libraries in memory."""
     import torch
 
@@ -202,17 +232,26 @@ def _steps(rank: int, config: Config, run: RunDirectory, workers: int, launched:
         if folder is not None:
             shutil.copytree(folder, run.path / "checkpoint", dirs_exist_ok=True)
 
-    memory = 0 if cuda else _own_memory()
+    note({"memory_without_model": 0 if cuda else _own_memory()})
     progress = train(config, run, Worker(rank, workers, device, lambda: None, store, launched))
     if workers > 1:
         torch.distributed.destroy_process_group()  # what comes after is of one process, and the others are about to end
-    return {"progress": progress, "memory_without_model": memory}
+    note({"progress": progress, "startup": progress["startup_seconds"]})
 
 
 def _own_memory() -> int:
     """Memory of this process (bytes)."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024
+    return _memory("self", "VmRSS")
+
+
+def _most_memory(process: int | None) -> int:
+    """The largest memory that a process has had so far (bytes)."""
+    return _memory(str(process), "VmHWM")
+
+
+def _memory(process: str, what: str) -> int:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:")), 0)
 
 
 def _ending(config: Config, run: RunDirectory) -> dict[str, float]:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from distmeta.config import Config
 from distmeta.corpus.executor import LocalExecutor
+from distmeta.errors import UserError
 from distmeta.files import write_json
 from distmeta.plan.memory import SIZES, Sizes, check_model_states_fit, memory_by_stage, states_of, worker_bytes
+from distmeta.plan.table import size_lines
 from distmeta.run_corpus import check_tasks, prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
@@ -45,7 +47,8 @@ def make_plan(
     `startup_seconds`, `evaluation_seconds`, `export_seconds`, and `command_seconds`, all of them and the training
     together, but not what Ray needs to start and to end, nor the preparation of the corpus. Evaluation is measured on
     a few of its own episodes by the networks of the calibration. A language-model baseline, which trains for as many
-    tokens, is taken to last as long as the steps (`baseline_seconds`).
+    tokens, is taken to last as long as the steps (`baseline_seconds`). `unmeasured` names what was not come to in time,
+    and is in none of these numbers.
 
     Args:
         config: the run.
@@ -90,10 +93,15 @@ def make_plan(
         from distmeta.plan.calibrate import calibrate
 
         say("running some steps to see what they take (half a minute)")
-        measured = calibrate(config, run)
+        try:
+            measured = calibrate(config, run)
+        except UserError:
+            by_formula = {"peak_memory_bytes": states, "memory_by_stage": memory_by_stage(config, sizes, workers, 0.0)}
+            say("\n".join(size_lines(plan | by_formula)))  # what there is
+            raise
         plan |= _time(config, measured)
         calibrated = worker_bytes(config, states_of(config, sizes, workers=measured.workers))
-        other = max(0.0, measured.peak_memory - calibrated)
+        other = max(0.0, (measured.peak_memory or 0) - calibrated)
         without_model = min(other, measured.memory_without_model)
         plan["memory"] = {"without_model": without_model, "model_states": states, "working": other - without_model}
     plan["peak_memory_bytes"] = states + other
@@ -110,9 +118,9 @@ def _time(config: Config, measured: "Calibration") -> dict[str, Any]:
         "warm-up steps": measured.warmup_step * warmup_steps,
         "steps with tasks": measured.task_step * (steps - warmup_steps),
         "validations": measured.validation * validations,
-        "checkpoints": measured.checkpoint * math.ceil(steps / config.train.checkpoint_every),
+        "checkpoints": (measured.checkpoint or 0.0) * math.ceil(steps / config.train.checkpoint_every),
     }
-    evaluation = measured.first_episode + measured.episode * (config.evaluate.episodes - 1)
+    evaluation = (measured.first_episode or 0.0) + (measured.episode or 0.0) * (config.evaluate.episodes - 1)
     baseline = 0.0
     if config.evaluate.language_model_baseline:
         evaluation *= 3 / 2  # networks
@@ -121,11 +129,12 @@ def _time(config: Config, measured: "Calibration") -> dict[str, Any]:
     return {
         "seconds_of": seconds_of,
         "wall_seconds": wall_seconds,
+        "unmeasured": measured.unmeasured,
         "startup_seconds": measured.startup,
         "baseline_seconds": baseline,
-        "export_seconds": measured.export,
+        "export_seconds": measured.export or 0.0,
         "evaluation_seconds": evaluation,
-        "command_seconds": measured.startup + wall_seconds + baseline + measured.export + evaluation,
+        "command_seconds": measured.startup + wall_seconds + baseline + (measured.export or 0.0) + evaluation,
     }
 
 

@@ -16,12 +16,12 @@ def shares(tasks: int, workers: int) -> str:
     return f"{least + 1} for {more} of {workers} workers and {least} for the others, in turn"
 
 
-def plan_table(plan: Mapping[str, Any]) -> str:
-    """The forecast as plain text of at most 100 columns."""
+def size_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What of a forecast is known before a step is run, as lines."""
     by_stage = dict(plan["memory_by_stage"])
     partitioned = by_stage.pop("3 partitioned", None)
     weights = plan["weights"] + (" weights, offloaded optimizer states" if plan["offload_optimizer"] else " weights")
-    lines = [
+    return [
         f"parameters          {plan['parameters']:,}, {plan['trained_parameters']:,} trained, "
         f"{plan['adapted_parameters']:,} adapted",
         f"operations          {plan['flops_per_step']:.2e} a step with tasks"
@@ -32,8 +32,13 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         *([f"                    ZeRO 3, partitioned weights: {gib(partitioned)}"] if partitioned is not None else []),
         f"                    ZeRO {plan['zero_stage']}, {weights}, {plan['num_workers']} workers, as configured: "
         f"{gib(plan['peak_memory_bytes'])}",
-        *(["                    (model states alone)"] if "rate" in plan else []),
+        *(["                    (model states alone)"] if "memory" not in _run(plan) else []),
     ]
+
+
+def plan_table(plan: Mapping[str, Any]) -> str:
+    """The forecast as plain text of at most 100 columns."""
+    lines = size_lines(plan)
     run = _run(plan)
     if "memory" in run:
         memory = run["memory"]
@@ -43,6 +48,8 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         )
     if "seconds_of" in plan:
         lines += [f"{name:20}{seconds:.0f} s" for name, seconds in plan["seconds_of"].items() if seconds]
+    if plan.get("unmeasured"):
+        lines.append(f"not in these        {', '.join(plan['unmeasured'])}: not done in time on this machine")
     lines.append(f"a run               {_spent(run)}")
     if "command_seconds" in run:
         parts = {
