@@ -80,7 +80,8 @@ class CorpusConfig(Section):
     rows that are not decodable, not JSON, not text, or not as wide as the header. Unset, such a source is refused. Rows
     that are only empty, too long, repeated or without a text or label are left out in any case. All are counted."""
     max_record_bytes: int = Field(default=1_000_000, ge=100)
-    """Longer records are dropped and counted (bytes)."""
+    """Longer records are dropped and counted, but that longer lines of plain text are read in parts where records are
+    cut into sentences (bytes)."""
     min_sentence_words: int = Field(default=3, ge=1)
     """Shorter sentences make no tasks (words by Unicode's rules; a Chinese character counts as one). Language modelling
     keeps them."""

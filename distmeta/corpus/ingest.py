@@ -32,7 +32,7 @@ UNIT_BYTES = 8_000_000
 
 SCHEMA = pa.schema(
     {
-        "document": pa.string(),  # <source name>:<record number>
+        "document": pa.string(),  # <source name>:<record number>, and /<part> of a line that is read in parts
         "sentences": pa.list_(pa.string()),  # of a labelled row: its text and, where there is one, its second text
         "text_key": pa.uint64(),
         "label": pa.string(),
@@ -187,7 +187,8 @@ def _write_shards(unit: IngestUnit, folder: Path) -> dict[str, Any]:
             else:
                 sentences, cut = _sentences(record.text or "", unit.settings)
                 windows += cut
-            shards.add(f"{each.piece.name}:{record.number}", sentences, record.text or "", record.pair, record.label)
+            document = f"{each.piece.name}:{record.number}" + (f"/{record.part}" if record.part else "")
+            shards.add(document, sentences, record.text or "", record.pair, record.label)
         tallies.append(asdict(tally))
     shards.flush()
     return {"shards": shards.written, "pieces": tallies, "windows": windows}

@@ -57,8 +57,12 @@ def _read_text(piece: Piece, settings: RecordSettings, tally: Tally) -> Records:
         elif settings.record == "paragraph":
             yield from read_paragraphs(file.lines(), settings)
         else:
-            for line in file.lines():
-                yield line if isinstance(line, Dropped) else Record(*line)
+            # Where records are cut into sentences, a line that is too long is cut too: a corpus may be one line.
+            before, part = 0, 0
+            for line in file.lines(cut=settings.split_sentences):
+                number = line.number if isinstance(line, Dropped) else line[0]
+                before, part = number, part + 1 if number == before else 0
+                yield line if isinstance(line, Dropped) else Record(*line, part=part)
     finally:
         file.finish()
 

@@ -65,6 +65,8 @@ class Record(NamedTuple):
     label: str | None = None
     absent: str = ""
     """What stands where a value is None: of the text, the label, the second text the first that is."""
+    part: int = 0
+    """Of a line that is read in parts, how many came before this one."""
 
 
 class Dropped(NamedTuple):
@@ -160,7 +162,7 @@ def clean_records(records: Records, settings: RecordSettings, tally: Tally) -> I
 
 
 def _clean(record: Record, settings: RecordSettings) -> Record | Dropped:
-    number, text, pair, label, absent = record
+    number, text, pair, label, absent, part = record
 
     def dropped(reason: Reason, detail: str = "") -> Dropped:
         return Dropped(number, reason, detail, label=label)
@@ -183,7 +185,7 @@ def _clean(record: Record, settings: RecordSettings) -> Record | Dropped:
     text = _clean_text(text, settings.normalize)
     if not text:
         return dropped("empty")
-    return Record(number, text, pair and _clean_text(pair, settings.normalize), label)
+    return Record(number, text, pair and _clean_text(pair, settings.normalize), label, part=part)
 
 
 def _clean_text(text: str, normalize: str) -> str:

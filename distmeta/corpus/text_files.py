@@ -1,7 +1,8 @@
 """The text in a file: uncompressed, as UTF-8 whatever it was encoded in, in lines or paragraphs, in bounded memory."""
 
 import codecs
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Generator, Iterator
 from itertools import chain
 from pathlib import PurePosixPath
 
@@ -40,6 +41,7 @@ class TextFile:
         self._encoding = piece.encoding
         self._bad: list[bytes] = []
         self._has_utf8 = False
+        self._parts = 0
         chunks = read_bytes(piece.root, piece.path, piece.start, piece.end) if piece.start else self._open()
         self.head = next(chunks, b"")
         self._chunks: Iterator[bytes] = chain([self.head], chunks)
@@ -70,13 +72,18 @@ class TextFile:
             raise RefusedFile(f"its encoding is set to {piece.encoding}, but it is UTF-8: leave `encoding` out")
         return _transcode(chunks, self._encoding)
 
-    def lines(self) -> Lines:
-        """Yield (line number, text) without line break and mark; tell the tally where reading ends early."""
-        number = self._piece.first_record - 1
+    def lines(self, cut: bool = False) -> Lines:
+        """Yield (line number, text) without line break and mark; tell the tally where reading ends early.
+
+        With `cut`, a line that is too long comes in parts, each with its number.
+        """
+        number, is_over = self._piece.first_record - 1, True
         longest = self._settings.max_record_bytes
         try:
-            for line in split_lines(self._chunks, longest):
-                number += 1
+            for line in split_lines(self._chunks, longest, cut):
+                number += is_over
+                is_part, is_over = not is_over, not isinstance(line, Part)
+                self._parts += (is_part or not is_over) and line is not None
                 if line is None:
                     yield Dropped(number, "too_long", self._settings.too_long)
                     continue
@@ -111,7 +118,12 @@ class TextFile:
         yield decoder.decode(b"", final=True)
 
     def finish(self) -> None:
-        """Tell the tally, after reading, if the encoding was not what it was taken for."""
+        """Tell the tally, after reading, of lines in parts, and if the encoding was not what it was taken for."""
+        if self._parts:
+            self._tally.notes.append(
+                f"lines longer than corpus.max_record_bytes, {self._settings.max_record_bytes}, were read in "
+                f"{self._parts} parts, each of which is a record"
+            )
         if not self._bad:
             return
         guess = guess_encoding(self._bad)
@@ -165,30 +177,67 @@ def _transcode(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
         raise BrokenStream(f"cannot be decoded as {encoding} ({error})") from error
 
 
-def split_lines(chunks: Iterator[bytes], longest: int) -> Iterator[bytes | None]:
-    """Yield lines without their line break; None for one longer than `longest` bytes, of which no more is held.
+class Part(bytes):
+    """Bytes of a line that is not over with them."""
 
-    Raises what `chunks` raises, with an incomplete last line before it left out.
+
+def split_lines(chunks: Iterator[bytes], longest: int, cut: bool = False) -> Iterator[bytes | None]:
+    """Yield lines without their line break.
+
+    Of one longer than `longest` bytes no more is held: it is None, or, with `cut`, comes in parts of at most that size.
+    What stands in ASCII without white space over that length is no text, and None in any case. Raises what `chunks`
+    raises, with an incomplete last line before it left out.
     """
-    carry, too_long = b"", False
+    carry: bytes = b""
+    too_long = False
     try:
         for chunk in chunks:
             *lines, rest = chunk.split(b"\n")
             if lines:
                 lines[0] = carry + lines[0]
                 for line in lines:
+                    if cut and not too_long and len(line) > longest:
+                        line, too_long = yield from _in_parts(line, longest)
                     yield None if too_long or len(line) > longest else line.removesuffix(b"\r")
                     too_long = False
                 carry = rest
             else:
                 carry += rest
             if len(carry) > longest:
-                carry, too_long = b"", True
+                carry, too_long = (yield from _in_parts(carry, longest)) if cut and not too_long else (b"", True)
     except BrokenStream as error:
         error.cut_a_line = bool(carry) or too_long
         raise
     if carry or too_long:
         yield None if too_long else carry.removesuffix(b"\r")
+
+
+def _in_parts(line: bytes, longest: int) -> Generator[bytes, None, tuple[bytes, bool]]:
+    """Yield parts of a line until its rest is no longer than `longest`; return that, and whether it is no text."""
+    start = 0
+    while len(line) - start > longest:
+        end = _place_to_cut(line, start, start + longest)
+        if end == start:
+            return b"", True
+        yield Part(line[start:end])
+        start = end
+    return line[start:], False
+
+
+def _place_to_cut(line: bytes, start: int, end: int) -> int:
+    """Return where a line can be cut between two places: behind white space, or in a script without it before a letter.
+
+    The first place is returned where there is none.
+    """
+    if (space := max(line.rfind(b" ", start, end), line.rfind(b"\t", start, end))) >= start:
+        return space + 1
+    if line[start:end].isascii():
+        return start
+    for place in range(end, start, -1):
+        following = line[place : place + 4].decode(errors="ignore")[:1]
+        if line[place] & 0xC0 != 0x80 and not (following and unicodedata.category(following)[0] == "M"):
+            return place
+    return start
 
 
 def read_paragraphs(lines: Lines, settings: RecordSettings) -> Records:
