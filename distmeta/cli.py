@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,20 +23,29 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="Configuration of the run (YAML). Without it, all defaults."),
-]
+
+def config_option(otherwise: str) -> Any:
+    """The option --config; `otherwise` says what holds without it."""
+    return typer.Option("--config", "-c", metavar="FILE", help=f"Configuration (YAML). Without it, {otherwise}.")
+
+
+ConfigFile = Annotated[Path | None, config_option("that of the run in --run-dir, else all defaults")]
+ConfigOfRun = Annotated[Path | None, config_option("that of the run")]
+AnyConfig = Annotated[Path | None, config_option("all defaults")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Sets one key, e.g. --set meta.inner_lr=0.05. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Sets one key, whatever the file has there, e.g. --set meta.inner_lr=0.05. Repeatable.",
+    ),
 ]
 RunDir = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
         parser=lambda text: local_path(text, "--run-dir"),
-        help="Where the run is kept. Default: runs/NAME, after the configuration file.",
+        help="Where the run is kept. Default: runs/NAME, after the configuration file, without one runs/default.",
     ),
 ]
 
@@ -52,7 +61,7 @@ def say(text: str) -> None:
 
 
 @app.command()
-def config(config: ConfigFile = None, set: Overrides = None) -> None:
+def config(config: AnyConfig = None, set: Overrides = None) -> None:
     """Print the whole configuration: every key with its value and a line of meaning, ready to be saved and edited."""
     from distmeta.config import load_config, to_yaml
 
@@ -122,7 +131,7 @@ def pretrain(
 
 
 @app.command()
-def evaluate(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir = None) -> None:
+def evaluate(config: ConfigOfRun = None, set: Overrides = None, run_dir: RunDir = None) -> None:
     """Score the kept network of a run on held-out classes again, for example with other ways and shots.
 
     Without --config the run's own is used: distmeta evaluate --run-dir runs/demo --set evaluate.n_way=all
@@ -139,7 +148,7 @@ def evaluate(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir =
 
 
 @app.command()
-def export(config: ConfigFile = None, set: Overrides = None, run_dir: RunDir = None) -> None:
+def export(config: ConfigOfRun = None, set: Overrides = None, run_dir: RunDir = None) -> None:
     """Write the kept network of a run as a Hugging Face folder (DIR/model) again, and print where it is."""
     from distmeta.opening import reopen_run
 
@@ -159,7 +168,10 @@ def sweep(
         bool, typer.Option("--resume", help="Go on: what is finished stays, what was running goes on.")
     ] = False,
 ) -> None:
-    """Run trials over the section `sweep`, choose the best on the meta-valid classes, and score it on fresh ones."""
+    """Run trials over the section `sweep`, choose the best on the meta-valid classes, and score it on fresh ones.
+
+    Without --config and --run-dir the sweep is kept in runs/sweep.
+    """
     from distmeta.sweep.command import open_sweep, sweep
 
     print(sweep(*open_sweep(config, set or [], run_dir), resume=resume, say=say))
@@ -169,7 +181,7 @@ def sweep(
 def report(
     directories: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", parser=lambda text: local_path(text, "DIR"), help="Runs, or a sweep."),
+        typer.Argument(metavar="DIR...", parser=lambda text: local_path(text, "DIR"), help="Runs, or one sweep."),
     ],
     output: Annotated[
         Path | None,
@@ -178,7 +190,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write one HTML page with the pictures of runs or of a sweep, and print where it is."""
+    """Write one HTML page with the pictures of a run, of several side by side, or of a sweep, and print where it is."""
     from distmeta.report import write_report
 
     print(write_report(directories, output))
@@ -197,7 +209,10 @@ def plan(
         float | None, typer.Option(min=0, metavar="GIB", help="Memory of a worker; without it, that of this machine.")
     ] = None,
 ) -> None:
-    """Say what a run (with a section `sweep`: the sweep, too) will take: memory, operations, time and money."""
+    """Say what a run (with a section `sweep`: the sweep, too) will take: memory, operations, time and money.
+
+    Prepares the corpus if that is missing, and keeps the forecast in DIR/plan.json for the report.
+    """
     from distmeta.sweep.command import plan
 
     print(plan(config, set or [], run_dir, rate=rate, memory=memory, say=say))

@@ -1,10 +1,12 @@
 """What `distmeta sweep` and `distmeta plan` do, from the file to the page."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 from distmeta.config import Config, load_config
+from distmeta.errors import UserError
 from distmeta.machine import available_cpus
 from distmeta.ownership import own, refuse_second
 from distmeta.paths import run_folder
@@ -15,9 +17,12 @@ from distmeta.sweep.directory import SweepDirectory, check_sweep, is_sweep
 Say = Callable[[str], None]
 
 
-def open_sweep(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, SweepDirectory]:
-    """The configuration of a sweep, and its directory; where only the directory is given, the sweep's own."""
-    sweep = SweepDirectory(run_folder(run_dir or Path("runs") / (config_file.stem if config_file else "sweep")))
+def open_sweep(
+    config_file: Path | None, overrides: list[str], run_dir: Path | None, unnamed: str = "sweep"
+) -> tuple[Config, SweepDirectory]:
+    """The configuration of a sweep, and its directory; where only the directory is given, the sweep's own. Where none
+    is, the directory is that of `unnamed`."""
+    sweep = SweepDirectory(run_folder(run_dir or Path("runs") / (config_file.stem if config_file else unnamed)))
     if config_file is None and run_dir and sweep.config.exists():
         config_file = sweep.config
     # One that has begun goes on with the corpus that it has; so does a run, of which `plan` is asked.
@@ -70,7 +75,11 @@ def plan(
     Raises:
         UserError: it does not fit into the memory that there is.
     """
-    config, sweep = open_sweep(config_file, overrides, run_dir)
+    for name, number in (("rate", rate), ("memory", memory)):
+        if number is not None and not math.isfinite(number):
+            raise UserError(f"--{name} {number}: must be a finite number")
+    is_for_sweep = any(override.strip().startswith("sweep") for override in overrides)
+    config, sweep = open_sweep(config_file, overrides, run_dir, "sweep" if is_for_sweep else "default")
     with own(sweep.path):
         return _plan(config, sweep, rate, memory, say)
 

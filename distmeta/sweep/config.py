@@ -38,7 +38,7 @@ class SweepConfig(Section):
     search: Literal["grid", "random", "optuna"] = "random"
     """Where settings come from: each point of a grid, draws, or draws that go by earlier trials (Optuna's TPE)."""
     scheduler: Literal["none", "asha", "median", "pbt"] = "asha"
-    """asha (successive halving) and median end poor trials early; pbt gives them the weights of better ones."""
+    """asha (successive halving) and median end trials of poor accuracy early; pbt gives them the weights of better."""
     metric: Metric | list[Metric] = "accuracy"
     """What is sought, of accuracy (meta-valid), cost, wall_seconds, worker_seconds, flops; for optuna also a list."""
     mode: Mode | list[Mode] = "max"
