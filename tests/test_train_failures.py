@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.train import FailureConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
@@ -131,6 +131,14 @@ def test_the_cause_of_a_loss_is_named_where_it_is_known(message, cause, tmp_path
     (event,) = events_of(tmp_path / "events")
     assert event["text"].startswith("worker 3 was lost")
     assert cause in event["text"]
+
+
+def test_a_worker_that_cannot_be_reached_is_not_called_dead(tmp_path):
+    failure = ActorUnavailableError("the GRPC connection was lost", b"x" * 16)
+    policy = Failures(FailureConfig(max_failures=2), tmp_path / "events")
+    policy.make_decision(WorkerGroupError("", {3: WorkerHealthCheckFailedError("Worker info: ...", failure)}))
+    (event,) = events_of(tmp_path / "events")
+    assert event["text"].startswith("worker 3 was lost: it cannot be reached; all workers are started again")
 
 
 def test_workers_that_cannot_be_started_are_told(tmp_path):

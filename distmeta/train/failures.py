@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import ActorUnavailableError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
@@ -161,7 +162,10 @@ def _cause(error: BaseException, text: str) -> str:
     """Why a process is gone, as far as Ray knows."""
     if isinstance(error, WorkerHealthCheckTimeoutError):
         return "it does not answer"
-    if getattr(getattr(error, "health_check_failure", error), "preempted", False):
+    failure = getattr(error, "health_check_failure", error)
+    if isinstance(failure, ActorUnavailableError):
+        return "it cannot be reached"
+    if getattr(failure, "preempted", False):
         return "its node was taken away"
     if "running low on memory" in text:
         return "Ray ended its process, since the node was running out of memory"
