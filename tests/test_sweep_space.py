@@ -122,18 +122,43 @@ def test_a_default_outside_the_listed_values_is_a_point_too(tmp_path: Path):
         assert sorted(values["meta.inner_lr"] for values in tried) == [0.05, 0.5, 1]
 
 
-def all_values(config: Config, folder: Path) -> list[dict[str, Any]]:
-    """The values of the trials that a search gives Tune, each of which ends as well as the one before."""
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_a_sweep_that_goes_on_comes_to_no_point_twice(tmp_path: Path, search: str):
+    """Whether the search was kept when the driver was lost, or only the directories of its trials."""
+    space = {"meta.inner_steps": {"type": "randint", "low": 1, "high": 8}}
+    config = config_of(tmp_path, space=space, search=search, num_trials=30)
+    whole = all_values(config, tmp_path / "whole")
+    assert len(whole) == len({values["meta.inner_steps"] for values in whole}) == 8
+    for is_kept in (True, False):
+        sweep = SweepDirectory(tmp_path / f"resumed-{is_kept}")
+        before = search_of(config, sweep)
+        given = values_of(before, stop_after=4)
+        after = search_of(config, sweep)
+        if is_kept:
+            before.save(str(tmp_path / "state"))
+            after.restore(str(tmp_path / "state"))
+        rest = values_of(after)
+        assert (given + rest if is_kept else rest)[:4] == given
+        assert sorted(map(str, given + rest if is_kept else rest)) == sorted(map(str, whole))
 
+
+def all_values(config: Config, folder: Path) -> list[dict[str, Any]]:
+    return values_of(search_of(config, SweepDirectory(folder)))
+
+
+def search_of(config: Config, sweep: SweepDirectory) -> Search:
     def make(trial_id: str, values: dict[str, Any]) -> None:
         run = sweep.trial(trial_id)
-        run.path.mkdir(parents=True)
+        run.path.mkdir(parents=True, exist_ok=True)
         write_trial(run, {"trial_id": trial_id, "config": values, "status": "running"})
 
-    sweep = SweepDirectory(folder)
-    search = Search(Space(config), config.sweep, sweep, make)
-    given = []
-    while (settings := search.suggest(f"tune-{len(given)}")) != Search.FINISHED:
+    return Search(Space(config), config.sweep, sweep, make)
+
+
+def values_of(search: Search, stop_after: int | None = None) -> list[dict[str, Any]]:
+    """The values of the trials that a search gives Tune, each of which ends as well as the one before."""
+    given: list[dict[str, Any]] = []
+    while len(given) != stop_after and (settings := search.suggest(f"tune-{len(given)}")) != Search.FINISHED:
         search.on_trial_complete(f"tune-{len(given)}", {"accuracy": 0.5})
         given.append({key: value for key, value in settings.items() if "." in key})
     return given
