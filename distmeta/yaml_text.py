@@ -21,6 +21,12 @@ LARGEST = 2**63 - 1
 class Loader(yaml.SafeLoader):
     """The 1.2 core schema, and no other tags: `1e-3` is a number, `no` and `007` are not a boolean and a 7."""
 
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Refuses brackets that nest too deeply at once: for each one PyYAML looks at all that are open."""
+        if self.flow_level >= DEEPEST:
+            raise yaml.MarkedYAMLError(problem="it nests too deeply", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
+
 
 Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
