@@ -49,7 +49,7 @@ def read_columns(piece: Piece, settings: RecordSettings, tally: Tally) -> Record
             for cells in zip(*columns, strict=True):
                 yield _record(number, cells)
                 number += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # the last one of damaged names of columns
         tally.problems.append(f"cannot be read after row {number - 1}: {error}")
 
 

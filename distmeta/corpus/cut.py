@@ -52,7 +52,7 @@ def _can_be_cut(file: Piece, settings: RecordSettings) -> bool:
 def _cut_by_row_groups(file: Piece) -> list[Piece]:
     try:
         metadata = pq.ParquetFile(filesystem(file.root).open_input_file(file.path)).metadata
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, ValueError):
         return [file]  # its reader will say what is wrong
     pieces, start, first_record, size, rows = [], 0, 1, 0, 0
     for group in range(metadata.num_row_groups):

@@ -3,10 +3,9 @@
 import codecs
 import unicodedata
 from collections.abc import Generator, Iterator
-from itertools import chain
 from pathlib import PurePosixPath
 
-from distmeta.corpus.kinds import compression_of, compression_of_name, guess_encoding, marked_encoding, what_it_is
+from distmeta.corpus.kinds import HEAD, compression_of, compression_of_name, guess_encoding, marked_encoding, what_it_is
 from distmeta.corpus.pieces import Piece
 from distmeta.corpus.records import Dropped, Reason, Record, Records, RecordSettings, Tally, shown
 from distmeta.corpus.streams import BrokenStream, read_bytes, read_plain
@@ -43,22 +42,16 @@ class TextFile:
         self._has_utf8 = False
         self._parts = 0
         chunks = read_bytes(piece.root, piece.path, piece.start, piece.end) if piece.start else self._open()
-        self.head = next(chunks, b"")
-        self._chunks: Iterator[bytes] = chain([self.head], chunks)
+        self.head, self._chunks = _with_head(chunks)
         if b"\r" in self.head and b"\n" not in self.head:  # line breaks as they were on old Macs
             self._chunks = (chunk.replace(b"\r", b"\n") for chunk in self._chunks)
 
     def _open(self) -> Iterator[bytes]:
         piece, name = self._piece, PurePosixPath(self._piece.path).name
-        chunks = read_bytes(piece.root, piece.path, 0, piece.end)
-        head = next(chunks, b"")
+        head, chunks = _with_head(read_bytes(piece.root, piece.path, 0, piece.end))
         compression, named = compression_of(head, name), compression_of_name(name)
-        if compression is None:
-            chunks = chain([head], chunks)
-        else:
-            chunks = read_plain(piece.root, piece.path, compression)
-            head = next(chunks, b"")
-            chunks = chain([head], chunks)
+        if compression is not None:
+            head, chunks = _with_head(read_plain(piece.root, piece.path, compression))
         claim = f"its name says {named}, but it" if named != compression and named else "it"
         if found := what_it_is(head, piece.format, piece.encoding is not None):
             raise RefusedFile(f"{claim} seems to be {found[0]}: {found[1]}")
@@ -130,7 +123,7 @@ class TextFile:
         seems = f"it seems to be {guess}" if guess else "there is no telling what it is"
         if guess:
             before = self._bad[0].decode("ascii", "replace").find("\ufffd")
-            seems += f", as in {shown(self._bad[0][max(0, before - 15) :].decode(guess, 'replace'))}"
+            seems += f" ({shown(self._bad[0][max(0, before - 15) :].decode(guess, 'replace'))})"
         if self._has_utf8:
             problem = f"is UTF-8 but for some lines; of these {seems}: mend them"
         else:
@@ -155,6 +148,27 @@ class TextFile:
         except UnicodeDecodeError as error:
             start = max(0, error.start - BAD_BYTES // 2)
             self._bad.append(line[start : start + BAD_BYTES])
+
+
+def _with_head(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return so much of the beginning that it tells what a file is, and all chunks. An error is raised in its place."""
+    head = b""
+    broken: Exception | None = None
+    try:
+        while len(head) <= HEAD and (chunk := next(chunks, None)) is not None:
+            head += chunk
+    except (BrokenStream, OSError) as error:
+        if not head:
+            raise
+        broken = error
+
+    def whole() -> Iterator[bytes]:
+        yield head
+        if broken is not None:
+            raise broken
+        yield from chunks
+
+    return head, whole()
 
 
 def _is_plainly_utf8(head: bytes) -> bool:
