@@ -15,12 +15,15 @@ from typing import Any
 import psutil
 import pytest
 
+from distmeta.config import Config
 from distmeta.errors import UserError
+from distmeta.rundir import RunDirectory
 from distmeta.tracking.config import TrackingConfig
 from distmeta.tracking.wandb_environment import directory, environment, names, prepare_environment
 from distmeta.tracking.wandb_file import records, rows
 from distmeta.tracking.wandb_place import wandb_lines, write_state
 from distmeta.tracking.wandb_run import mode_of_user, without_passwords
+from distmeta.train import launch
 from tests.wandb_files import logged_steps, offline_records
 from tests.wandb_server import server
 
@@ -297,6 +300,22 @@ def test_what_the_command_is_told_holds_for_its_workers_and_a_key_goes_nowhere(m
     prepare_environment(passed_on)
     assert environment() == {"WANDB_PROJECT": "the command's", "WANDB_NOTES": "the node's"}
     assert "WANDB_MODE" not in os.environ
+
+
+def test_a_run_hands_it_to_its_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def trainer(*_: Any, train_loop_config: dict[str, Any], **options: Any) -> None:
+        given.append(train_loop_config)
+        raise InterruptedError
+
+    given: list[dict[str, Any]] = []
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setattr(launch, "_use_gpu", lambda config: False)
+    monkeypatch.setattr(launch, "_Trainer", trainer)
+    with pytest.raises(InterruptedError):
+        launch.TrainingRun(Config(), RunDirectory(tmp_path))
+    assert given[0]["wandb"]["WANDB_PROJECT"] == "mine"
+    assert API_KEY not in str(given)
 
 
 def test_all_that_the_environment_says_is_in_the_run_and_its_files_are_where_it_says(tmp_path: Path) -> None:
