@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import queue
 import resource
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from distmeta.config import Config, load_config
 from distmeta.corpus.executor import LocalExecutor
@@ -198,6 +200,22 @@ def test_a_calibration_keeps_what_it_has_when_its_time_is_over(
     assert not processes_of_a_calibration()
     assert measured.unmeasured == ["export", "evaluation"]
     assert min(measured.task_step, measured.checkpoint or 0, measured.peak_memory or 0) > 0
+
+
+def test_a_process_that_is_going_to_be_killed_leaves_no_semaphore_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Python would warn of it at the end of the command."""
+    monkeypatch.setattr(calibrate, "end_with_parent", lambda: None)
+    monkeypatch.setattr(calibrate, "_steps", lambda *_: list(tqdm(range(2))))
+    monkeypatch.setattr(calibrate, "_ending", lambda *_: {"lock": type(tqdm.get_lock()).__module__})
+    results: queue.Queue[Any] = queue.Queue()
+    before = tqdm.get_lock()
+    try:
+        calibrate._worker(0, Config().model_dump(), str(tmp_path), 1, 0.0, results)
+    finally:
+        tqdm.set_lock(before)
+    assert results.get() == {"lock": "_thread"}
 
 
 def test_a_process_of_the_calibration_that_the_system_kills_is_told(opened: tuple[Config, RunDirectory]):

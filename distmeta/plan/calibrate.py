@@ -9,11 +9,14 @@ import queue
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from distmeta.config import Config
 from distmeta.errors import UserError
@@ -188,6 +191,8 @@ def _run(config: Config, run: RunDirectory, workers: int) -> tuple[dict[str, Any
 def _worker(rank: int, settings: dict[str, Any], path: str, workers: int, launched: float, results: Any) -> None:
     """Runs in each process; the main one puts what it finds into `results` as it comes, one that fails the error."""
     end_with_parent()
+    # The lock that a progress bar makes is a semaphore of the system, which a process that is killed leaves behind.
+    tqdm.set_lock(threading.RLock())
     config, run = Config.model_validate(settings), RunDirectory(Path(path))
 
     def note(found: dict[str, Any]) -> None:
