@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from distmeta.files import write_json
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Raise it when a part's content changes for the same inputs."""
 SUMMARY = "summary.json"
 

@@ -12,6 +12,7 @@ from distmeta.corpus.boundaries import find_segments
 from distmeta.errors import UserError
 
 _WHITE_SPACE = re.compile(r"\s+")
+_NOT_COMPARED_IN_ASCII = re.compile(r"[^a-z0-9]+")
 _NOT_COMPARED = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
 CHINESE_STOP_WORDS = frozenset("的了着是在和与及或而且但也都就还又被把将对从向于以为之其这那吗呢吧啊呀嘛哦")
 
@@ -28,12 +29,17 @@ def text_key(*texts: str) -> int:
 
 def near_key(*texts: str) -> int:
     """Return an unsigned 64-bit hash of a text or a pair: equal where only case, spaces and punctuation differ."""
-    near = [_NOT_COMPARED.sub("", text.casefold()) or text for text in texts]
+    near = [
+        (_NOT_COMPARED_IN_ASCII if text.isascii() else _NOT_COMPARED).sub("", text.casefold()) or text for text in texts
+    ]
     return hash64("\0".join(near))
 
 
+OVERLAP_KEYS = ("exact_key", "near_key")
+
+
 def overlap_keys(texts: Iterable[Sequence[str]]) -> dict[str, np.ndarray]:
-    """Return the columns of hashes (int64) by which texts or pairs are compared: `exact_key` and `near_key`."""
+    """Return the columns OVERLAP_KEYS: hashes (int64) of texts or pairs, to the character and by `near_key`."""
     keys = [(hash64("\0".join(each)), near_key(*each)) for each in texts]
     both = np.array(keys, np.uint64).reshape(-1, 2).astype(np.int64)
     return {"exact_key": both[:, 0], "near_key": both[:, 1]}

@@ -29,7 +29,7 @@ from distmeta.corpus.parts import (
 )
 from distmeta.corpus.segments import int_lists
 from distmeta.corpus.tables import KEY_SPACE, read_range, write_sorted
-from distmeta.corpus.words import StopWords, overlap_keys
+from distmeta.corpus.words import OVERLAP_KEYS, StopWords
 from distmeta.tasks.config import Split
 from distmeta.tasks.index_examples import EXAMPLES, NAMES, DistinctExamples, mix
 from distmeta.tasks.smlmt import encode_masked, split_at_word
@@ -83,7 +83,8 @@ def draw_examples(
 ) -> list[Part]:
     """Draw from every shard the examples that can be among a class's `max_examples` smallest hashes.
 
-    A part holds a table sorted by the class's place in `classes` (`key`), with `priority`, `row`, `texts`, `text_key`.
+    A part holds a table sorted by the class's place in `classes` (`key`), with `priority`, `row`, `texts`, `text_key`
+    and `OVERLAP_KEYS`.
     """
     chosen = f"chosen-{digest([max_examples, [[each.name, each.count] for each in classes]])}.arrow"
     _write_chosen(classes, max_examples, work / "lists" / chosen)
@@ -125,7 +126,7 @@ def _write_drawn(unit: DrawUnit, folder: Path) -> dict[str, Any]:
     priority = mix(examples["text_key"].to_numpy()[rows], hashes[names])
     drawn = np.flatnonzero(priority <= chosen["limit"].to_numpy()[place[names]])
     rows, names, priority = rows[drawn], names[drawn], priority[drawn]
-    taken = examples.select(["row", "texts", "text_key"]).take(pa.array(rows))
+    taken = examples.select(["row", "texts", "text_key", *OVERLAP_KEYS]).take(pa.array(rows))
     columns = {"key": chosen["number"].to_numpy()[place[names]], "priority": priority}
     write_sorted(columns | {name: taken[name] for name in taken.column_names}, folder / DRAWN)
     return {"drawn": len(rows)}
@@ -146,7 +147,7 @@ def gather_classes(
     """Bring together and encode the examples of each class; return (split, part) in the order of the classes.
 
     A part holds whole classes of one split: `classes.parquet` with `class`, `row`, `text`, `text_key`, the
-    `overlap_keys` of what the text was, `input_ids` and `mask_position`, sorted by class and priority. Its summary has
+    `OVERLAP_KEYS` of what the text was, `input_ids` and `mask_position`, sorted by class and priority. Its summary has
     `classes`, `examples`, `cut` and `digest`.
     """
     lists = work / "lists"
@@ -228,7 +229,7 @@ def _write_classes(
         "row": rows["row"],
         "text": pa.array(shown, pa.string()),
         "text_key": rows["text_key"].to_numpy().astype(np.int64),
-        **overlap_keys(texts),
+        **{name: rows[name] for name in OVERLAP_KEYS},
         "input_ids": int_lists(encoded),
         "mask_position": pa.array(masks, pa.int32()),
     }

@@ -16,7 +16,7 @@ from distmeta.corpus.repeats import repeated_rows
 from distmeta.corpus.segments import int_lists
 from distmeta.corpus.shards import Shard
 from distmeta.corpus.tables import bucket_ranges, read_range, write_sorted
-from distmeta.corpus.words import hash64, text_key
+from distmeta.corpus.words import hash64, overlap_keys, text_key
 
 NAMES_PER_UNIT = 500_000
 EXAMPLES, NAMES, KEYS, COUNTS = "examples.parquet", "names.parquet", "examples.keys", "counts.arrow"
@@ -41,8 +41,8 @@ def find_examples(
 ) -> list[Part]:
     """Find the examples of every shard: its rows, or the sentences of at least `min_words` words.
 
-    A part holds `examples.parquet`: `row`, `texts` (one or two), `text_key`, and `classes` (numbers into
-    `names.parquet` with `name` and `hash`: the label, or the words of the sentence), and `examples.keys` for
+    A part holds `examples.parquet`: `row`, `texts` (one or two), `text_key`, `OVERLAP_KEYS`, and `classes` (numbers
+    into `names.parquet` with `name` and `hash`: the label, or the words of the sentence), and `examples.keys` for
     `repeats`. Its summary has `examples`, `names`, and `left_out`, how many stretches count as words and are no
     classes, by script.
     """
@@ -104,6 +104,7 @@ def _write_examples(unit: ExamplesUnit, folder: Path) -> dict[str, Any]:
         "row": pa.array(rows, pa.string()),
         "texts": pa.array(texts, pa.list_(pa.string())),
         "text_key": pa.array(text_keys),
+        **overlap_keys(texts),
         "classes": int_lists(classes),
     }
     write_parquet(pa.table(columns), folder / EXAMPLES)
