@@ -10,6 +10,7 @@ from distmeta.config import load_config
 from distmeta.errors import UserError
 from distmeta.opening import open_run
 from distmeta.pipeline import check_claim
+from distmeta.rundir import RunDirectory
 from tests.runs import write_config
 
 COMMANDS = ("prepare", "tasks", "pretrain", "evaluate", "export", "sweep", "plan")
@@ -109,7 +110,7 @@ def test_a_storage_that_can_be_none_is_told_before_anything_starts(storage: str,
     path = write_config(tmp_path, train={"storage": storage})
     for resume in (False, True):
         with pytest.raises(UserError, match=why) as refusal:
-            check_claim(*open_run(path, [], tmp_path / "run"), resume)
+            check_claim(load_config(path), RunDirectory(tmp_path / "run"), resume)
         assert str(refusal.value).startswith("train.storage: ")
     assert not (tmp_path / "run").exists()
 

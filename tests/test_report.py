@@ -104,7 +104,10 @@ def test_evaluations_are_told_by_their_classes_and_ways(sweep: Path, tmp_path: P
     text = text_of(write_report(runs))
     assert "Not known. On the classes that they were trained on: " in text
     assert text.count("meta-train, 5-way 1-shot") == 2
-    assert "Accuracy on meta-train classes" in headings(write_report([runs[0]]))
+    file = write_report([runs[0]])
+    assert "Accuracy on meta-train classes" in headings(file)
+    assert "Not known: the evaluation is of the classes that it was trained on." in text_of(file)
+    assert "held-out" not in text_of(file)
     assert "meta-test (fresh)" in text_of(write_report([sweep]))
     other = make_sweep(tmp_path / "sweep")
     file = other / "evaluation.json"

@@ -50,24 +50,27 @@ OTHER_WAYS = {
 }
 
 
-def test_an_evaluation_takes_the_place_of_no_other(run: RunDirectory) -> None:
+@pytest.fixture(scope="module")
+def looked_at(run: RunDirectory) -> bytes:
+    """Its own evaluation, before the run was evaluated in other ways as well."""
     own = run.evaluation.read_bytes()
-    for override, name in OTHER_WAYS.items():
+    for override in OTHER_WAYS:
         evaluated(run, override)
-        assert run.evaluation.read_bytes() == own
+    return own
+
+
+def test_an_evaluation_takes_the_place_of_no_other(run: RunDirectory, looked_at: bytes) -> None:
+    assert run.evaluation.read_bytes() == looked_at
+    for name in OTHER_WAYS.values():
         assert len(list(run.evaluations.glob(f"{name}.json"))) == 1, name
-    assert len(list(run.evaluations.iterdir())) == 1 + len(OTHER_WAYS)
-    again = {file: file.read_bytes() for file in run.evaluations.iterdir()}
-    evaluated(run, "evaluate.split=train", "evaluate.k_shot=1")
-    assert {file: file.read_bytes() for file in again} == again
-    report = read(next(run.evaluations.glob(OTHER_WAYS["evaluate.split=train"] + ".json")))
+    assert len(list(run.evaluations.glob("*_4-episodes_*"))) == 1 + len(OTHER_WAYS)
+    report = read(run.evaluations / (OTHER_WAYS["evaluate.split=train"] + ".json"))
     assert (report["split"], report["k_shot"], report["outer_step"], report["seed"]) == ("train", 2, 2, 1)
     assert report["changes"] == {"evaluate.split": "train"}
 
 
+@pytest.mark.usefixtures("looked_at")
 def test_the_page_shows_each_as_what_it_is(run: RunDirectory) -> None:
-    for override in ("evaluate.split=train", "evaluate.k_shot=1", "meta.inner_lr=0.5"):
-        evaluated(run, override)
     page = write_report([run.path]).read_text(encoding="utf-8")
     assert page.index("<h2>Few-shot evaluation</h2>") < page.index("<h2>Also evaluated: meta-t")
     for title in ("meta-train, 3-way 2-shot", "meta-test, 3-way 1-shot"):
@@ -77,14 +80,6 @@ def test_the_page_shows_each_as_what_it_is(run: RunDirectory) -> None:
     top = page[: page.index("<h2>")]
     for verdict in read(run.evaluation)["verdicts"]:
         assert verdict["text"] in top
-
-
-def test_the_classes_of_training_answer_nothing(tmp_path: Path) -> None:
-    config, run = begun_run(tmp_path, evaluate={"episodes": 2, "split": "train"})
-    evaluate(config, run, quiet)
-    page = write_report([run.path]).read_text(encoding="utf-8")
-    assert "Not known: the evaluation is of the classes that it was trained on." in page
-    assert "held-out" not in page
 
 
 def test_the_values_of_the_episodes_are_kept(run: RunDirectory) -> None:
@@ -97,40 +92,40 @@ def test_the_values_of_the_episodes_are_kept(run: RunDirectory) -> None:
 def test_a_stopped_evaluation_goes_on_behind_the_episodes_that_it_has(
     number: signal.Signals, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["evaluate.episodes=6", f"evaluate.seed={number.value}"]
+    options = ["evaluate.episodes=3", f"evaluate.seed={number.value}"]
     scored: list[int] = []
     score = Scorer.score
 
     def counted(self: Scorer, tasks: Any, *more: Any) -> Any:
         (task,) = tasks
         scored.append(task.index)
-        if scored == [0, 0, 1, 1, 2]:
+        if scored == [0, 0, 1]:
             os.kill(os.getpid(), number)
         return score(self, [task], *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "score", counted)
-        with pytest.raises(Interrupted, match="stopped after 3 of 6 episodes; they are kept"):
+        with pytest.raises(Interrupted, match="stopped after 2 of 3 episodes; they are kept"):
             evaluated(run, *options)
-        assert not list(run.evaluations.glob(f"*_6-episodes_seed-{number.value}_*.json"))
+        assert not list(run.evaluations.glob(f"*_3-episodes_seed-{number.value}_*.json"))
         # Another one in between is not mistaken for it, nor is what a kill left half-written.
-        evaluated(run, "evaluate.episodes=2", f"evaluate.seed={number.value}")
+        evaluated(run, "evaluate.episodes=1", f"evaluate.seed={number.value}")
         (kept,) = run.evaluations.glob("*.jsonl")
         with kept.open("a") as file:
             file.write('{"meta-pretrained inner-loop": {"accu')
         scored.clear()
         evaluated(run, *options)
-    assert scored == [3, 3, 4, 4, 5, 5]
-    (file,) = run.evaluations.glob(f"*_6-episodes_seed-{number.value}_*.json")
+    assert scored == [2, 2]
+    (file,) = run.evaluations.glob(f"*_3-episodes_seed-{number.value}_*.json")
     assert not list(run.evaluations.glob("*.jsonl"))
     stopped = scores(read(file))
     evaluated(run, *options)
     assert scores(read(file)) == stopped
 
 
-def test_episodes_of_another_network_are_not_gone_on_with(run: RunDirectory) -> None:
-    """A run that was trained further has another network, and its evaluation is another one, too."""
-    config, other = begun_run(run.path.parent, "other", evaluate={"episodes": 4})
+def test_another_network_or_another_configuration_is_another_evaluation(run: RunDirectory) -> None:
+    """A run that was trained further has another network; and a resume may change what is asked for."""
+    config, other = begun_run(run.path.parent, "other", evaluate={"episodes": 2})
     first = evaluate(config, other, quiet)
     (kept,) = other.evaluations.iterdir()
     before = kept.read_bytes()
@@ -138,14 +133,8 @@ def test_episodes_of_another_network_are_not_gone_on_with(run: RunDirectory) -> 
     assert evaluate(config, other, quiet) != first
     assert kept.read_bytes() == before
     assert len(list(other.evaluations.iterdir())) == 2
-
-
-def test_what_the_run_is_configured_to_evaluate_is_its_own_evaluation(run: RunDirectory) -> None:
-    """Where a resume changes that, it is another one from then on."""
-    config, other = begun_run(run.path.parent, "changed", evaluate={"episodes": 4})
-    evaluate(config, other, quiet)
     config, _ = open_run(None, ["evaluate.k_shot=1"], other.path)
     claim(config, other)
     evaluate(config, other, quiet)
     assert read(other.evaluation)["k_shot"] == 1
-    assert len(list(other.evaluations.iterdir())) == 2
+    assert len(list(other.evaluations.iterdir())) == 3
