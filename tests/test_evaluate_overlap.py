@@ -87,6 +87,16 @@ def _rows(setup: Setup, split: str) -> list[dict[str, Any]]:
     return [row for part in parts for row in pq.read_table(part).to_pylist()]
 
 
+def test_a_corpus_without_hashes_is_not_counted(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    setup = labelled(tmp_path)
+    for part in setup.manifest.class_parts(setup.corpus, "train"):
+        pq.write_table(pq.read_table(part).drop_columns(["exact_key", "near_key"]), part)
+    assert count_overlap(setup, setup, "test") == {}
+    assert describe_overlap({}, "test") == []
+
+
 def test_classes_are_new_only_where_they_are(tmp_path: Path) -> None:
     setup = labelled(tmp_path)
     [_, new] = describe_overlap(count_overlap(setup, setup, "test"), "test")

@@ -22,8 +22,14 @@ def count_overlap(evaluated: "Setup", trained: "Setup", split: "Split") -> dict[
     there to the character; with `_near` behind the name, with case, spaces and punctuation set aside. Of the `classes`,
     `classes_in_training_tasks` are trained on under the same name. `hides_words` tells of SMLMT, whose tasks may share
     a text and hide another word of it. What language modelling read of another unlabelled corpus is not kept, and is
-    absent.
+    absent, and so is all where a corpus was prepared by a version that kept no hashes.
     """
+    parts = [
+        *evaluated.manifest.class_parts(evaluated.corpus, split),
+        *trained.manifest.class_parts(trained.corpus, "train"),
+    ]
+    if not all({*MEASURES} <= {*pq.read_schema(part).names} for part in parts):
+        return {}
     evaluation = _Texts(evaluated.manifest.class_parts(evaluated.corpus, split))
     tasks = _Texts(trained.manifest.class_parts(trained.corpus, "train"))
     counts: dict[str, Any] = {"evaluation_texts": len(evaluation), **evaluation.count_in(tasks, "in_training_tasks")}
