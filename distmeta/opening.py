@@ -8,6 +8,7 @@ from pathlib import Path
 
 from distmeta.config import Config, load_config
 from distmeta.errors import UserError
+from distmeta.job import check_stays, check_uploaded
 from distmeta.ownership import refuse_second
 from distmeta.paths import run_folder
 from distmeta.rundir import RunDirectory
@@ -28,10 +29,13 @@ def open_run(
     run = RunDirectory(run_folder(run_dir or Path("runs") / (config_file.stem if config_file else "default")))
     if config_file is None and run_dir and run.config.exists():
         config_file = run.config
+    check_uploaded(config_file)
     # A run that has begun goes on with the corpus that it has.
     config = load_config(config_file, overrides, files=not run.has_begun)
     if to_train:
         refuse_second(run.path)
+    check_stays(run.path, "--run-dir")
+    check_stays(Path(config.corpus.directory or "/"), "corpus.directory")
 
     from distmeta.setup import resolve
 

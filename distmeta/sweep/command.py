@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distmeta.config import Config, load_config
 from distmeta.errors import UserError
+from distmeta.job import check_stays, check_uploaded
 from distmeta.machine import available_cpus
 from distmeta.ownership import own, refuse_second
 from distmeta.paths import run_folder
@@ -25,10 +26,13 @@ def open_sweep(
     sweep = SweepDirectory(run_folder(run_dir or Path("runs") / (config_file.stem if config_file else unnamed)))
     if config_file is None and run_dir and sweep.config.exists():
         config_file = sweep.config
+    check_uploaded(config_file)
     # One that has begun goes on with the corpus that it has; so does a run, of which `plan` is asked.
     has_begun = sweep.trials.exists() or RunDirectory(sweep.path).has_begun
     config = load_config(config_file, overrides, files=not has_begun)
     refuse_second(sweep.path)
+    check_stays(sweep.path, "--run-dir")
+    check_stays(Path(config.corpus.directory or "/"), "corpus.directory")
     return config, sweep
 
 
