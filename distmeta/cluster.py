@@ -11,6 +11,7 @@ from distmeta.errors import UserError
 from distmeta.head_node import head_node
 from distmeta.machine import available_cpus
 from distmeta.named_cluster import connection, named_cluster, reach
+from distmeta.watch import watched_head_node
 
 
 def check_workers_fit(config: Config) -> None:
@@ -83,4 +84,5 @@ def ray_cluster(config: Config) -> Iterator[None]:
         cluster = head_node(available_cpus())
     with cluster:
         _check(config, [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]], "the cluster has")
-        yield
+        with watched_head_node():
+            yield

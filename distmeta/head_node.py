@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,10 +15,15 @@ from typing import Any
 from distmeta.errors import UserError
 from distmeta.signals import keep_sigterm_handler
 
+logger = logging.getLogger(__name__)
+
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 ATTEMPTS = 2
 """How often a node is started that does not come up in the half minute that Ray gives it, as on a busy machine."""
+
+FULLEST = 0.95
+"""Share of a disk in use up to which Ray puts objects there that memory does not hold."""
 
 LONGEST_SOCKET = 107
 """Bytes of the path of a Unix socket."""
@@ -53,6 +59,7 @@ def _start(cpus: int) -> subprocess.Popen[bytes]:
     import ray
 
     folder = _temporary_folder()
+    _warn_of_full_disk(folder)
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # A token of this command alone: what Ray made itself it would write into the user's home.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -120,6 +127,19 @@ def _temporary_folder() -> str:
         f"Ray: {'RAY_TMPDIR' if chosen else 'no folder for temporary files'} can{'not' if chosen else ''} hold its "
         f"sockets: set RAY_TMPDIR to a folder that can be written, with a path of at most {longest} bytes"
     )
+
+
+def _warn_of_full_disk(folder: str) -> None:
+    """Says what Ray says in its logs alone: that it will put nothing more there."""
+    disk = shutil.disk_usage(folder)
+    if disk.used / (disk.used + disk.free) > FULLEST:
+        logger.warning(
+            "Ray keeps its files in %s, of which %.0f%% are in use: from %.0f%% on it takes no more objects there, and "
+            "may give up a large corpus; make room, or set RAY_TMPDIR to another folder",
+            folder,
+            100 * disk.used / (disk.used + disk.free),
+            100 * FULLEST,
+        )
 
 
 def _explain(error: Exception, ended: list[subprocess.Popen[bytes]], logs: str) -> str:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -226,3 +227,13 @@ def test_what_a_part_of_ray_ended_with_is_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UserError, match=r"its raylet ended at once \(No space left on device\)"):
         head_node._start(1)
+
+
+def test_a_disk_that_is_nearly_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    """Ray says so in a log of its own."""
+    monkeypatch.setattr(head_node.shutil, "disk_usage", lambda _: SimpleNamespace(total=100, used=90, free=9))
+    head_node._warn_of_full_disk(str(tmp_path))
+    assert not caplog.text
+    monkeypatch.setattr(head_node.shutil, "disk_usage", lambda _: SimpleNamespace(total=100, used=97, free=2))
+    head_node._warn_of_full_disk(str(tmp_path))
+    assert "of which 98% are in use" in caplog.text
