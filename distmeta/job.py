@@ -3,19 +3,26 @@ in it, and Ray deletes it in the end."""
 
 from pathlib import Path
 
+from distmeta.config import Config
 from distmeta.errors import UserError
 
 COPY = "_ray_pkg_"
 """What Ray's name of such a folder begins with."""
 
 
-def check_stays(path: Path, setting: str) -> None:
-    """Raises UserError where what is written to the path would be deleted with the job."""
-    if _in_copy(path):
-        raise UserError(
-            f"{setting}: {path} is in the job's copy of the code, which Ray deletes: give an absolute path, on storage "
-            "that all nodes see"
-        )
+def check_stays(config: Config, run: Path) -> None:
+    """Raises UserError where what a command writes would be deleted with the job."""
+    folders = {
+        "--run-dir": str(run),
+        "corpus.directory": config.corpus.directory,
+        "train.storage": config.train.storage,
+    }
+    for setting, path in folders.items():
+        if path and _in_copy(Path(path)):
+            raise UserError(
+                f"{setting}: {path} is in the job's copy of the code, which Ray deletes: give an absolute path, on "
+                "storage that all nodes see"
+            )
 
 
 def check_uploaded(file: Path | None) -> None:

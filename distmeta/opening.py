@@ -32,10 +32,9 @@ def open_run(
     check_uploaded(config_file)
     # A run that has begun goes on with the corpus that it has.
     config = load_config(config_file, overrides, files=not run.has_begun)
+    check_stays(config, run.path)
     if to_train:
         refuse_second(run.path)
-    check_stays(run.path, "--run-dir")
-    check_stays(Path(config.corpus.directory or "/"), "corpus.directory")
 
     from distmeta.setup import resolve
 

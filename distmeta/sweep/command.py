@@ -30,9 +30,8 @@ def open_sweep(
     # One that has begun goes on with the corpus that it has; so does a run, of which `plan` is asked.
     has_begun = sweep.trials.exists() or RunDirectory(sweep.path).has_begun
     config = load_config(config_file, overrides, files=not has_begun)
+    check_stays(config, sweep.path)
     refuse_second(sweep.path)
-    check_stays(sweep.path, "--run-dir")
-    check_stays(Path(config.corpus.directory or "/"), "corpus.directory")
     return config, sweep
 
 
