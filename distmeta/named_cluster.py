@@ -97,7 +97,7 @@ def connection() -> Iterator[None]:
     address = reach().address
     try:
         with keep_sigterm_handler():
-            ray.init(**QUIET)
+            ray.init(address=address, **QUIET)
     except Exception as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{_told(address)}: {line}") from None

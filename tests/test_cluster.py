@@ -16,12 +16,13 @@ from typing import Any
 import grpc
 import pytest
 import ray
+from ray._common.usage import usage_lib
 from ray._private import services
 from ray._private.utils import compute_version_info
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from distmeta import head_node, named_cluster
-from distmeta.cluster import check_workers_fit
+from distmeta.cluster import check_workers_fit, prepare_environment
 from distmeta.config import Config
 from distmeta.errors import UserError
 from distmeta.head_node import SOCKET
@@ -176,6 +177,12 @@ def test_an_empty_address_names_no_cluster(address: str, monkeypatch: pytest.Mon
 
 
 # On this machine
+
+
+def test_nothing_about_a_run_is_told_to_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    prepare_environment()
+    assert not usage_lib.usage_stats_enabled()
 
 
 def test_a_long_path_of_temporary_files_is_gone_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

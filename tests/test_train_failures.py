@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import pickle
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +18,14 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import ControllerError
 
 from distmeta.config import Config, to_yaml
-from distmeta.errors import UserError
+from distmeta.errors import Interrupted, UserError
 from distmeta.pipeline import _steps, check_claim, claim
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.directory import SweepDirectory, check_sweep, read_trial, write_trial
 from distmeta.sweep.run import _Table
 from distmeta.sweep.trial import Trial
 from distmeta.tracking.config import TrackingConfig
+from distmeta.train import launch
 from distmeta.train.failures import Failures, SureFailure, told_apart
 from distmeta.train.launch import _explain, _Progress
 from distmeta.train.record import Recorder
@@ -253,3 +256,42 @@ def test_a_trial_that_cannot_work_is_not_tried_again(when, tmp_path, monkeypatch
 def test_a_sure_failure_is_passed_on_between_processes():
     error = pickle.loads(pickle.dumps(SureFailure("ValueError: no", "Traceback ...")))
     assert (str(error), error.details) == ("ValueError: no", "Traceback ...")
+
+
+class Ending:
+    """A training that ends by an error at once, or never."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error, self.asked = error, 0
+
+    def __call__(self, *_: object) -> "Ending":
+        return self
+
+    def is_over(self, wait: float) -> bool:
+        if not self._error:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self._error is not None
+
+    def request_stop(self) -> None:
+        self.asked += 1
+
+    def progress(self) -> dict:
+        assert self._error
+        raise self._error
+
+
+def test_a_cluster_that_takes_training_with_it_is_told_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "TrainingRun", Ending(ActorUnavailableError("Socket closed", b"x" * 16)))
+    with pytest.raises(UserError, match=r"process of Ray's that led it: .*Socket closed.*\nsee whether the cluster"):
+        launch.launch(Config(), RunDirectory(tmp_path), print)
+
+
+def test_a_stop_before_the_first_step_does_not_wait_for_workers_to_start(tmp_path, monkeypatch):
+    """Their start may take longer than whoever sent the signal waits, and there is nothing to keep."""
+    endless = Ending(None)
+    monkeypatch.setattr(launch, "TrainingRun", endless)
+    said: list[str] = []
+    with pytest.raises(Interrupted, match="before an outer step was done"):
+        launch.launch(Config(), RunDirectory(tmp_path), said.append)
+    assert endless.asked == 1
+    assert said == ["SIGTERM: leaving a checkpoint after this step; once more ends at once"]

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.fs
 import ray
 import torch
+from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -128,7 +129,7 @@ def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dic
     Returns the progress of `distmeta.train.loop.train`.
 
     Raises:
-        UserError: the settings cannot work, or workers were lost more than `train.max_failures` times.
+        UserError: the settings cannot work, workers were lost more than `train.max_failures` times, or the cluster was.
         Interrupted: a signal ended the run.
     """
     with _Progress(config, run, say) as shown:
@@ -141,7 +142,14 @@ def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dic
                 if not shown.has_stepped and left < 0:
                     run.stop_request.unlink(missing_ok=True)
                     raise Interrupted("stopped before an outer step was done; --resume goes on from where it began")
-    progress = training.progress()
+    try:
+        progress = training.progress()
+    except RayError as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"training ended with the process of Ray's that led it: {line}\n"
+            "see whether the cluster is well; --resume goes on from the newest checkpoint"
+        ) from None
     if stopped.is_set() and "diverged" not in progress:
         raise Interrupted(f"stopped after outer step {progress['outer_step']}; --resume goes on from there")
     return progress
