@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distmeta.corpus.records import RecordSettings
+from distmeta.errors import UserError
 from tests.corpora import case_folder
 from tests.test_corpus_sources import LABELLED, read
 
@@ -119,6 +120,27 @@ def test_a_number_without_a_class_is_lost_and_named(tmp_path: Path) -> None:
         assert [record.label for record in records] == ["sad", "glad"]
         assert tally.dropped == {"unknown_class": 2}
         assert tally.places["unknown_class"][0] == "row 2: 'label' is 4, and its classes go from 0 to 3"
+
+
+def test_a_hub_of_csv_files_gives_their_fields_as_written(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    labels = ["NA", "007", "None", "1e3", "nan", "x"]
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{n},{label}\n" for n, label in enumerate(labels)))
+    records, _ = read(f"huggingface:{tmp_path}", LABELLED)
+    assert [(r.text, r.label) for r in records] == [(str(n), label) for n, label in enumerate(labels)]
+    assert pairs(tmp_path / "train.csv") == [(r.text, r.label) for r in records]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/train.csv").write_text("text,label\na,b\na,b,c\n")
+    with pytest.raises(UserError, match=r"^[^\n]*Expected 2 fields in line 3, saw 3[^\n]*$"):
+        read(f"huggingface:{tmp_path / 'broken'}", LABELLED)
+
+
+def test_a_key_that_stands_twice_is_no_choice(tmp_path: Path) -> None:
+    lines = ['{"text": "a", "label": "x", "label": "y"}', '{"text": "b", "label": "x", "label": "x"}']
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"id": 1, "id": 2, "text": "c", "label": "x"}']))
+    records, tally = read(tmp_path / "a.jsonl", LABELLED)
+    assert [record.text for record in records] == ["b", "c"]
+    assert tally.places == {"not_text": ["line 1: 'label' stands twice in it"]}
 
 
 @pytest.mark.parametrize("metadata", [b"", b"{", b"[]", b'{"info": null}', b'{"info": {"features": {"label": []}}}'])

@@ -13,7 +13,28 @@ from distmeta.corpus.text_files import Lines
 
 _NAN = object()
 _CONSTANTS = {"NaN": _NAN, "Infinity": "inf", "-Infinity": "-inf"}
-_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_CONSTANTS.__getitem__)
+
+
+class _Twice(dict[str, Any]):
+    """An object in which a key stands twice, with values that differ; `key` is one of these."""
+
+    key: str
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    twice = [key for key, each in pairs if each != value[key]]
+    if twice:
+        value = _Twice(value)
+        value.key = twice[0]
+    return value
+
+
+_DECODER = json.JSONDecoder(
+    parse_int=str, parse_float=str, parse_constant=_CONSTANTS.__getitem__, object_pairs_hook=_object
+)
 """Numbers stay as they are spelled: as a label, 7 and "7" are the same name and 1e3 is not 1000. NaN is no name."""
 
 
@@ -61,6 +82,8 @@ class Rows:
         """Return the record in a value."""
         if not isinstance(value, dict):
             return Dropped(number, "not_an_object", _what(value))
+        if isinstance(value, _Twice) and value.key in self._needed:
+            return Dropped(number, "not_text", f"{value.key!r} stands twice in it")
         self._met.update(value.keys())
         values: list[str | None] = []
         absent: list[str] = []
@@ -94,7 +117,9 @@ class Rows:
 def _what(value: object) -> str:
     if value is None or value is _NAN:
         return "null" if value is None else "NaN"
-    return {dict: "an object", list: "a list", bool: "a truth value", str: "a string or a number"}[type(value)]
+    return {dict: "an object", _Twice: "an object", list: "a list", bool: "a truth value", str: "a string or a number"}[
+        type(value)
+    ]
 
 
 def read_json_lines(lines: Lines, settings: RecordSettings, tally: Tally) -> Records:
