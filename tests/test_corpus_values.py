@@ -143,6 +143,14 @@ def test_a_key_that_stands_twice_is_no_choice(tmp_path: Path) -> None:
     assert tally.places == {"not_text": ["line 1: 'label' stands twice in it"]}
 
 
+def test_classes_without_names_are_called_by_their_numbers(tmp_path: Path) -> None:
+    features = {"text": FEATURES["text"], "label": {"num_classes": 2, "_type": "ClassLabel"}}
+    table = pa.table({"text": ["a", "b", "c"], "label": [1, -1, 0]})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    assert pairs(tmp_path / "a.parquet") == [("a", "1"), ("c", "0")]
+
+
 @pytest.mark.parametrize("metadata", [b"", b"{", b"[]", b'{"info": null}', b'{"info": {"features": {"label": []}}}'])
 def test_other_metadata_is_passed_over(tmp_path: Path, metadata: bytes) -> None:
     table = pa.table({"text": ["a"], "label": [7]}).replace_schema_metadata({"huggingface": metadata})

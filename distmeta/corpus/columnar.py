@@ -90,10 +90,14 @@ def _class_names(schema: pa.Schema) -> ClassNames:
     """Return the names of the classes by column, which `datasets` keeps beside the schema of its Parquet files."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: feature["names"]
+        labels = {
+            name: feature
             for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+        return {
+            name: feature.get("names") or list(map(str, range(feature["num_classes"])))
+            for name, feature in labels.items()
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}

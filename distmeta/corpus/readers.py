@@ -23,7 +23,7 @@ def read_piece(piece: Piece, settings: RecordSettings, tally: Tally) -> Records:
     """
     try:
         if piece.format == UNKNOWN:
-            raise RefusedFile(_unknown(piece))
+            raise RefusedFile(describe_unknown(piece))
         if piece.format in ("text", "builtin") and settings.label_column is not None:
             raise RefusedFile(f"plain text has no column {settings.label_column!r}")
         if piece.format == "builtin":
@@ -67,8 +67,8 @@ def _read_text(piece: Piece, settings: RecordSettings, tally: Tally) -> Records:
         file.finish()
 
 
-def _unknown(piece: Piece) -> str:
-    """What is said of a file whose ending no reader knows."""
+def describe_unknown(piece: Piece) -> str:
+    """Return what is said of a file whose ending no reader knows. Raises OSError."""
     if filesystem(piece.root).get_file_info(piece.path).type != FileType.File:
         return "no file that can be read: a link to nothing?"
     found = what_it_is(read_head(piece.root, piece.path, HEAD))

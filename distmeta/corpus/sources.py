@@ -15,6 +15,7 @@ from distmeta.corpus.config import BUILTIN, CorpusConfig, SourceConfig
 from distmeta.corpus.hub import is_saved_dataset, load_dataset
 from distmeta.corpus.kinds import COMPRESSIONS
 from distmeta.corpus.pieces import UNKNOWN, Piece
+from distmeta.corpus.readers import describe_unknown
 from distmeta.corpus.streams import filesystem
 from distmeta.errors import UserError
 
@@ -74,13 +75,7 @@ def resolve_sources(corpus: CorpusConfig, directory: Path | None = None) -> Reso
         found, others = _resolve(source, directory)
         skipped.update(others)
         if all(file.format == UNKNOWN for file in found):
-            endings = others + Counter(PurePosixPath(file.path).suffix or "(no ending)" for file in found)
-            hint = (
-                f"; there are {_counts(endings)}: give their format, as in {{path: ..., format: text}}"
-                if endings
-                else ""
-            )
-            raise UserError(f"corpus.sources: {source.path}: no file was found that can be read{hint}")
+            raise UserError(f"corpus.sources: {source.path}: {_describe_nothing(found, others)}")
         _refuse_idle_settings(source, found)
         for file in found:
             names[file.name] += 1
@@ -213,6 +208,18 @@ def _matches(path: Sequence[str], glob: Sequence[str]) -> bool:
     if glob[0] == "**":
         return len(glob) == 1 or any(_matches(path[skipped:], glob[1:]) for skipped in range(len(path)))
     return bool(path) and fnmatchcase(path[0], glob[0]) and _matches(path[1:], glob[1:])
+
+
+def _describe_nothing(found: Sequence[Piece], skipped: Counter[str]) -> str:
+    """Say why a source gives nothing that can be read: of what it seems to be, the first file is an example."""
+    if not found:
+        return "no file was found that can be read" + (f"; skipped as no data: {_counts(skipped)}" if skipped else "")
+    try:
+        what = describe_unknown(found[0])
+    except OSError as error:
+        what = str(error)
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"no file was found that can be read; {found[0].name}{more}: {what}"
 
 
 def _counts(counter: Counter[str]) -> str:
