@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from distmeta.signals import end_with_parent
+
 DISTMETA = [sys.executable, "-m", "distmeta.cli"]
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -43,9 +45,15 @@ class Running:
         command = [*DISTMETA, verb, "--config", config, "--run-dir", run, *arguments]
         self.log = folder / f"{run}.log"
         with self.log.open("a") as log:
-            # With a process group of its own, as a shell or a scheduler gives it.
+            # With a process group of its own, as a shell or a scheduler gives it; it ends with the tests all the same.
             self.process = subprocess.Popen(
-                command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=folder,
+                env=environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
             )
 
     def wait_for_step(self, step: int, within: str = ".") -> list[psutil.Process]:
