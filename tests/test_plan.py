@@ -265,10 +265,10 @@ def huge() -> Config:
 
 def test_a_model_that_is_far_too_large_is_refused_before_anything_is_made(tmp_path: Path):
     config = huge()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UserError, match=r"weights partitioned, meta\.adapt lora, train\.num_workers 256"):
         check_model_states_fit(config, 24 * 2**30)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     sizes = network_sizes(config, 8)
     needed = ModelStates(sizes.parameters, sizes.trained, 1, 0, sizes.adapted).peak
     check_model_states_fit(config, needed)

@@ -62,7 +62,7 @@ class Manifest(Frozen):
     texts_under_two_labels: int
     """Texts, compared without case and white space, that stand under more than one label."""
     cut: int
-    """Rows (sentences of unlabelled text) longer than `max_length`, which were cut."""
+    """Rows with a text (a sentence, where they are split) longer than `max_length`, which was cut."""
     max_length: int
     unknown_tokens: int = 0
     """How many of the tokens stand for text that the tokenizer cannot spell."""
@@ -158,7 +158,7 @@ class Manifest(Frozen):
                 "(corpus.max_sentence_words)"
             )
         if self.cut:
-            lines.append(f"{self.cut} rows were longer than {self.max_length} tokens and cut")
+            lines.append(f"{self.cut} rows have a sentence longer than {self.max_length} tokens, which was cut")
         if self.classes_left_out:
             names = ", ".join(f"{name} ({count})" for name, count in list(self.classes_left_out.items())[:5])
             lines.append(f"{self.classes_left_out_total} classes are too small for a task and left out: {names}")

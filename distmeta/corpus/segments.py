@@ -84,8 +84,8 @@ def encode_segments(
     A part holds `segments.parquet`: `document`, `segment`, and the fields of `Segment`; of a labelled set also
     `texts.parquet`, the `overlap_keys` of its rows. Its summary counts over all
     records `records`, `sentences` and `bytes`, and over what is encoded `segments`, `tokens`, how many of them are
-    `unknown`, `stop_words` taken out, and `cut`, the sentences that are longer than `max_length` tokens, special tokens
-    included.
+    `unknown`, `stop_words` taken out, and `cut`, the records with a sentence of more than `max_length` tokens, special
+    tokens included.
     """
     lists = work / "lists"
     stop_list = None if stop_words is None else save_list(lists, sorted(stop_words))
@@ -124,8 +124,9 @@ def _write_segments(unit: SegmentsUnit, folder: Path) -> dict[str, Any]:
 
     ends = np.cumsum(texts.value_lengths().to_numpy(zero_copy_only=False))
     rows: list[tuple[str, int, Segment]] = []
-    start = 0
+    start = cut = 0
     for document, end in zip(records["document"].to_pylist(), ends.tolist(), strict=True):
+        cut += any(len(ids) > room for ids in encoded[start:end])
         rows += ((document, number, each) for number, each in enumerate(cut_document(encoded[start:end], room)))
         start = end
     write_parquet(_table(rows), folder / TABLE)
@@ -135,7 +136,7 @@ def _write_segments(unit: SegmentsUnit, folder: Path) -> dict[str, Any]:
         "tokens": tokens,
         "unknown": sum(_count(segment.input_ids, encoder.unknown_id) for _, _, segment in rows),
         "stop_words": stop_words.removed,
-        "cut": sum(len(ids) > room for ids in encoded),
+        "cut": cut,
         "digest": file_digest(folder / TABLE),
     }
 
