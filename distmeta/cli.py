@@ -123,7 +123,7 @@ def pretrain(
     """Prepare what is missing, meta-pretrain, export and evaluate."""
     from distmeta.opening import open_run
 
-    run = open_run(config, set or [], run_dir, to_train=True)
+    run = open_run(config, set or [], run_dir, to_train=True, resume=resume)
 
     from distmeta.pipeline import pretrain
 
@@ -174,7 +174,7 @@ def sweep(
     """
     from distmeta.sweep.command import open_sweep, sweep
 
-    print(sweep(*open_sweep(config, set or [], run_dir), resume=resume, say=say))
+    print(sweep(*open_sweep(config, set or [], run_dir, resume=resume), resume=resume, say=say))
 
 
 @app.command()

@@ -18,17 +18,23 @@ STRUCTURE = {"meta.adapt", "meta.algorithm", "meta.inner_rates", "meta.last_k", 
 
 
 def open_run(
-    config_file: Path | None, overrides: list[str], run_dir: Path | None, *, to_train: bool = False
+    config_file: Path | None,
+    overrides: list[str],
+    run_dir: Path | None,
+    *,
+    to_train: bool = False,
+    resume: bool = False,
 ) -> tuple[Config, RunDirectory]:
     """The resolved configuration, and the directory of its run, which need not be there yet.
 
-    Where it is `to_train`, no other process may be writing there.
-
-    Where no configuration is given and the directory holds a run, it is the run's own.
+    Where it is `to_train`, no other process may be writing there. Where no configuration is given and the directory
+    holds a run, it is the run's own; to `resume`, one of the two is needed.
     """
     run = RunDirectory(run_folder(run_dir or Path("runs") / (config_file.stem if config_file else "default")))
     if config_file is None and run_dir and run.config.exists():
         config_file = run.config
+    if resume:
+        refuse_nothing(config_file, run_dir)
     check_uploaded(config_file)
     # A run that has begun goes on with the corpus that it has.
     config = load_config(config_file, overrides, files=not run.has_begun)
@@ -39,6 +45,15 @@ def open_run(
     from distmeta.setup import resolve
 
     return resolve(config), run
+
+
+def refuse_nothing(config_file: Path | None, run_dir: Path | None) -> None:
+    """Raises UserError where a directory is to be gone on with that says nothing of what was begun there: a run of all
+    defaults is not what is meant."""
+    if config_file is None and run_dir is not None:
+        raise UserError(
+            f"--resume: nothing to go on with is in {run_dir}; give its right name, or the --config FILE to begin with"
+        )
 
 
 def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:

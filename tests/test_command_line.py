@@ -34,6 +34,7 @@ def test_a_mistake_is_told_before_the_libraries_of_a_run_are_loaded(tmp_path: Pa
     lines += [f"{name} --set meta.iner_lr=1" for name in ("config", *commands)]
     lines += [f"{name} --run-dir {tmp_path}" for name in ("evaluate", "export")]
     lines += ["plan --rate inf --set meta.inner_lr=1", "plan --memory inf --set meta.inner_lr=1"]
+    lines += [f"{name} --run-dir {tmp_path / 'mistyped'} --resume" for name in ("pretrain", "sweep")]
     lines += ["pretrain --set meta.lm_warmup_steps=400", "pretrain --set corpus.sources=[nowhere.txt]"]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], input="\n".join(lines), capture_output=True, text=True, check=True, cwd=tmp_path

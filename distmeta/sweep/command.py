@@ -9,6 +9,7 @@ from distmeta.config import Config, load_config
 from distmeta.errors import UserError
 from distmeta.job import check_stays, check_uploaded
 from distmeta.machine import available_cpus
+from distmeta.opening import refuse_nothing
 from distmeta.ownership import own, refuse_second
 from distmeta.paths import run_folder
 from distmeta.rundir import RunDirectory
@@ -19,13 +20,20 @@ Say = Callable[[str], None]
 
 
 def open_sweep(
-    config_file: Path | None, overrides: list[str], run_dir: Path | None, unnamed: str = "sweep"
+    config_file: Path | None,
+    overrides: list[str],
+    run_dir: Path | None,
+    unnamed: str = "sweep",
+    *,
+    resume: bool = False,
 ) -> tuple[Config, SweepDirectory]:
     """The configuration of a sweep, and its directory; where only the directory is given, the sweep's own. Where none
     is, the directory is that of `unnamed`."""
     sweep = SweepDirectory(run_folder(run_dir or Path("runs") / (config_file.stem if config_file else unnamed)))
     if config_file is None and run_dir and sweep.config.exists():
         config_file = sweep.config
+    if resume:
+        refuse_nothing(config_file, run_dir)
     check_uploaded(config_file)
     # One that has begun goes on with the corpus that it has; so does a run, of which `plan` is asked.
     has_begun = sweep.trials.exists() or RunDirectory(sweep.path).has_begun
