@@ -24,5 +24,5 @@ export RAY_AUTH_MODE=token
 # Seconds in which a job that is stopped may leave a checkpoint; Ray's own 3 are too few.
 export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-60}
 
-cpus=$(python -c "from distmeta.machine import available_cpus; print(available_cpus())")
+cpus=$(python -c "from distmeta.cluster.machine import available_cpus; print(available_cpus())")
 exec ray start --head --block --num-cpus "$cpus" --dashboard-host 127.0.0.1 "$@"

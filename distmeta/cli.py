@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from distmeta.cluster.machine import limit_threads
 from distmeta.errors import Interrupted, UserError
-from distmeta.machine import limit_threads
 from distmeta.paths import local_path
 from distmeta.signals import EXIT_STATUS, interrupted_by_signals
 

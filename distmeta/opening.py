@@ -6,9 +6,9 @@ The tree is read and checked before the libraries are loaded that a run needs, s
 from collections.abc import Callable
 from pathlib import Path
 
+from distmeta.cluster.job import check_stays, check_uploaded
 from distmeta.config import Config, load_config
 from distmeta.errors import UserError
-from distmeta.job import check_stays, check_uploaded
 from distmeta.ownership import refuse_second
 from distmeta.paths import run_folder
 from distmeta.rundir import RunDirectory

@@ -47,7 +47,7 @@ CHANGEABLE = {
 
 def prepare(config: Config, run: RunDirectory, say: Say) -> None:
     """Prepares the corpus of a run, where it is not yet. Classes too few for tasks are told and no failure."""
-    from distmeta.cluster import ray_cluster
+    from distmeta.cluster.connect import ray_cluster
 
     check_claim(config, run, resume=True)
     with ExitStack() as stack:
@@ -92,7 +92,7 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
 
 
 def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
-    from distmeta.cluster import check_workers_fit, ray_cluster
+    from distmeta.cluster.connect import check_workers_fit, ray_cluster
     from distmeta.plan.memory import check_model_states_fit, choose_weights
     from distmeta.plan.table import shares
     from distmeta.tracking.artifact import log_model

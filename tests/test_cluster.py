@@ -21,12 +21,12 @@ from ray._private import services
 from ray._private.utils import compute_version_info
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-from distmeta import head_node, named_cluster
-from distmeta.cluster import check_workers_fit, prepare_environment
+from distmeta.cluster import head_node, named_cluster
+from distmeta.cluster.connect import check_workers_fit, prepare_environment
+from distmeta.cluster.head_node import SOCKET
+from distmeta.cluster.named_cluster import reach
 from distmeta.config import Config
 from distmeta.errors import UserError
-from distmeta.head_node import SOCKET
-from distmeta.named_cluster import reach
 
 HERE = services.get_node_ip_address()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from distmeta.cluster import check_workers_fit
+from distmeta.cluster.connect import check_workers_fit
 from distmeta.config import Config, load_config, to_yaml, valid_keys
 from distmeta.errors import UserError
 from distmeta.pipeline import _choices

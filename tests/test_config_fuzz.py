@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distmeta.cluster import check_workers_fit
+from distmeta.cluster.connect import check_workers_fit
 from distmeta.config import Config, load_config, to_yaml
 from distmeta.errors import UserError
 from distmeta.plan.memory import check_model_states_fit, choose_weights

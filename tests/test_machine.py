@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distmeta.machine import available_cpus, available_memory, limit_threads
+from distmeta.cluster.machine import available_cpus, available_memory, limit_threads
 
 V2 = "35 24 0:30 {within} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "33 32 0:31 {within} /sys/fs/cgroup/{name} rw,relatime - cgroup cgroup rw,{name}"
@@ -90,10 +90,10 @@ def test_a_machine_without_control_groups_has_its_cpus(tmp_path: Path):
 
 def test_libraries_start_no_more_threads_than_there_are_cpus_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("distmeta.machine.available_cpus", lambda: 16)
+    monkeypatch.setattr("distmeta.cluster.machine.available_cpus", lambda: 16)
     limit_threads()
     assert "OMP_NUM_THREADS" not in os.environ
-    monkeypatch.setattr("distmeta.machine.available_cpus", lambda: 3)
+    monkeypatch.setattr("distmeta.cluster.machine.available_cpus", lambda: 3)
     limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == "3"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # the user's word
@@ -120,7 +120,7 @@ def real_group() -> Iterator[Path]:
 
 def test_a_real_quota_is_kept(real_group: Path):
     code = "import os; os.sched_getaffinity = lambda _: set(range(16)); "
-    code += "from distmeta.machine import available_cpus; print(available_cpus())"
+    code += "from distmeta.cluster.machine import available_cpus; print(available_cpus())"
     command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(real_group), sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"

@@ -19,8 +19,8 @@ from tests.commands import assert_gone, environment
 
 HEAD = """
 import sys, time
-from distmeta import watch
-from distmeta.cluster import ray_cluster
+from distmeta.cluster import watch
+from distmeta.cluster.connect import ray_cluster
 from distmeta.config import Config
 from distmeta.signals import interrupted_by_signals
 watch.INTERVAL = 0.5

@@ -18,9 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from distmeta.cluster.machine import available_cpus
 from distmeta.config import Config
 from distmeta.errors import UserError
-from distmeta.machine import available_cpus
 from distmeta.plan.memory import on_gpu
 from distmeta.rundir import RunDirectory
 from distmeta.setup import corpus_directory

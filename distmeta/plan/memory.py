@@ -5,12 +5,12 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from distmeta.cluster.machine import available_cpus, available_memory
+from distmeta.cluster.named_cluster import named_cluster
 from distmeta.config import Config, read_key, with_values
 from distmeta.errors import UserError
 from distmeta.impossible import NOTHING_BUT_A_HEAD, OWN_TO_ALGORITHMS, contradictions, partitioned_needs, written
-from distmeta.machine import available_cpus, available_memory
 from distmeta.meta.config import MetaConfig
-from distmeta.named_cluster import named_cluster
 from distmeta.plan.states import ModelStates, PartitionedStates, States
 
 STAGES = (0, 1, 2, 3)

@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from distmeta.cluster.job import check_stays, check_uploaded
+from distmeta.cluster.machine import available_cpus
 from distmeta.config import Config, load_config
 from distmeta.errors import UserError
-from distmeta.job import check_stays, check_uploaded
-from distmeta.machine import available_cpus
 from distmeta.opening import refuse_nothing
 from distmeta.ownership import own, refuse_second
 from distmeta.paths import run_folder
@@ -141,7 +141,7 @@ def _plan(config: Config, sweep: SweepDirectory, rate: float | None, memory: flo
 
 def trials_at_a_time(config: Config) -> int:
     """How many trials this machine holds, one at least."""
-    from distmeta.cluster import runs_at_a_time
+    from distmeta.cluster.connect import runs_at_a_time
 
     room = runs_at_a_time(config, [{"CPU": available_cpus()}])
     return max(1, min(room, config.sweep.max_concurrent or room, config.sweep.num_trials))

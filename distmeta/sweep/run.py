@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.search import ConcurrencyLimiter
 
-from distmeta.cluster import check_workers_fit, ray_cluster, runs_at_a_time
+from distmeta.cluster.connect import check_workers_fit, ray_cluster, runs_at_a_time
 from distmeta.config import Config, to_yaml
 from distmeta.errors import Interrupted, UserError
 from distmeta.files import write_json, write_text

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import tune
 
-from distmeta.cluster import prepare_environment
+from distmeta.cluster.connect import prepare_environment
 from distmeta.config import load_config, to_yaml, with_values
 from distmeta.errors import UserError
 from distmeta.files import write_json, write_text

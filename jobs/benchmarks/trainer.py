@@ -26,7 +26,7 @@ from statistics import median
 import psutil
 import torch
 
-from distmeta.cluster import check_workers_fit, ray_cluster
+from distmeta.cluster.connect import check_workers_fit, ray_cluster
 from distmeta.config import Config, load_config, with_values
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.engine.precision import choose_precision

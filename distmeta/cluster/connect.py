@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 import torch
 
+from distmeta.cluster.head_node import head_node
+from distmeta.cluster.machine import available_cpus
+from distmeta.cluster.named_cluster import connection, named_cluster, reach
+from distmeta.cluster.watch import watched_head_node
 from distmeta.config import Config
 from distmeta.errors import UserError
-from distmeta.head_node import head_node
-from distmeta.machine import available_cpus
-from distmeta.named_cluster import connection, named_cluster, reach
-from distmeta.watch import watched_head_node
 
 
 def check_workers_fit(config: Config) -> None:

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from distmeta.cluster.head_node import QUIET
 from distmeta.errors import UserError
-from distmeta.head_node import QUIET
 from distmeta.signals import keep_sigterm_handler
 
 ANSWER = 8.0
