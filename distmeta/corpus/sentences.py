@@ -14,7 +14,7 @@ ABBREVIATIONS = frozenset(
 """Words whose full stop does not end a sentence."""
 
 _CLOSING = "\"'”’»)\\]）」』】》〉"
-_END = r"[\p{Sentence_Terminal}--[.!?\u2024\uFE52．]] | ．(?!\p{N}) | …… | [།༎](?:\s*[།༎])*"
+_END = r"[\p{Sentence_Terminal}--[.!?\u2024\uFE52．]] | ．(?!\p{N}) | …… | ׃ | [།༎](?:\s*[།༎])*"
 _BOUNDARY = regex.compile(
     rf"""
     (?P<spaced> [.!?]+ [{_CLOSING}]* ) (?= \s )        # these stand within words too: white space has to follow
@@ -25,7 +25,8 @@ _BOUNDARY = regex.compile(
     """,
     regex.VERBOSE | regex.V1,
 )
-"""Full stops and what does their work, among them 。 । ؟ ۔ ። ։ ။ ។, and the Tibetan shad, which Unicode calls none."""
+"""Full stops and what does their work, among them 。 । ؟ ۔ ። ։ ။ ។, and the Tibetan shad and the Hebrew sof
+pasuq, which Unicode calls none."""
 _BOUNDARY_IN_ASCII = re.compile(r"(?P<spaced>[.!?]+[\"')\]]*)(?=\s)|\n[ \t]*\n\s*")
 _NEXT = re.compile(r"\s+[\"'“‘«(\[]*(\S)")
 _LAST_WORD = re.compile(r"(\S+)\Z")
@@ -50,7 +51,9 @@ def _ends_sentence(text: str, start: int, match: re.Match[str] | regex.Match[str
     """Whether a full stop and the like, with white space behind it, ends the sentence that began at `start`."""
     following = _NEXT.match(text, match.end())
     stands_apart = match.start() > 0 and text[match.start() - 1].isspace()  # as in tokenized text, often in lower case
-    if following and following[1].islower() and not stands_apart:
+    # Georgian letters are lower case to Unicode, and begin sentences all the same: they are their own title case.
+    goes_on = following and following[1].islower() and following[1].title() != following[1]
+    if goes_on and not stands_apart:
         return False
     if match["spaced"][0] != "." or match["spaced"].startswith(".."):
         return True
