@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distmeta.corpus.records import RecordSettings
+from distmeta.corpus.records import Dropped, RecordSettings
 from distmeta.errors import UserError
 from tests.corpora import case_folder
 from tests.test_corpus_sources import LABELLED, read
@@ -165,3 +165,15 @@ def test_the_public_cases_of_marks() -> None:
     assert by_reader[0] == by_reader[1]
     assert len(by_reader[0]) == 200
     assert {label for _, label in by_reader[0]} == {f"class_{number:02}" for number in range(12)}
+
+
+def test_a_label_of_which_nothing_is_seen_is_missing_and_no_class(tmp_path: Path) -> None:
+    blanks = ["", " ", "\u200b", "\ufeff", "\u00a0\u200d"]
+    rows = [{"text": f"text {number}", "label": label} for number, label in enumerate(["sad", *blanks])]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"text": "\u200b\u2060", "label": "sad"}])))
+    records, tally = read(tmp_path / "a.jsonl", LABELLED)
+    assert [record.label for record in records] == ["sad"]
+    assert tally.dropped == {"missing_label": len(blanks), "empty": 1}
+    assert tally.places["missing_label"][0] == "line 2: 'label' is empty"
+    tally.drop(Dropped(9, "not_text", label="\u200b"))
+    assert tally.dropped_labels == {}

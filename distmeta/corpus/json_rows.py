@@ -93,9 +93,9 @@ class Rows:
             if isinstance(each, dict | list):
                 wrong = wrong or f"{name!r} is {_what(each)}"
             absent.append("")
-            if each is None or each is _NAN:
+            if name is not None and (each is None or each is _NAN):
                 absent[-1] = f"{name!r} is {_what(each)}" if name in value else f"no {name!r}"
-                each = None
+            each = None if each is _NAN else each
             values.append(("false", "true")[each] if isinstance(each, bool) else each)
         if wrong:
             return Dropped(number, "not_text", wrong, label=values[2] if isinstance(values[2], str) else None)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import regex
+
 Reason = Literal[
     "invalid_utf8",
     "undecodable",
@@ -54,6 +56,7 @@ EMPTY = "empty: it has no records"
 """The note on a file in which there is nothing."""
 LABELS = 1000
 """Labels of dropped records are kept up to this number, of each piece of a file."""
+_SEEN = regex.compile(r"[^\s\p{Cf}\p{Variation_Selector}]")
 
 
 class Record(NamedTuple):
@@ -135,7 +138,7 @@ class Tally:
         if len(places) < PLACES:
             places.append(f"{self.unit} {record.number}" + (f": {printable(record.detail)}" if record.detail else ""))
         label = printable(record.label or "")
-        if label and (label in self.dropped_labels or len(self.dropped_labels) < LABELS):
+        if not is_blank(label) and (label in self.dropped_labels or len(self.dropped_labels) < LABELS):
             self.dropped_labels[label] = self.dropped_labels.get(label, 0) + 1
 
 
@@ -147,6 +150,11 @@ def printable(text: str) -> str:
 def shown(text: str) -> str:
     """Return a text in quotes as a message shows it: in one line, and not more than a glance takes in."""
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
+
+
+def is_blank(text: str | None) -> bool:
+    """Whether there is nothing to be seen in a text: no character, or blanks, zero-width ones among them."""
+    return not text or not text.strip() or not (text.isascii() or _SEEN.search(text))
 
 
 def clean_records(records: Records, settings: RecordSettings, tally: Tally) -> Iterator[Record]:
@@ -169,9 +177,9 @@ def _clean(record: Record, settings: RecordSettings) -> Record | Dropped:
 
     if text is None:
         return dropped("missing_text", absent)
-    if settings.label_column is not None and not (label and label.strip()):
+    if settings.label_column is not None and is_blank(label):
         return dropped("missing_label", absent or f"{settings.label_column!r} is empty")
-    if settings.pair_column is not None and not (pair and pair.strip()):
+    if settings.pair_column is not None and is_blank(pair):
         return dropped("missing_pair", absent or f"{settings.pair_column!r} is empty")
     fields = (text, pair or "", label or "")
     if any("\0" in value for value in fields):
@@ -183,7 +191,7 @@ def _clean(record: Record, settings: RecordSettings) -> Record | Dropped:
     if size > settings.max_record_bytes:
         return dropped("too_long", settings.too_long)
     text = _clean_text(text, settings.normalize)
-    if not text:
+    if is_blank(text):
         return dropped("empty")
     return Record(number, text, pair and _clean_text(pair, settings.normalize), label, part=part)
 
