@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmeta.corpus.alike import find_alike, look
+from distmeta.corpus.alike import find_alike, find_like_missing, look
 from distmeta.corpus.manifest import Manifest
 from distmeta.errors import UserError
 from tests.preparing import prepare_small
@@ -20,6 +20,7 @@ GROUPS = {
     "width": ["ＡＴＭ", "ATM", "ｱ", "ア"],
     "what is unseen": ["news", "ne\u200bws", "\ufeffnews", "ne\u00adws", "news\u200f"],
     "signs": ["don't know", "don’t know", "don‘t know"],
+    "numbers": ["1", "1.0", "１.00"],
     "ligatures and case": ["ﬁnance", "Finance", "STRASSE", "straße"],
 }
 
@@ -36,7 +37,30 @@ def test_names_that_look_the_same_are_found(what: str) -> None:
 
 
 def test_names_that_look_different_are_none() -> None:
-    assert find_alike(["पढ़ा", "पढ", "में", "म", "möchte", "mochte", "ab", "a b", "7", "007", "", "a-b", "a_b"]) == []
+    assert (
+        find_alike(
+            [
+                "पढ़ा",
+                "पढ",
+                "में",
+                "म",
+                "möchte",
+                "mochte",
+                "ab",
+                "a b",
+                "7",
+                "007",
+                "7.5",
+                "1.10",
+                "1.1.0",
+                "1.1",
+                "",
+                "a-b",
+                "a_b",
+            ]
+        )
+        == []
+    )
     assert find_alike(["one"]) == find_alike([]) == []
 
 
@@ -87,3 +111,25 @@ def test_words_that_look_the_same_are_told_too(tmp_path: Path) -> None:
     options = {"max_sentences": 10, "split_ratio": [1, 0, 0]}
     manifest = prepare_small(tmp_path / "out", [tmp_path / "a.txt"], tasks=options, splits=("train",))
     assert [list(group) for group in manifest.labels_alike] == [["don't", "don’t"], ["find", "ﬁnd"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["NaN", "sad", "glad", "null", "N/A"], ["N/A", "NaN", "null"]),
+        (["0", "1", "2", "-1"], ["-1"]),
+        (["0.0", "1.0", "-1.0"], ["-1.0"]),
+        (["-1", "1", "neutral"], []),
+        (["-1"], []),
+        (["nanny", "nullable", "nonesuch"], []),
+    ],
+)
+def test_names_that_stand_for_a_missing_label_elsewhere_are_told(names: list[str], expected: list[str]) -> None:
+    assert find_like_missing(names) == expected
+
+
+def test_a_class_called_as_a_missing_label_is_told_before_training(tmp_path: Path) -> None:
+    source = write_labels(tmp_path / "a.jsonl", [*"012345", "-1"])
+    manifest = prepare_small(tmp_path / "out", [source], tasks={"label_column": "label"})
+    assert manifest.labels_like_missing == ["-1"]
+    assert "classes called as programs write a missing label: '-1';" in manifest.describe()

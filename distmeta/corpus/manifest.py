@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field
 
-from distmeta.corpus.alike import describe_alike
+from distmeta.corpus.alike import describe_alike, describe_like_missing
 from distmeta.corpus.reports import LINES, Frozen, SourceReport, describe_vanished, losses
 from distmeta.files import write_json
 
@@ -94,9 +94,12 @@ class Manifest(Frozen):
     classes_in_no_split: int
     """Labels that stand in none of `tasks.split_files`."""
     labels_alike: list[dict[str, str]] = Field(default_factory=list)
-    """Groups of class names that differ in Unicode form, case, blanks or width alone: the split of each name."""
+    """Groups of class names that differ in Unicode form, case, blanks or width alone, or as 1 and 1.0: the split of
+    each name."""
     labels_alike_total: int = 0
     """How many such groups there are."""
+    labels_like_missing: list[str] = Field(default_factory=list)
+    """Names of classes that programs also write for a missing label, such as NaN."""
     words_left_out: dict[str, int] = Field(default_factory=dict)
     """SMLMT: stretches of text that are no classes since nothing tells where words end in them, by script."""
     classes_vanished: list[str] = Field(default_factory=list)
@@ -165,6 +168,7 @@ class Manifest(Frozen):
         if self.classes_in_no_split:
             lines.append(f"{self.classes_in_no_split} classes stand in no split file and are left out")
         lines += describe_alike(self.labels_alike, self.labels_alike_total)
+        lines += describe_like_missing(self.labels_like_missing)
         lines += self.describe_left_out()
         if self.unknown_tokens:
             share = 100 * self.unknown_tokens / self.tokens

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 
+from distmeta.corpus.alike import find_like_missing
 from distmeta.corpus.config import BUILTIN, CorpusConfig, TokenizerConfig
 from distmeta.corpus.executor import Executor, Result, Unit
 from distmeta.corpus.ingest import STEP as RECORDS
@@ -190,6 +191,7 @@ def prepare(
         words_left_out=choice.left_out,
         labels_alike=choice.alike,
         labels_alike_total=choice.alike_total,
+        labels_like_missing=[] if labels is None else find_like_missing([each.name for each in choice.classes]),
         classes_vanished=vanished,
     )
     before_publishing(manifest)
@@ -242,14 +244,16 @@ def _contents(hashed: Sequence[HashedPiece]) -> Iterator[tuple[str, list[HashedP
 def _require_rows(sources: Sequence[SourceReport]) -> None:
     if any(source.records > sum(source.dropped.values()) for source in sources):
         return
-    told = [line for source in sources for line in [source.loss(), *source.notes] if line is not None]
+    told = [line for source in sources if (line := source.loss()) is not None]
+    told += [f"{source.path}: {note}" for source in sources for note in source.notes]
     told += [
         f"{source.path}: {count} rows dropped: {reason} ({source.places[reason][0]})"
         for source in sources
         for reason, count in source.dropped.items()
         if reason not in LOSSES
     ]
-    raise UserError("corpus.sources: not one row can be used: " + "; ".join(told[:10]))
+    more = f"; and {len(told) - 10} more" if len(told) > 10 else ""
+    raise UserError("corpus.sources: not one row can be used: " + "; ".join(told[:10]) + more)
 
 
 def _vanished(tallies: Sequence[Tally], ingested: Sequence[Part]) -> list[str]:
