@@ -150,6 +150,9 @@ def test_an_encoding_that_is_set_is_held_against_the_bytes(tmp_path: Path) -> No
     (tmp_path / "a.txt").write_bytes(PLAIN)
     _, tally = read({"path": str(tmp_path / "a.txt"), "encoding": "cp1252"})
     assert tally.problems == ["its encoding is set to cp1252, but it is UTF-8: leave `encoding` out"]
+    (tmp_path / "few.txt").write_text("plain\n" * 50 + "un café très salé, été\n")
+    _, tally = read({"path": str(tmp_path / "few.txt"), "encoding": "cp1252"})
+    assert tally.problems == ["its encoding is set to cp1252, but it is UTF-8: leave `encoding` out"]
     (tmp_path / "b.txt").write_bytes("fine\nun caf\x81e\nfine again".encode("latin-1"))
     records, tally = read({"path": str(tmp_path / "b.txt"), "encoding": "cp1252"})
     assert [(r.number, r.text) for r in records] == [(1, "fine"), (3, "fine again")]
@@ -167,6 +170,13 @@ def test_an_encoding_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "run.yaml").write_text(f"corpus: {{sources: [{{path: a.txt, encoding: '{name}'}}]}}")
     with pytest.raises(UserError, match=r"^corpus.sources.*encoding.*no text encoding of Python's is called"):
         load_config(tmp_path / "run.yaml", [])
+
+
+def test_a_broken_line_is_never_taken_for_an_encoding_in_which_lines_end_elsewhere(tmp_path: Path) -> None:
+    for name, line in {"a": b"\xff\xfe bad", "b": b"\xfe\xff\x00b", "c": b"\xff\xfe\x00\x00"}.items():
+        (tmp_path / f"{name}.txt").write_bytes(b"a good line\n" * 20 + line + b"\n")
+        [problem] = read(tmp_path / f"{name}.txt")[1].problems or ["none"]
+        assert "utf" not in problem.replace("is not UTF-8", "")
 
 
 def test_some_lines_of_another_encoding_are_told_apart_from_a_file_of_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A source that cannot be read whole is refused with what it is, its name decides nothing, and all losses are told."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ from tests.test_corpus_sources import LABELLED, read
         ("b.zip", "no reader knows the ending .zip; it seems to be a zip archive"),
         ("b.text", "no reader knows the ending .text: give its format"),
         ("b", "its name has no ending: give its format"),
+        ("b.gz", "its name has no ending (it is gzip, which is read): give its format"),
+        ("b.log.gz", "no reader knows the ending .log (it is gzip, which is read): give its format"),
         ("b.txt.zip", "a zip archive"),
         ("b.md", "no reader knows the ending .md"),
     ],
 )
 def test_a_half_of_a_folder_that_is_not_read_is_refused(tmp_path: Path, name: str, told: str) -> None:
     write_sentences(tmp_path / "in/a.txt")
-    contents = {".lz4": b"\x04\x22\x4d\x18" + bytes(50), ".zip": archive("zip")}
+    contents = {".lz4": b"\x04\x22\x4d\x18" + bytes(50), ".zip": archive("zip"), ".gz": gzip.compress(b"some text")}
     (tmp_path / "in" / name).write_bytes(contents.get(Path(name).suffix, b"some text\n"))
     with pytest.raises(UserError, match="1 of 2 sources cannot be read whole") as refused:
         prepare_small(tmp_path / "out", [tmp_path / "in"])
@@ -181,3 +184,30 @@ def test_paragraphs_say_which_of_their_lines_was_bad(tmp_path: Path) -> None:
     settings = RecordSettings("paragraph", "NFC", True, 1000, "text", None, None)
     (tmp_path / "a.txt").write_bytes(b"good\n\none\ntwo\nbad \xff\n\ngood too\n")
     assert read(tmp_path / "a.txt", settings)[1].places == {"invalid_utf8": ["line 3: line 5: byte 0xff after 'bad '"]}
+
+
+@pytest.mark.parametrize(("ending", "encoding"), [("csv", "cp1252"), ("jsonl", "cp1252"), ("csv", "euc_jp")])
+def test_classes_of_lines_in_another_encoding_are_told_by_their_names(
+    tmp_path: Path, ending: str, encoding: str
+) -> None:
+    names = ["été", "forêt", "musée"] if encoding == "cp1252" else ["学校", "図書館", "公園"]
+    sea = "la mer était très agitée ce soir-là" if encoding == "cp1252" else "昨日は海がとても荒れていました"
+
+    def lines(labels: list[str]) -> str:
+        rows = [(f"{sea} {number}", labels[number % len(labels)]) for number in range(60)]
+        if ending == "csv":
+            return "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows)
+        return "".join(json.dumps({"text": t, "label": each}, ensure_ascii=False) + "\n" for t, each in rows)
+
+    (tmp_path / f"a.{ending}").write_text(lines([*names[:2], "b", "c", "d", "e"]))
+    (tmp_path / f"b.{ending}").write_bytes(lines(names[1:]).encode(encoding))
+    sources = [tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"]
+    options = {"label_column": "label", "k_shot": 1, "query_per_class": 1}
+    manifest = prepare_small(tmp_path / "out", sources, corpus={"accept_losses": True}, tasks=options)
+    assert manifest.classes_vanished == [names[2]]
+
+
+def test_a_source_of_no_rows_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(UserError, match=r"not one row can be used: .*a\.jsonl\.gz: empty: it has no records"):
+        prepare_small(tmp_path / "out", [tmp_path / "a.jsonl.gz"])

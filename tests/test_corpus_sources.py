@@ -124,7 +124,7 @@ def test_folders_globs_and_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_hidden_files_and_backups_are_none_whatever_format_is_given(tmp_path: Path) -> None:
     hidden = ["._b.txt", ".ipynb_checkpoints/b.txt", "c/.d/e.txt", ".x.md", ".b.txt.swp"]
-    backups = ["b.txt~", "b.txt.bak", "#b.txt#", "c/b.swp", "~$b.txt", "b.orig", "b.txt.~1~", "B.TXT.BAK"]
+    backups = ["b.txt~", "b.txt.bak", "#b.txt#", "c/b.swp", "~$b.txt", "b.orig", "b.txt.~1~", "B.TXT.BAK", "b.txt.save"]
     for name in ["b.txt", *hidden, *backups]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("text")

@@ -137,6 +137,9 @@ def _unmarked_encoding(head: bytes) -> str | None:
     return None
 
 
+_ASCII = b"Some words, 1234"
+
+
 def guess_encoding(lines: Sequence[bytes]) -> str | None:
     """Return what encoding lines that are not UTF-8 seem to have, by Python's name; None where there is no telling."""
     from chardet import EncodingEra, detect
@@ -146,7 +149,8 @@ def guess_encoding(lines: Sequence[bytes]) -> str | None:
     for era in (EncodingEra.ALL, EncodingEra.MODERN_WEB):
         name = detect(sample, encoding_era=era, no_match_encoding="utf-8")["encoding"]
         try:
-            texts[codecs.lookup(name or "utf-8").name] = sample.decode(name or "utf-8")
+            if _ASCII.decode(name or "utf-8") == _ASCII.decode():  # or line breaks would have been found elsewhere
+                texts[codecs.lookup(name or "utf-8").name] = sample.decode(name or "utf-8")
         except (LookupError, UnicodeDecodeError):
             continue
     if not texts:

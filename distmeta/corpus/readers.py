@@ -7,7 +7,7 @@ from pyarrow.fs import FileType
 from distmeta.corpus.builtin import python_docs
 from distmeta.corpus.columnar import read_columns
 from distmeta.corpus.json_rows import is_by_lines, read_json_lines, read_json_values
-from distmeta.corpus.kinds import HEAD, what_it_is
+from distmeta.corpus.kinds import COMPRESSIONS, HEAD, compression_of, what_it_is
 from distmeta.corpus.pieces import UNKNOWN, Piece
 from distmeta.corpus.records import EMPTY, Dropped, Record, Records, RecordSettings, Tally
 from distmeta.corpus.streams import BrokenStream, filesystem, read_head
@@ -71,9 +71,12 @@ def describe_unknown(piece: Piece) -> str:
     """Return what is said of a file whose ending no reader knows. Raises OSError."""
     if filesystem(piece.root).get_file_info(piece.path).type != FileType.File:
         return "no file that can be read: a link to nothing?"
-    found = what_it_is(read_head(piece.root, piece.path, HEAD))
-    ending = PurePosixPath(piece.path).suffix
+    head, path = read_head(piece.root, piece.path, HEAD), PurePosixPath(piece.path)
+    compression = compression_of(head, path.name)
+    found = None if compression else what_it_is(head)
+    ending = (path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path).suffix
     unread = f"no reader knows the ending {ending}" if ending else "its name has no ending"
     if found is None:
+        unread += f" (it is {compression}, which is read)" if compression else ""
         return f"{unread}: give its format, as in {{path: ..., format: text}}, or name the files to read by a glob"
     return f"{unread}; it seems to be {found[0]}: {found[1]}"

@@ -33,7 +33,8 @@ MARKS = [("config.yaml", "environment.json"), ("manifest.json", "tokenizer/token
 """Files by which the folder of a run and that of a prepared corpus are known."""
 HIDDEN, BACKUP = "hidden", "backup"
 _BACKUP = re.compile(
-    r"(.*(~|\.(bak|backup|old|orig|rej|swp|swo|tmp|temp|part|crdownload)|\.~\d+~)|#.*#|~\$.*|.* \(conflicted copy.*)$",
+    r"(.*(~|\.(bak|backup|old|orig|rej|save|swp|swo|tmp|temp|part|crdownload)|\.~\d+~)"
+    r"|#.*#|~\$.*|.* \(conflicted copy.*)$",
     re.IGNORECASE,
 )
 """Names of what editors, and programs that write or load, leave beside a file."""

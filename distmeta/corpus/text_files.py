@@ -1,6 +1,7 @@
 """The text in a file: uncompressed, as UTF-8 whatever it was encoded in, in lines or paragraphs, in bounded memory."""
 
 import codecs
+import re
 import unicodedata
 from collections.abc import Generator, Iterator
 from pathlib import PurePosixPath
@@ -15,6 +16,9 @@ BAD_LINES = 50
 """So many lines that are not UTF-8 are kept, to guess what they are."""
 BAD_BYTES = 1000
 """So much is kept of each of them (bytes)."""
+
+_ESCAPED_BYTE = re.compile(rb"\\udc(?!ff)([89a-f][0-9a-f])")
+"""A byte that is not UTF-8 as `printable` spells it, but the mark of what is lost in characters."""
 
 Lines = Iterator[tuple[int, str] | Dropped]
 
@@ -130,6 +134,10 @@ class TextFile:
             name = guess or "NAME"
             problem = f"is not UTF-8; {seems}: set its encoding, as in {{path: ..., encoding: {name}}}"
         self._tally.problems.append(problem)
+        labels, self._tally.dropped_labels = self._tally.dropped_labels, {}
+        for label, count in labels.items():
+            as_guessed = _as_guessed(label, guess)
+            self._tally.dropped_labels[as_guessed] = self._tally.dropped_labels.get(as_guessed, 0) + count
 
     def _undecodable(self, number: int, line: bytes, error: UnicodeDecodeError) -> Dropped:
         if self._encoding is not None:
@@ -138,7 +146,7 @@ class TextFile:
         self._keep_bad(line)
         before = shown(line[: error.start].decode()[-20:])
         detail = f"byte 0x{line[error.start]:02x} after {before}"
-        return Dropped(number, "invalid_utf8", detail, line.decode(errors="backslashreplace"))
+        return Dropped(number, "invalid_utf8", detail, line.decode(errors="surrogateescape"))
 
     def _keep_bad(self, line: bytes) -> None:
         if len(self._bad) >= BAD_LINES:
@@ -148,6 +156,12 @@ class TextFile:
         except UnicodeDecodeError as error:
             start = max(0, error.start - BAD_BYTES // 2)
             self._bad.append(line[start : start + BAD_BYTES])
+
+
+def _as_guessed(label: str, guess: str | None) -> str:
+    """Return a label of a line that is not UTF-8 in the encoding that its file seems to have."""
+    escaped = _ESCAPED_BYTE.sub(lambda match: bytes.fromhex(match[1].decode()), label.encode())
+    return escaped.decode(guess, "replace") if guess else escaped.decode(errors="backslashreplace")
 
 
 def _with_head(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
@@ -177,7 +191,7 @@ def _is_plainly_utf8(head: bytes) -> bool:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return False
-    return len(head) - len(text) >= 20
+    return len(head) - len(text) >= 5
 
 
 def _transcode(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
