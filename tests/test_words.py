@@ -18,6 +18,10 @@ from tests.preparing import examples, prepare_small
 
 SENTENCES = {
     "English": ("The dog's 3rd BONE, don't", "the dog 3rd bone don't"),
+    "other apostrophes": (
+        "the dog`s and cat´s boneʼs day＇s end‘s it`ll café´s",
+        "the dog and cat bone day end it café",
+    ),
     "tokenized English": ("the dog 's bone do n't cost 3.50", "the dog bone do n't cost"),
     "French": ("l’homme d'été", "l’homme d'été"),
     "German": ("Die Straße müsste", "die straße müsste"),
@@ -80,11 +84,12 @@ def test_a_mask_touches_no_letter_of_its_word_and_no_combining_sign(text: str) -
             assert not any(regex.fullmatch(rf"(?!\p{{M}}){spaced}|\p{{Nd}}", each) for each in beside)
 
 
-SIMPLE = "aAsStreЯ1２_＿:.'‘’․‧·：．＇,;，；猫狗 \t\né-“—。！Ａ\u3000\x85\xa0\x0b"
+SIMPLE = "aAsStre`´Я1２_＿:.'‘’․‧·：．＇,;，；猫狗 \t\né-“—。！Ａ\u3000\x85\xa0\x0b"
 
 
 @given(st.text(st.sampled_from(SIMPLE), max_size=12) | st.text(st.characters(max_codepoint=0xFFFF), max_size=6))
 @example("don't 's a_b 3.14a a:b U.S.'s")
+@example("dog`s a`s 1`s `s` é´t")
 @example("a¸b")  # what looks like punctuation is a letter to Unicode
 def test_the_pattern_for_simple_text_finds_what_the_rules_find(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:

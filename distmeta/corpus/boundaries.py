@@ -50,12 +50,13 @@ _BETWEEN_LETTERS = rf"(?<=[{_LETTERS}])[{_JOIN_LETTERS}](?=[{_LETTERS}])"
 _BETWEEN_DIGITS = rf"(?<=[{_DIGITS}])[{_JOIN_DIGITS}](?=[{_DIGITS}])"
 _BETWEEN = rf"[{_JOIN_BOTH}]++|{_BETWEEN_LETTERS}|{_BETWEEN_DIGITS}"
 _WORD = rf"[{_LETTERS}{_DIGITS}]++(?:(?:{_BETWEEN})[{_LETTERS}{_DIGITS}]++)*+"
-_CUT_OFF = rf"(?<=['’])(?i:s|t|re|ve|ll|d|m)(?!(?:{_BETWEEN})?[{_LETTERS}{_DIGITS}])"
-"""What tokenized text cuts off a word, as in `the dog 's`."""
+_ACCENTS = "`´"
+_CUT_OFF = rf"(?:(?<=['’])|(?<=[{_LETTERS}][{_ACCENTS}]))(?i:s|t|re|ve|ll|d|m)(?!(?:{_BETWEEN})?[{_LETTERS}{_DIGITS}])"
+"""What tokenized text cuts off a word, as in `the dog 's`, or what stands behind an accent in an apostrophe's place."""
 _SIMPLE_WORD = re.compile(rf"{_NUMBER}|{_CUT_OFF}|([{CHINESE}]|{_WORD})")
 _ENDS_NOT = re.compile(f"[{_LETTERS}{_DIGITS}]")
 _IS_CHINESE = re.compile(f"[{CHINESE}]")
-_MAY_JOIN = re.compile(f"[{_JOIN_BOTH}{_JOIN_LETTERS}{_JOIN_DIGITS}]")
+_MAY_JOIN = re.compile(f"[{_JOIN_BOTH}{_JOIN_LETTERS}{_JOIN_DIGITS}{_ACCENTS}]")
 
 _KANA = r"\p{Hiragana}\p{Katakana}ーｰﾞﾟ"
 _HAS_KANA = regex.compile(f"[{_KANA}]")
@@ -86,11 +87,10 @@ _HAS_LETTER = regex.compile(r"[\p{L}\p{Nl}]")
 _EDGE = r"(?:[[\p{Pc}\p{Cf}]--[\u200c\u200d]]\p{M}*)+"
 _LEADING, _TRAILING = regex.compile(_EDGE, regex.V1), regex.compile(rf"{_EDGE}\Z", regex.V1)
 _IS_CUT_OFF = re.compile("(?:s|t|re|ve|ll|d|m)", re.IGNORECASE)
-_POSSESSIVE = re.compile(".['’]s", re.IGNORECASE)
+_POSSESSIVE = re.compile(".['’‘ʼ＇]s", re.IGNORECASE)
+_APOSTROPHE = regex.compile(rf"(?s:.?)['’]|[\p{{L}}\p{{M}}][{_ACCENTS}]")
 _MARK = regex.compile(r"[\p{M}\p{Cf}]")
-_TRUSTED_JAPANESE = regex.compile(
-    rf"[{CHINESE}々][{CHINESE}々{_UNSEEN}]+|[\p{{Katakana}}ーｰﾞﾟ][\p{{Katakana}}ーｰﾞﾟ{_UNSEEN}]+"
-)
+_TRUSTED_JAPANESE = regex.compile(rf"[{CHINESE}々][{CHINESE}々{_UNSEEN}]+|\p{{Katakana}}[\p{{Katakana}}ーｰﾞﾟ{_UNSEEN}]+")
 
 
 def _is_simple(text: str) -> bool:
@@ -121,7 +121,10 @@ def _between_boundaries(text: str, start: int, end: int) -> Iterator[Segment]:
             leading, trailing = _LEADING.match(segment), _TRAILING.search(segment)
             first = start + (leading.end() if leading else 0)
             last = start + (trailing.start() if trailing else len(segment))
-            if not (first and text[first - 1] in "'’" and _IS_CUT_OFF.fullmatch(text, first, last)):
+            is_cut_off = _IS_CUT_OFF.fullmatch(text, first, last) and _APOSTROPHE.fullmatch(
+                text, max(0, first - 2), first
+            )
+            if not is_cut_off:
                 yield Segment(first, _end_of_word(text, first, last), None)
         start += len(segment)
 

@@ -17,7 +17,8 @@ _CLOSING = "\"'”’»)\\]）」』】》〉"
 _END = r"[\p{Sentence_Terminal}--[.!?\u2024\uFE52．]] | ．(?!\p{N}) | …… | ׃ | [།༎](?:\s*[།༎])*"
 _BOUNDARY = regex.compile(
     rf"""
-    (?P<spaced> [.!?]+ [{_CLOSING}]* ) (?= \s )        # these stand within words too: white space has to follow
+    (?P<spaced> (?: [.!?] | (?<=\p{{Greek}}) [;\u037e] )+ [{_CLOSING}]* )  # the Greek question mark is a semicolon
+      (?= \s )                                         # these stand within words too: white space has to follow
     | (?: {_END} ) (?: {_END} | [!?] )*+
       [{_CLOSING}]*+                                   # closing quotes stay with their sentence
       (?! [，、；：،,;:] )                               # and a comma behind them goes on with it
@@ -25,8 +26,8 @@ _BOUNDARY = regex.compile(
     """,
     regex.VERBOSE | regex.V1,
 )
-"""Full stops and what does their work, among them 。 । ؟ ۔ ። ։ ။ ។, and the Tibetan shad and the Hebrew sof
-pasuq, which Unicode calls none."""
+"""Full stops and what does their work, among them 。 । ؟ ۔ ። ։ ။ ។, and what Unicode calls none: the Greek question
+mark, the Tibetan shad and the Hebrew sof pasuq."""
 _BOUNDARY_IN_ASCII = re.compile(r"(?P<spaced>[.!?]+[\"')\]]*)(?=\s)|\n[ \t]*\n\s*")
 _NEXT = re.compile(r"\s+[\"'“‘«(\[]*(\S)")
 _LAST_WORD = re.compile(r"(\S+)\Z")
