@@ -9,12 +9,16 @@ from pathlib import Path
 from distmeta.cluster.job import check_stays, check_uploaded
 from distmeta.config import Config, load_config
 from distmeta.errors import UserError
+from distmeta.evaluate.config import EvaluateConfig
 from distmeta.ownership import refuse_second
 from distmeta.paths import run_folder
 from distmeta.rundir import RunDirectory
 
 STRUCTURE = {"meta.adapt", "meta.algorithm", "meta.inner_rates", "meta.last_k", "meta.learn_temperature"}
 """Settings of meta-learning that say which parameters there are."""
+
+WITHOUT_EFFECT = {"corpus.accept_losses", "corpus.executor"}
+"""Settings of a corpus that say nothing of what it is."""
 
 
 def open_run(
@@ -70,7 +74,19 @@ def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | N
 
     config = resolve(config)
     structure = STRUCTURE | ({"meta.inner_steps"} if config.meta.inner_rates == "layer_step" else set())
-    refuse_changes(config, run, lambda key: key.startswith(("model.", "tokenizer.")) or key in structure)
+    before = load_config(run.config, check=False)
+    # The corpus that is there has been made, and its classes are split. Of another one it is not asked how.
+    is_its_own = config.corpus.directory == before.corpus.directory
+
+    def matters(key: str) -> bool:
+        section, _, name = key.partition(".")
+        if section == "tasks" and name in EvaluateConfig.model_fields:  # where `evaluate` is silent, it is as these
+            return is_its_own and getattr(config.evaluate, name) == getattr(before.evaluate, name)
+        if section in ("corpus", "tasks") or key == "train.seed":
+            return is_its_own and key not in WITHOUT_EFFECT
+        return section in ("model", "tokenizer") or key in structure
+
+    refuse_changes(config, run, matters)
     return config, run
 
 

@@ -166,6 +166,19 @@ def test_a_network_never_meets_the_ids_of_another_tokenizer(
     assert contents(run.path) == before
 
 
+@pytest.mark.parametrize(
+    "override", ["corpus.sources=[others.csv]", "tasks.n_way=2", "tasks.split_ratio=[0.4, 0.3, 0.3]", "train.seed=9"]
+)
+def test_what_an_evaluation_would_pass_over_is_refused(override: str, run: RunDirectory, tmp_path: Path) -> None:
+    """The corpus that is scored is the one that is prepared, with its classes split as they are."""
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=f"^{key}: .* before, .* now"):
+        reopen_run(None, [override], run.path)
+    # Of another corpus it is not asked what it was made of, and what leaves the ways to the tasks may change both.
+    reopen_run(None, [override, f"corpus.directory={tmp_path}"], run.path)
+    reopen_run(write_config(tmp_path, tasks={"n_way": 2}), [], run.path)
+
+
 def test_another_corpus_of_the_same_tokenizer_is_scored_as_what_it_is(run: RunDirectory, tmp_path: Path) -> None:
     own = evaluate(*reopen_run(None, [], run.path), quiet)
     before = run.evaluation.read_bytes()
