@@ -26,7 +26,13 @@ app = typer.Typer(
 
 def config_option(otherwise: str) -> Any:
     """The option --config; `otherwise` says what holds without it."""
-    return typer.Option("--config", "-c", metavar="FILE", help=f"Configuration (YAML). Without it, {otherwise}.")
+    return typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        parser=lambda text: local_path(text, "--config"),
+        help=f"Configuration (YAML). Without it, {otherwise}.",
+    )
 
 
 ConfigFile = Annotated[Path | None, config_option("that of the run in --run-dir, else all defaults")]

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Config(Section):
 
 
 def load_config(
-    path: Path | None = None, overrides: Iterable[str] = (), *, check: bool = True, files: bool = True
+    path: Path | None = None, overrides: Sequence[str] = (), *, check: bool = True, files: bool = True
 ) -> Config:
     """The configuration in a YAML file, or all defaults without one, with `key=value` overrides applied.
 
@@ -68,6 +68,13 @@ def load_config(
     # A section of which every key is commented out reads as nothing.
     config = _validate({section: values for section, values in tree.items() if values is not None})
     found = [*impossible(config), *(missing_files(config) if files else ())] if check else []
+    if check and config.model.name_or_path is not None:
+        keys = (override.partition("=")[0].strip() for override in overrides)
+        if idle := next((key for key in keys if f"{key}.".startswith("model.config.")), None):
+            found.append(
+                f"--set {idle}: is of a new model, and model.name_or_path loads {config.model.name_or_path}; leave it "
+                "out, or set model.name_or_path=null"
+            )
     problems = [one_line(problem) for problem in found]
     if problems:
         raise UserError("\n".join(problems))

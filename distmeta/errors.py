@@ -22,3 +22,8 @@ def one_line(text: str) -> str:
     """The text in one line: what cannot be printed as it is in a file, and of a long one the middle left out."""
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 110]} [...] {line[-100:]}"
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says first."""
+    return one_line(str(error).strip().split("\n")[0] or type(error).__name__)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from distmeta.errors import UserError
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""What an address begins with, also where the second slash was forgotten or lost."""
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|[\w.-]+@[\w.-]+:")
+"""What an address begins with, also where the second slash was forgotten or lost, or as `scp` takes it."""
 
 
 def is_address(text: str) -> bool:

@@ -11,7 +11,8 @@ from distmeta.corpus.tokenizer import load_source
 from distmeta.errors import UserError
 from distmeta.meta import algorithm_class
 from distmeta.models import Network, load_network, load_tokenizer
-from distmeta.models.folder import check_small_files
+from distmeta.models.config import DEFAULT_MODEL
+from distmeta.models.folder import check_small_files, refuse_missing
 from distmeta.models.load import (
     load_model_config,
     max_sequence_length,
@@ -37,6 +38,7 @@ def resolve(config: Config) -> Config:
     is_new = config.model.name_or_path is None
     hf_config = load_model_config(config.model)
     if config.tokenizer.name_or_path is not None:
+        refuse_missing(config.tokenizer.name_or_path, "tokenizer.name_or_path")
         check_small_files(config.tokenizer.name_or_path, "tokenizer.name_or_path")
     smlmt = config.tasks.label_column is None
     config.model.pooling = resolve_pooling(config.model.pooling, model_kind(hf_config), smlmt)
@@ -78,6 +80,10 @@ def check_weights(config: Config) -> str | None:
         return None
     language_model = wants_language_model(config) or config.evaluate.language_model_baseline
     lines = [look_at_weights(config.model, language_model=language_model)]
+    if config.model.config != DEFAULT_MODEL:
+        lines.append(
+            "model.config: not used, since model.name_or_path loads another model with a configuration of its own"
+        )
     if config.tokenizer.name_or_path is not None:
         lines += _other_numbers(config.model.name_or_path, config.tokenizer.name_or_path)
     return "\n".join(lines)

@@ -127,6 +127,14 @@ def test_a_value_that_is_set_replaces_what_was_there(tmp_path):
     assert list(load_config(file, [space]).sweep.space) == ["meta.outer_lr"]
 
 
+@pytest.mark.parametrize("override", ["model.config={model_type: gpt2}", " model.config.hidden_size = 64"])
+def test_a_new_model_that_is_set_beside_one_that_is_loaded_is_not_passed_over(tmp_path, override):
+    file = write(tmp_path, "model: {name_or_path: some/hub-name}\n")
+    with pytest.raises(UserError, match=r"^--set .*: is of a new model, and model.name_or_path loads some/hub-name"):
+        load_config(file, [override])
+    assert load_config(file, [override, "model.name_or_path=null"]).model.name_or_path is None
+
+
 def test_another_type_of_the_default_model_is_not_given_a_bert_s_sizes():
     with pytest.raises(UserError, match=r"--set model.config.model_type: .*a bert's; set all of it"):
         load_config(None, ["model.config.model_type=gpt2"])

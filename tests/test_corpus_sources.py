@@ -122,6 +122,14 @@ def test_folders_globs_and_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names(*[str(tmp_path / "one.txt")] * 2) == ["one.txt", "one.txt~2"]
 
 
+@pytest.mark.parametrize("address", ["hf://datasets/x", "nothing://bucket/x"])
+def test_an_address_that_leads_nowhere_is_told(address: str) -> None:
+    """Whatever the library behind it makes of that."""
+    with pytest.raises(UserError, match=f"^corpus.sources: {address}: cannot be reached: ") as refusal:
+        resolve_sources(CorpusConfig(sources=[address]))
+    assert "\n" not in str(refusal.value)
+
+
 def test_hidden_files_and_backups_are_none_whatever_format_is_given(tmp_path: Path) -> None:
     hidden = ["._b.txt", ".ipynb_checkpoints/b.txt", "c/.d/e.txt", ".x.md", ".b.txt.swp"]
     backups = ["b.txt~", "b.txt.bak", "#b.txt#", "c/b.swp", "~$b.txt", "b.orig", "b.txt.~1~", "B.TXT.BAK", "b.txt.save"]

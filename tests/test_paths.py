@@ -1,5 +1,6 @@
 """Paths that users give: an address is taken for none, and what cannot be a folder is told before anything is made."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ def refused(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("address", ["s3://bucket/run", "s3:/bucket/run", "gs://bucket", "hdfs://host:9000/x"])
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/run", "s3:/bucket/run", "gs://bucket", "hdfs://host:9000/x", "me@host:run"]
+)
 def test_an_address_is_no_run_directory(
     command: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +103,7 @@ def test_a_setting_that_is_a_path_is_no_address(key: str, address: str, tmp_path
     [
         ("s3:/bucket/x", "an address has two slashes"),
         ("nothing://bucket/x", "cannot be reached"),
+        ("hf://datasets/x/", "cannot be reached"),
         ("texts.csv", "is a file, not a folder"),
         ("texts.csv/x", "is a file, not a folder"),
         ("link/x", "which is not there"),
@@ -113,6 +117,20 @@ def test_a_storage_that_can_be_none_is_told_before_anything_starts(storage: str,
             check_claim(load_config(path), RunDirectory(tmp_path / "run"), resume)
         assert str(refusal.value).startswith("train.storage: ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["model", "tokenizer"])
+@pytest.mark.parametrize("path", ["/nowhere/x", "./x", "../x", "x/", "some/where/x"])
+def test_what_can_be_no_name_of_the_hub_is_looked_for_on_the_disk_alone(key: str, path: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{key}.name_or_path: nothing is at {re.escape(path)}$"):
+        open_run(write_config(tmp_path), [f"{key}.name_or_path={path}"], tmp_path / "run")
+
+
+@pytest.mark.parametrize("command", ["config", *COMMANDS])
+def test_a_configuration_is_no_address(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refused(tmp_path, command, "--config", "s3://bucket/run.yaml")
+    assert line.startswith("--config: s3://bucket/run.yaml is an address")
 
 
 def test_a_page_goes_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,6 +300,14 @@ def test_a_tokenizer_or_an_adapter_that_is_not_of_the_weights_is_said(folders, t
     assert "the adapter beside them (adapter_config.json) is not applied" in look(folder)
 
 
+def test_a_new_model_beside_the_one_that_is_loaded_is_said_to_be_not_used(folders, tmp_path):
+    tree = tiny_config(write_labelled_csv(tmp_path / "texts.csv"), model={"name_or_path": str(folders["bert"])})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+    assert "\nmodel.config: not used" in check_weights(resolve(load_config(tmp_path / "run.yaml")))
+    plain = resolve(load_config(tmp_path / "run.yaml", [f"model={{name_or_path: {folders['bert']}}}"]))
+    assert "model.config" not in check_weights(plain)
+
+
 def test_settings_that_come_with_a_model_stay_with_it(folders, tmp_path):
     folder = changed(folders["gpt2"], tmp_path / "model", tensors_of(folders["gpt2"]))
     (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 17}))

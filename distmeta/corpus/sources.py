@@ -17,7 +17,7 @@ from distmeta.corpus.kinds import COMPRESSIONS
 from distmeta.corpus.pieces import UNKNOWN, Piece
 from distmeta.corpus.readers import describe_unknown
 from distmeta.corpus.streams import filesystem
-from distmeta.errors import UserError
+from distmeta.errors import UserError, first_line
 
 FORMATS = {
     ".txt": "text",
@@ -103,8 +103,8 @@ def _resolve(source: SourceConfig, directory: Path | None) -> tuple[list[Piece],
         return [piece], Counter()
     try:
         matches = list(_find(source.path, directory))
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"corpus.sources: {source.path}: cannot be reached: {error}") from error
+    except Exception as error:  # whatever a storage or a hub may raise
+        raise UserError(f"corpus.sources: {source.path}: cannot be reached: {first_line(error)}") from error
     columns = tuple(source.columns) if source.columns else None
     files: list[Piece] = []
     skipped = Counter[str]()

@@ -29,6 +29,7 @@ def check_folder(name_or_path: str) -> None:
         UserError: it is a file, or a folder of something else, or a file in it is not what its name says.
     """
     folder = Path(name_or_path)
+    refuse_missing(name_or_path, "model.name_or_path")
     if folder.is_file():
         raise UserError(f"model.name_or_path: {folder} is a file; give the folder that holds it and its {CONFIG}")
     if not folder.is_dir():
@@ -36,6 +37,17 @@ def check_folder(name_or_path: str) -> None:
     check_small_files(name_or_path, "model.name_or_path")
     if not (folder / CONFIG).exists():
         raise UserError(f"model.name_or_path: {folder} has no {CONFIG}{_where_it_is(folder)}")
+
+
+def refuse_missing(name_or_path: str, key: str) -> None:
+    """Refuses what can be no name of the hub, and is not there either.
+
+    Raises:
+        UserError: it is not there.
+    """
+    is_path = name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/") or name_or_path.count("/") > 1
+    if is_path and not Path(name_or_path).exists():
+        raise UserError(f"{key}: nothing is at {name_or_path}")
 
 
 def check_small_files(name_or_path: str, key: str) -> None:

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from distmeta.errors import UserError, one_line
+from distmeta.errors import UserError, first_line, one_line
 from distmeta.models.batch import side_by_side
 from distmeta.models.config import ModelConfig
 from distmeta.models.fit import read_weights
@@ -381,7 +381,3 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder."""
     return AutoTokenizer.from_pretrained(folder, use_fast=True)
-
-
-def first_line(error: Exception) -> str:
-    return one_line(str(error).strip().split("\n")[0] or type(error).__name__)

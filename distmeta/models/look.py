@@ -5,11 +5,11 @@ from contextlib import suppress
 
 from transformers import AutoModel
 
-from distmeta.errors import UserError
+from distmeta.errors import UserError, first_line
 from distmeta.library_warnings import warnings_of_transformers
 from distmeta.models.config import ModelConfig
 from distmeta.models.fit import check_numbers, check_weights, counted
-from distmeta.models.load import class_of, first_line, language_model_class, load_model_config
+from distmeta.models.load import class_of, language_model_class, load_model_config
 from distmeta.models.weight_files import find_weights
 
 READ_WHOLE = 2 * 2**30

@@ -8,7 +8,7 @@ import pyarrow.fs
 
 from distmeta.config import Config
 from distmeta.engine.checkpoint import newest_good
-from distmeta.errors import UserError
+from distmeta.errors import UserError, first_line
 from distmeta.ownership import own
 from distmeta.paths import check_folder
 from distmeta.rundir import RunDirectory
@@ -40,8 +40,8 @@ def check_storage(config: Config, run: RunDirectory) -> None:
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
         filesystem.get_file_info(f"{path}/{CHECKPOINTS}")
-    except (OSError, ValueError) as error:
-        raise UserError(f"train.storage: cannot be reached: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever a storage or a hub may raise
+        raise UserError(f"train.storage: cannot be reached: {first_line(error)}") from None
 
 
 @contextmanager
@@ -77,6 +77,6 @@ def newest_checkpoint(config: Config, run: RunDirectory) -> tuple[pyarrow.fs.Fil
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
         name = newest_good(filesystem, f"{path}/{CHECKPOINTS}")
-    except (OSError, ValueError) as error:
-        raise UserError(f"train.storage: cannot be reached: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever a storage or a hub may raise
+        raise UserError(f"train.storage: cannot be reached: {first_line(error)}") from None
     return None if name is None else (filesystem, Path(path) / CHECKPOINTS / name)
