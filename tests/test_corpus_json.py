@@ -157,3 +157,12 @@ def test_the_public_case_of_a_list() -> None:
     pretty, lines = (read(folder / name, LABELLED)[0] for name in ("pretty.json", "tiny.jsonl"))
     assert [(r.text, r.label) for r in pretty] == [(r.text, r.label) for r in lines]
     assert len(pretty) == 240
+
+
+def test_a_list_in_another_encoding_is_told_by_the_most_common_that_reads_the_same(tmp_path: Path) -> None:
+    rows = [{"text": f"le numéro {number}", "label": "abc"[number % 3]} for number in range(30)]
+    (tmp_path / "a.json").write_bytes(dumps(rows, indent=1).encode("cp1252"))
+    records, tally = read(tmp_path / "a.json", LABELLED)
+    assert (records, tally.dropped) == ([], {"invalid_utf8": 30})
+    assert "encoding: cp1252}" in tally.problems[0]
+    assert tally.places["invalid_utf8"][0] == "row 1: a byte that is not text"

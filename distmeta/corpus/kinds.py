@@ -3,6 +3,7 @@
 import codecs
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 HEAD = 65_536
 """About as many bytes of a file are looked at."""
@@ -156,5 +157,8 @@ def guess_encoding(lines: Sequence[bytes]) -> str | None:
     if not texts:
         return None
     likely, common = next(iter(texts)), list(texts)[-1]
-    # Where the encoding that is more common reads the same, it is that one: cp1252 for iso8859-1.
+    # Where an encoding that is more common reads the same, it is that one: cp1252 for iso8859-1.
+    with suppress(UnicodeDecodeError):
+        if sample.decode("cp1252") == texts[likely]:
+            return "cp1252"
     return common if texts[common] == texts[likely] else likely

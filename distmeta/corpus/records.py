@@ -56,6 +56,8 @@ EMPTY = "empty: it has no records"
 """The note on a file in which there is nothing."""
 LABELS = 1000
 """Labels of dropped records are kept up to this number, of each piece of a file."""
+UNDECODED = "\udcff"
+"""Stands for bytes that could not be decoded, where a text is not read by lines."""
 _SEEN = regex.compile(r"[^\s\p{Cf}\p{Variation_Selector}]")
 
 
@@ -187,7 +189,8 @@ def _clean(record: Record, settings: RecordSettings) -> Record | Dropped:
     try:
         size = sum(len(value.encode()) for value in fields)
     except UnicodeEncodeError as error:  # half of a surrogate pair, as JSON can spell it
-        return dropped("invalid_utf8", f"{error.object[error.start]!r} is no character")
+        half = error.object[error.start]
+        return dropped("invalid_utf8", f"{half!r} is no character" if half != UNDECODED else "a byte that is not text")
     if size > settings.max_record_bytes:
         return dropped("too_long", settings.too_long)
     text = _clean_text(text, settings.normalize)

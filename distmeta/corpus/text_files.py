@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from distmeta.corpus.kinds import HEAD, compression_of, compression_of_name, guess_encoding, marked_encoding, what_it_is
 from distmeta.corpus.pieces import Piece
-from distmeta.corpus.records import Dropped, Reason, Record, Records, RecordSettings, Tally, shown
+from distmeta.corpus.records import UNDECODED, Dropped, Reason, Record, Records, RecordSettings, Tally, shown
 from distmeta.corpus.streams import BrokenStream, read_bytes, read_plain
 
 BYTE_ORDER_MARK = codecs.BOM_UTF8
@@ -23,7 +23,7 @@ _ESCAPED_BYTE = re.compile(rb"\\udc(?!ff)([89a-f][0-9a-f])")
 Lines = Iterator[tuple[int, str] | Dropped]
 
 _MARK = "distmeta.mark"
-codecs.register_error(_MARK, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
+codecs.register_error(_MARK, lambda error: (UNDECODED, error.end))  # type: ignore[attr-defined]
 
 
 class RefusedFile(Exception):
@@ -108,7 +108,7 @@ class TextFile:
         decoder = codecs.getincrementaldecoder("utf-8")(_MARK)
         for chunk in self._chunks:
             text = decoder.decode(chunk)
-            if "\udcff" in text and self._encoding is None:
+            if UNDECODED in text and self._encoding is None:
                 for line in chunk.split(b"\n"):
                     self._keep_bad(line)
             yield text
