@@ -54,6 +54,15 @@ def test_a_source_of_nothing_but_what_is_not_read_is_named(tmp_path: Path) -> No
         read(tmp_path / "in")
 
 
+def test_an_archive_that_is_compressed_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(archive("tar")))
+    (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(archive("tar"))[:15])
+    with pytest.raises(UserError, match=r"no reader knows the ending \.tar; it seems to be a tar archive: unpack it"):
+        read(tmp_path / "a.tar.gz")
+    with pytest.raises(UserError, match=r"no reader knows the ending \.tar"):
+        read(tmp_path / "cut.tar.gz")
+
+
 def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
     write_sentences(tmp_path / "in/a.txt")
     (tmp_path / "in/b.txt").symlink_to(tmp_path / "gone.txt")

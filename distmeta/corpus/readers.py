@@ -1,5 +1,6 @@
 """Readers: the records in a piece of a source, one reader a format."""
 
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 from pyarrow.fs import FileType
@@ -10,7 +11,7 @@ from distmeta.corpus.json_rows import is_by_lines, read_json_lines, read_json_va
 from distmeta.corpus.kinds import COMPRESSIONS, HEAD, compression_of, what_it_is
 from distmeta.corpus.pieces import UNKNOWN, Piece
 from distmeta.corpus.records import EMPTY, Dropped, Record, Records, RecordSettings, Tally
-from distmeta.corpus.streams import BrokenStream, filesystem, read_head
+from distmeta.corpus.streams import BrokenStream, filesystem, read_head, read_plain
 from distmeta.corpus.tabular import read_table
 from distmeta.corpus.text_files import RefusedFile, TextFile, read_paragraphs
 
@@ -73,7 +74,9 @@ def describe_unknown(piece: Piece) -> str:
         return "no file that can be read: a link to nothing?"
     head, path = read_head(piece.root, piece.path, HEAD), PurePosixPath(piece.path)
     compression = compression_of(head, path.name)
-    found = None if compression else what_it_is(head)
+    with suppress(BrokenStream):
+        head = next(read_plain(piece.root, piece.path, compression), b"") if compression else head
+    found = what_it_is(head)
     ending = (path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path).suffix
     unread = f"no reader knows the ending {ending}" if ending else "its name has no ending"
     if found is None:
