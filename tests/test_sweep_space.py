@@ -10,6 +10,7 @@ import yaml
 
 from distmeta.config import Config, load_config, read_key, to_yaml
 from distmeta.errors import UserError
+from distmeta.sweep.command import plan
 from distmeta.sweep.directory import SweepDirectory, write_trial
 from distmeta.sweep.points import first_values, number_of_trials
 from distmeta.sweep.run import run_trials
@@ -237,3 +238,11 @@ def test_what_cannot_be_swept_is_refused_in_a_line(tmp_path: Path, sweep: dict[s
         run_trials(config, SweepDirectory(tmp_path / "sweep"), resume=False, say=lambda _: None)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_plan_says_where_a_sweep_has_fewer_trials_than_asked_for(tmp_path: Path):
+    config_of(tmp_path, num_trials=9, space={"meta.inner_steps": {"type": "choice", "values": [1, 2, 3]}})
+    said: list[str] = []
+    table = plan(tmp_path / "sweep.yaml", [], tmp_path / "run", rate=1e9, memory=None, say=said.append)
+    assert "sweep.space: 3 points, so 3 trials instead of sweep.num_trials 9" in said
+    assert "3 trials" in table

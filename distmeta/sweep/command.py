@@ -108,7 +108,7 @@ def _plan(config: Config, sweep: SweepDirectory, rate: float | None, memory: flo
         write_plan,
     )
     from distmeta.setup import check_weights, resolve
-    from distmeta.sweep.points import number_of_trials
+    from distmeta.sweep.points import fewer_trials, number_of_trials
     from distmeta.sweep.space import Space, grace_steps
 
     trials = 0 if config.sweep == SweepConfig() else number_of_trials(Space(config), config.sweep)
@@ -126,6 +126,8 @@ def _plan(config: Config, sweep: SweepDirectory, rate: float | None, memory: flo
         check_claim(made, run, resume=True)
     forecast = make_plan(made, run, rate=rate, say=say)
     if trials:
+        for line in fewer_trials(trials, config.sweep):
+            say(line)
         options, share = config.sweep, 1.0
         if options.scheduler == "asha":
             share = asha_share(config.train.outer_steps, grace_steps(config), options.reduction_factor)

@@ -43,6 +43,13 @@ def number_of_trials(space: Space, options: SweepConfig) -> int:
     return len(first_values(space, options))
 
 
+def fewer_trials(total: int, options: SweepConfig) -> list[str]:
+    """A line where there are fewer trials than asked for."""
+    if total >= options.num_trials:
+        return []
+    return [f"sweep.space: {total} points, so {total} trials instead of sweep.num_trials {options.num_trials}"]
+
+
 def another_points(space: Space, seed: int, there: set[str]) -> Iterator[Values]:
     """Draws, none of them twice and none with an identity that is `there`, until the space has no other."""
     seen, index, repeats = set(there), 0, 0

@@ -30,7 +30,7 @@ from distmeta.sweep.directory import (
     set_status,
     write_table,
 )
-from distmeta.sweep.points import first_values, number_of_trials
+from distmeta.sweep.points import fewer_trials, first_values, number_of_trials
 from distmeta.sweep.prepare import TrialMaker
 from distmeta.sweep.schedule import make_scheduler
 from distmeta.sweep.search import Search
@@ -75,8 +75,8 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
         write_text(sweep.config, to_yaml(config))
         write_json(sweep.environment, wandb_environment.environment())
         total = number_of_trials(space, config.sweep)
-        if total < config.sweep.num_trials:
-            say(f"sweep.space: {total} points, so {total} trials instead of sweep.num_trials {config.sweep.num_trials}")
+        for line in fewer_trials(total, config.sweep):
+            say(line)
         say(f"{total} trials, {at_a_time} at a time, {config.sweep.search} search, scheduler {config.sweep.scheduler}")
         _fit(config, space, sweep, maker, at_a_time, resume=resume, say=say)
     for trial_id in sweep.trial_ids():
