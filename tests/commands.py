@@ -1,5 +1,7 @@
 """The command line as a user has it, for tests of whole runs and sweeps."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 
+from distmeta.cli import main
 from distmeta.signals import end_with_parent
 
 DISTMETA = [sys.executable, "-m", "distmeta.cli"]
@@ -31,6 +35,24 @@ def distmeta(
     )
     assert not check or done.returncode == 0, done.stderr[-4000:]
     return done
+
+
+def distmeta_here(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same of a command that starts no process, in this one, in which the libraries are loaded already."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    command = ["distmeta", *map(str, arguments)]
+    with (
+        mock.patch.dict(os.environ, environment()),
+        mock.patch.object(sys, "argv", command),
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
@@ -63,6 +85,15 @@ class Running:
             metrics = self.run / within / "metrics.jsonl"
             if metrics.exists() and len(metrics.read_bytes().splitlines()) >= step:
                 return psutil.Process(self.process.pid).children(recursive=True)
+            time.sleep(0.02)
+        raise AssertionError(self.log.read_text()[-4000:])
+
+    def wait_for_line(self, beginning: str) -> None:
+        """Waits until the command has said a line that begins so."""
+        deadline = time.time() + 180
+        while time.time() < deadline and self.process.poll() is None:
+            if f"\n{beginning}" in self.log.read_text():
+                return
             time.sleep(0.02)
         raise AssertionError(self.log.read_text()[-4000:])
 

@@ -20,9 +20,10 @@ from distmeta.corpus.executor import RayExecutor
 from tests.preparing import prepare_small
 
 ingest.UNIT_BYTES = 1
-ray.init("local", num_cpus=int(sys.argv[3]), include_dashboard=False, configure_logging=False, log_to_driver=False)
-prepare_small(Path(sys.argv[2]), [Path(sys.argv[1])], executor=RayExecutor())
-ray.shutdown()
+for cpus in (1, 2):
+    ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    prepare_small(Path(f"{sys.argv[2]}{cpus}"), [Path(sys.argv[1])], executor=RayExecutor())
+    ray.shutdown()
 """
 
 
@@ -46,15 +47,15 @@ def test_one_process_and_ray_on_one_and_two_cpus_make_the_same_files(
     prepare_small(tmp_path / "local", [tmp_path / "in"])
     expected = files_of(tmp_path / "local")
     assert len(json.loads((tmp_path / "local/manifest.json").read_text())["segment_parts"]) == 5
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "in"), str(tmp_path / "ray")],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=480,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     for cpus in (1, 2):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(tmp_path / "in"), str(tmp_path / f"ray{cpus}"), str(cpus)],
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[1])},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
         assert files_of(tmp_path / f"ray{cpus}") == expected

@@ -8,14 +8,16 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from distmeta.train.phases import STEP_PHASES
-from tests.commands import KEY, Running, assert_gone, distmeta, read_rows
+from tests.commands import KEY, Running, assert_gone, distmeta, distmeta_here, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
 from tests.wandb_files import offline_records
 
@@ -24,11 +26,13 @@ TIMES |= {f"seconds/{phase}" for phase in STEP_PHASES}
 STEPS, EVERY = 100, 20
 
 
-def assert_same_rows(run: Path, other: Path, tolerance: float = 0.0) -> None:
-    rows, others = read_rows(run), read_rows(other)
-    assert [row["outer_step"] for row in rows] == list(range(1, STEPS + 1))
+def assert_same_rows(run: Path, other: Path, tolerance: float = 0.0, steps: int = STEPS) -> None:
+    """Whether a run has the rows of another, up to a step."""
+    rows, others = read_rows(run), read_rows(other)[:steps]
+    assert [row["outer_step"] for row in rows] == list(range(1, steps + 1))
     validations = [(path / "validation.jsonl").read_text().splitlines() for path in (run, other)]
-    assert len(validations[0]) == len(validations[1]) == 3
+    validations[1] = [line for line in validations[1] if json.loads(line)["outer_step"] <= steps]
+    assert len(validations[0]) == len(validations[1]) == 1 + steps // 50
     if not tolerance:
         assert validations[0] == validations[1]
     for row, expected in zip(rows, others, strict=True):
@@ -132,11 +136,11 @@ def test_nothing_secret_and_nothing_large_is_left(whole: Path, folder: Path):
 
 def test_a_run_is_not_overwritten_and_not_changed_by_a_resume(whole: Path, folder: Path):
     before = (whole / "metrics.jsonl").read_bytes()
-    refused = distmeta("pretrain", "--config", "run.yaml", "--run-dir", "whole", cwd=folder, check=False)
+    refused = distmeta_here("pretrain", "--config", "run.yaml", "--run-dir", "whole", cwd=folder)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
     other = ["--resume", "--set", "meta.inner_lr=0.2"]
-    changed = distmeta("pretrain", "--config", "run.yaml", "--run-dir", "whole", *other, cwd=folder, check=False)
+    changed = distmeta_here("pretrain", "--config", "run.yaml", "--run-dir", "whole", *other, cwd=folder)
     assert changed.returncode == 2
     assert "meta.inner_lr: 0.1 before, 0.2 now" in changed.stderr
     assert "Traceback" not in refused.stderr + changed.stderr
@@ -145,7 +149,7 @@ def test_a_run_is_not_overwritten_and_not_changed_by_a_resume(whole: Path, folde
 
 def test_the_kept_network_is_scored_again_with_other_ways(whole: Path, folder: Path):
     options = ["--set", "evaluate.n_way=all", "--set", "evaluate.k_shot=1", "--set", "evaluate.split=train"]
-    done = distmeta("evaluate", "--run-dir", "whole", *options, "--set", "evaluate.episodes=3", cwd=folder)
+    done = distmeta_here("evaluate", "--run-dir", "whole", *options, "--set", "evaluate.episodes=3", cwd=folder)
     (file,) = (whole / "evaluations").glob("train_all-way_1-shot_*.json")
     evaluation = json.loads(file.read_text())
     assert (evaluation["n_way"], evaluation["k_shot"], evaluation["split"]) == (11, 1, "train")
@@ -156,7 +160,7 @@ def test_the_kept_network_is_scored_again_with_other_ways(whole: Path, folder: P
 def test_without_inner_learning_accuracy_is_chance(whole: Path, folder: Path):
     """Case A2: nothing about a class may be read off its label's number."""
     options = ["--set", "meta.inner_lr=0", "--set", "evaluate.split=train", "--set", "evaluate.episodes=40"]
-    distmeta("evaluate", "--run-dir", "whole", *options, cwd=folder)
+    distmeta_here("evaluate", "--run-dir", "whole", *options, cwd=folder)
     (file,) = (whole / "evaluations").glob("train_*_40-episodes_*.json")
     evaluation = json.loads(file.read_text())
     inner = [method for method in evaluation["methods"] if method["use"] == "inner-loop"]
@@ -165,26 +169,12 @@ def test_without_inner_learning_accuracy_is_chance(whole: Path, folder: Path):
 
 def test_an_export_can_be_made_again(whole: Path, folder: Path):
     before = (whole / "model" / "model.safetensors").read_bytes()
-    done = distmeta("export", "--run-dir", "whole", cwd=folder)
+    done = distmeta_here("export", "--run-dir", "whole", cwd=folder)
     assert done.stdout.strip() == str(whole / "model")
     assert (whole / "model" / "model.safetensors").read_bytes() == before
 
 
 # Bad times
-
-
-def test_a_killed_worker_is_made_good(whole: Path, folder: Path):
-    run = Running(folder, "run.yaml", "lost-worker")
-    processes = run.wait_for_step(EVERY + 5)
-    workers = [process for process in processes if "TrainWorker" in " ".join(process.cmdline())]
-    assert len(workers) == 2
-    workers[1].kill()
-    assert run.wait() == 0, run.log.read_text()[-4000:]
-    assert_same_rows(run.run, whole)
-    loss = r"\nworker \d was lost \(process \d+ on node [\d.]+\): its process ended without a word.*\(loss 1 of 3 .*\n"
-    assert len(re.findall(loss, run.log.read_text())) == 1
-    assert re.search(r"going on from the checkpoint of outer step [2468]0\n", run.log.read_text())
-    assert_gone(processes)
 
 
 @pytest.mark.slow  # that of a sweep is killed in test_sweep
@@ -230,10 +220,9 @@ def test_the_language_model_baseline_gets_as_many_tokens(whole: Path, folder: Pa
     assert "language-model inner-loop" in [method["name"] for method in methods]
 
 
-def stop_by(number: signal.Signals, folder: Path) -> Path:
-    """A run that a signal to its whole process group ended."""
-    run = Running(folder, "run.yaml", f"stopped-{number.name}")
-    processes = run.wait_for_step(5)
+def assert_stops(run: Running, number: signal.Signals) -> int:
+    """Sends a signal to the whole process group of a run that is under way; returns the step at which it ends."""
+    processes = psutil.Process(run.process.pid).children(recursive=True)
     run.signal_group(number)
     since = time.monotonic()
     assert run.wait() == 130, run.log.read_text()[-4000:]
@@ -244,23 +233,35 @@ def stop_by(number: signal.Signals, folder: Path) -> Path:
     newest = sorted((run.run / "checkpoints").glob("checkpoint_0*"))[-1]
     assert newest.name.startswith(f"checkpoint_{steps:08d}")
     assert f"stopped after outer step {steps}; --resume goes on" in run.log.read_text()
-    return run.run
+    return steps
 
 
-def test_a_signal_to_the_process_group_leaves_a_checkpoint_of_the_step(folder: Path):
-    """Ray's own processes must not die of it before that."""
-    stop_by(signal.SIGTERM, folder)
+def test_a_killed_worker_is_made_good_and_a_signal_leaves_a_checkpoint_of_the_step(whole: Path, folder: Path):
+    """A signal to the whole process group, of which Ray's own processes must not die before."""
+    run = Running(folder, "run.yaml", "disturbed")
+    workers = [process for process in run.wait_for_step(EVERY + 5) if "TrainWorker" in " ".join(process.cmdline())]
+    assert len(workers) == 2
+    workers[1].kill()
+    assert_gone(workers[1:])
+    run.wait_for_line("going on from the checkpoint of outer step")
+    steps = assert_stops(run, signal.SIGTERM)
+    assert_same_rows(run.run, whole, steps=steps)
+    loss = r"\nworker \d was lost \(process \d+ on node [\d.]+\): its process ended without a word.*\(loss 1 of 3 .*\n"
+    assert len(re.findall(loss, run.log.read_text())) == 1
+    assert re.search(r"going on from the checkpoint of outer step [2468]0\n", run.log.read_text())
 
 
 @pytest.mark.slow  # that it makes no difference to the run is held in test_train_loop
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_leaves_a_run_that_goes_on(number: signal.Signals, whole: Path, folder: Path):
     """Case B1: and on one worker, at another ZeRO stage."""
-    run = stop_by(number, folder)
+    run = Running(folder, "run.yaml", f"stopped-{number.name}")
+    run.wait_for_step(5)
+    assert_stops(run, number)
     other = ["--set", "train.num_workers=1", "--set", "engine.zero_stage=3"]
-    resumed = Running(folder, "run.yaml", run.name, "--resume", *other)
+    resumed = Running(folder, "run.yaml", run.run.name, "--resume", *other)
     assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
-    assert_same_rows(run, whole, tolerance=1e-5)
+    assert_same_rows(run.run, whole, tolerance=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -275,10 +276,9 @@ def test_a_signal_leaves_a_run_that_goes_on(number: signal.Signals, whole: Path,
 )
 def test_what_cannot_work_is_refused_before_a_cluster_starts(options: list[str], words: list[str], folder: Path):
     """Cases B4 and F1."""
-    started = time.time()
-    refused = distmeta("pretrain", "--config", "run.yaml", "--run-dir", "refused", *options, cwd=folder, check=False)
+    refused = distmeta_here("pretrain", "--config", "run.yaml", "--run-dir", "refused", *options, cwd=folder)
     assert refused.returncode == 2, refused.stderr
-    assert time.time() - started < 60
+    assert not ray.is_initialized()
     for word in words:
         assert word in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -17,7 +17,7 @@ from distmeta.engine.checkpoint import read_checkpoint
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.directory import write_trial
 from distmeta.sweep.takeover import OWN, copy_newest, take_over
-from tests.commands import KEY, Running, assert_gone, distmeta, read_rows
+from tests.commands import KEY, Running, assert_gone, distmeta, distmeta_here, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
 from tests.wandb_files import logged_steps, offline_records
 
@@ -150,10 +150,10 @@ def test_no_key_and_no_large_file_is_left(whole: Path):
 
 def test_a_sweep_is_not_overwritten_and_not_changed_by_a_resume(whole: Path, folder: Path):
     before = (whole / "trials.jsonl").read_bytes()
-    done = distmeta("sweep", "--config", "sweep.yaml", "--run-dir", "whole", cwd=folder, check=False)
+    done = distmeta_here("sweep", "--config", "sweep.yaml", "--run-dir", "whole", cwd=folder)
     assert (done.returncode, "--resume" in done.stderr) == (2, True)
     arguments = ["--config", "sweep.yaml", "--run-dir", "whole", "--resume", "--set", "meta.inner_steps=4"]
-    done = distmeta("sweep", *arguments, cwd=folder, check=False)
+    done = distmeta_here("sweep", *arguments, cwd=folder)
     assert done.returncode == 2
     assert "meta.inner_steps: 3 before, 4 now" in done.stderr
     assert (whole / "trials.jsonl").read_bytes() == before
