@@ -26,7 +26,7 @@ check: .venv/installed
 	.venv/bin/mypy
 
 test: check
-	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed
 	.venv/bin/pytest -m slow

@@ -1,6 +1,5 @@
 """The job that is submitted to a cluster: a real one on this machine, with its job server and token authentication."""
 
-import json
 import os
 import re
 import socket
@@ -10,11 +9,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 
+from tests.commands import distmeta, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
 
 ROOT = Path(__file__).parent.parent
@@ -100,33 +101,35 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
         psutil.wait_procs(processes, timeout=30)
 
 
-def test_a_submitted_job_is_the_command(terminal: Terminal, tmp_path: Path):
-    """As the README has it, in two terminals."""
-    write_labelled_csv(tmp_path / "texts.csv")
-    tree = tiny_config(tmp_path / "texts.csv", train={"outer_steps": 4, "num_workers": 2})
-    config = tmp_path / "run.yaml"
+def submit_tiny_run(terminal: Terminal, folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run that was submitted as the README has it, in two terminals, and is whole."""
+    write_labelled_csv(folder / "texts.csv")
+    tree = tiny_config(folder / "texts.csv", train={"outer_steps": 4, "num_workers": 2})
+    config = folder / "run.yaml"
     config.write_text(yaml.safe_dump(tree))
-    done = terminal.submit("jobs/pretrain.py", config, tmp_path / "job")
+    done = terminal.submit("jobs/pretrain.py", config, folder / "job")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    rows = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["outer_step"] for row in rows] == [1, 2, 3, 4]
-    assert (tmp_path / "job" / "model" / "model.safetensors").exists()
+    assert (folder / "job" / "model" / "model.safetensors").exists()
+    return read_rows(folder / "job")
 
-    # The same configuration through the command line, on a cluster of its own.
-    command = [sys.executable, "-m", "distmeta.cli", "pretrain", "--config", config, "--run-dir", tmp_path / "local"]
-    local = {**terminal.environment, "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [str(part) for part in command], cwd=tmp_path, env=local, check=True, capture_output=True, timeout=300
-    )
-    others = [json.loads(line) for line in (tmp_path / "local" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["query_loss"] for row in rows] == [row["query_loss"] for row in others]
+
+def test_a_submitted_job_leaves_a_run(terminal: Terminal, tmp_path: Path):
+    assert [row["outer_step"] for row in submit_tiny_run(terminal, tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_submitted_job_is_the_command(terminal: Terminal, tmp_path: Path):
+    """The same configuration through the command line, on a cluster of its own."""
+    rows = submit_tiny_run(terminal, tmp_path)
+    distmeta("pretrain", "--config", "run.yaml", "--run-dir", "local", cwd=tmp_path)
+    assert [row["query_loss"] for row in rows] == [row["query_loss"] for row in read_rows(tmp_path / "local")]
 
 
 @pytest.mark.parametrize(
     ("run", "more", "line"),
     [
         ("/tmp/x", ["--set", "train.num_workers=3"], "3 workers of 1 CPUs need 3, the cluster has 2"),
-        ("runs/x", [], "is in the job's copy of the code, which Ray deletes"),
+        pytest.param("runs/x", [], "is in the job's copy of the code, which Ray deletes", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_fails_the_job_in_a_line(run: str, more: list[str], line: str, terminal: Terminal):

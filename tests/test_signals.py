@@ -137,6 +137,7 @@ def head() -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_cluster_that_dies_ends_the_command_which_nothing_outlives(head: subprocess.Popen[str]):
     """The agents of a node would look for a minute before they see that they are alone."""
     assert head.stdout

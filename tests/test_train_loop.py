@@ -346,7 +346,8 @@ def test_learning_rate_rises_and_falls():
 
 
 @pytest.mark.parametrize(
-    ("weights", "when"), [("whole", "step"), ("whole", "validation"), ("partitioned", "validation")]
+    ("weights", "when"),
+    [("whole", "step"), ("whole", "validation"), pytest.param("partitioned", "validation", marks=pytest.mark.slow)],
 )
 def test_a_stop_does_not_wait_for_a_validation_which_is_made_good(weights, when, worlds, corpus, tmp_path):
     """A validation may take minutes, and who sends a signal waits for seconds. When the run goes on, nothing tells it
