@@ -8,11 +8,11 @@ help:
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
 
-# The environment is made again where the dependencies have changed.
+# The environment is made again where the dependencies have changed. What is never loaded is not compiled.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet torch==2.13.0
-	.venv/bin/python -m pip install --quiet --editable '.[test]'
+	.venv/bin/python -m pip install --quiet --no-compile torch==2.13.0
+	.venv/bin/python -m pip install --quiet --no-compile --editable '.[test]'
 	touch $@
 
 demo: .venv/installed
@@ -26,7 +26,7 @@ check: .venv/installed
 	.venv/bin/mypy
 
 test: check
-	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed
 	.venv/bin/pytest -m slow
