@@ -5,9 +5,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, GPT2Config, PreTrainedTokenizerFast
 
+from distmeta.compute.batch import TaskBatch, collate_task
 from distmeta.engine.deepspeed_engine import Engine
 from distmeta.engine.state import EngineState
-from distmeta.models import Network, TaskBatch, collate_task
+from distmeta.models import Network
 from distmeta.tasks.episode import Example, Task
 
 VOCABULARY = 600

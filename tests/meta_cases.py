@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from distmeta.compute.batch import TaskBatch
 from distmeta.meta import TaskResult, algorithm_class
 from distmeta.meta.algorithm import Parameters
 from distmeta.meta.config import MetaConfig
-from distmeta.models import Network, TaskBatch
+from distmeta.models import Network
 from distmeta.tasks.episode import Example
 from tests import references
 from tests.helpers import random_task, task_batch, tiny_network

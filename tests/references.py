@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from distmeta.models import Network, TaskBatch, TokenBatch
+from distmeta.compute.batch import TaskBatch, TokenBatch
+from distmeta.models import Network
 
 Parameters = dict[str, Tensor]
 

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from distmeta.compute.batch import TaskBatch, TokenBatch
 from distmeta.engine.config import EngineConfig
 from distmeta.engine.sharded import ShardedEngine
 from distmeta.engine.state import EngineState
 from distmeta.meta.language_model import LanguageModelBatch
-from distmeta.models import Network, TaskBatch, TokenBatch
+from distmeta.models import Network
 from tests.helpers import random_task, state_on_first_worker, task_batch, tiny_network
 
 CPU = torch.device("cpu")

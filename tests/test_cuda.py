@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from distmeta.compute.batch import join
 from distmeta.meta import Learner, Work, algorithm_class
 from distmeta.meta.config import MetaConfig
-from distmeta.models.batch import join
 from distmeta.rundir import RunDirectory
 from distmeta.train.loop import Worker, train
 from tests.helpers import random_task, task_batch, tiny_network

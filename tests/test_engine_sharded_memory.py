@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel
 
+from distmeta.compute.batch import TaskBatch, TokenBatch
 from distmeta.engine.config import EngineConfig
 from distmeta.engine.sharded import ShardedEngine
-from distmeta.models import Network, TaskBatch, TokenBatch
+from distmeta.models import Network
 from distmeta.plan.states import PartitionedStates
 from tests.sharded import (
     CPU,

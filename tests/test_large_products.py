@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from distmeta.compute import large_products
 from distmeta.meta import Learner, Work
 from distmeta.meta.config import MetaConfig
-from distmeta.models import large_products
 from tests.helpers import random_task, task_batch, tiny_network
 from tests.meta_cases import relative_error
 
@@ -107,7 +107,7 @@ def test_products_of_ever_new_lengths_take_no_more_memory():
     """oneDNN keeps what it compiles: 300 lengths would take 300 MB and more."""
     code = """
 import torch
-from distmeta.models import large_products
+from distmeta.compute import large_products
 large_products.is_faster_here = lambda: True
 def held():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) / 1024

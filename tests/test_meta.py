@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, BertConfig
 
+from distmeta.compute.batch import TaskBatch, join
+from distmeta.compute.precision import passes_in
 from distmeta.meta import Learner, MetaLearner, Work, algorithm_class
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.inner_loop import Fast, Problem, inner_loop, zero_head
-from distmeta.models import Network, TaskBatch
-from distmeta.models.batch import join
-from distmeta.models.precision import passes_in
+from distmeta.models import Network
 from tests import references
 from tests.helpers import VOCABULARY, random_task, task_batch, tiny_network
 from tests.meta_cases import fast_names, relative_error

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from distmeta.compute.batch import TaskBatch, collate_tokens
 from distmeta.corpus.tokenizer import save_tokenizer
 from distmeta.meta import Algorithm, Learner, TaskResult, Work, algorithm_class, register, registry
 from distmeta.meta.algorithm import Classifier, Parameters
 from distmeta.meta.config import MetaConfig
-from distmeta.models import TaskBatch, collate_tokens, load_network, load_tokenizer
+from distmeta.models import load_network, load_tokenizer
 from distmeta.models.config import ModelConfig
 from tests import references
 from tests.helpers import random_task, task_batch, tiny_network

@@ -12,9 +12,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from distmeta.compute.batch import TaskBatch
 from distmeta.errors import UserError
 from distmeta.meta import MetaLearner
-from distmeta.models import TaskBatch
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
+from distmeta.compute import parts, twice
+from distmeta.compute.batch import join
 from distmeta.meta import Learner, Work, algorithm_class
 from distmeta.meta import learner as learner_module
 from distmeta.meta.algorithm import Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch
 from distmeta.meta.maml import FirstOrderMAML
-from distmeta.models import Network, parts, twice
-from distmeta.models.batch import join
+from distmeta.models import Network
 from distmeta.models.load import can_separate_tasks
 from tests.helpers import random_task, task_batch, tiny_network
 from tests.meta_cases import ADAPTED, Case, case, make_network, make_task, relative_error, whole

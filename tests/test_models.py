@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from distmeta.compute.batch import collate_tokens
 from distmeta.config import Config, load_config
 from distmeta.engine.config import EngineConfig
 from distmeta.errors import UserError
-from distmeta.models import Network, collate_tokens, load_network
+from distmeta.models import Network, load_network
 from distmeta.models.config import ModelConfig
 from distmeta.models.export import export
 from distmeta.models.load import (

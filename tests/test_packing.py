@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModel
 
+from distmeta.compute.batch import TaskBatch, TokenBatch, collate_tokens, join
+from distmeta.compute.packing import ignores_padding, what_hinders_packing
 from distmeta.meta import algorithm_class
 from distmeta.meta.config import MetaConfig
-from distmeta.models import Network, TaskBatch, TokenBatch, collate_tokens
-from distmeta.models.batch import join
+from distmeta.models import Network
 from distmeta.models.load import can_leave_rows_out
-from distmeta.models.packing import ignores_padding, what_hinders_packing
 from tests.helpers import VOCABULARY, tiny_network
 from tests.meta_cases import relative_error, whole
 from tests.references import hidden_states

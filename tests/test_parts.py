@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from distmeta.models import parts as module
-from distmeta.models.parts import Parts
+from distmeta.compute import parts as module
+from distmeta.compute.parts import Parts
 
 
 @pytest.fixture(params=["a product a task", "batched"])

@@ -9,9 +9,9 @@ import textwrap
 import pytest
 import torch
 
+from distmeta.compute.large_products import KEPT_BY_ONEDNN
 from distmeta.engine import precision
 from distmeta.engine.precision import choose_precision
-from distmeta.models.large_products import KEPT_BY_ONEDNN
 
 CPU = torch.device("cpu")
 

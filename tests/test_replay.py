@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from distmeta.compute import parts
+from distmeta.compute.batch import join
 from distmeta.meta import Learner, Work, replay
 from distmeta.meta.config import MetaConfig
-from distmeta.models import parts
-from distmeta.models.batch import join
 from tests.helpers import random_task, task_batch, tiny_network
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from distmeta.models import attention_twice, norm_twice
-from distmeta.models.layout import Layout
-from distmeta.models.parts import Parts
+from distmeta.compute import attention_twice, norm_twice
+from distmeta.compute.layout import Layout
+from distmeta.compute.parts import Parts
 
 
 def random(*shape: int) -> torch.Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distmeta.models import by_task, twice
-from distmeta.models.parts import Parts
+from distmeta.compute import by_task, twice
+from distmeta.compute.parts import Parts
 
 PARTS = Parts((3, 5))
 RATE = 0.1

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from distmeta.models.large_products import FEW, keep_compiled
+from distmeta.compute.large_products import FEW, keep_compiled
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def set_up_arithmetic(wanted: Precision, device: torch.device) -> Literal["fp32"
 
     What oneDNN compiles for each length of a packed row stands in small pieces between the tensors and leaves freed
     memory in parts that few fit in, so that a process grows with every length that it sees. In fp32 torch would have it
-    compute little but GELU, at most a fifth faster, and it is left out, but for `distmeta.models.large_products`; in
+    compute little but GELU, at most a fifth faster, and it is left out, but for `distmeta.compute.large_products`; in
     bf16 it computes all products, and keeps few.
     """
     keep_compiled(FEW if wanted == "fp32" else KEPT_IN_BF16)

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distmeta.compute.batch import TaskBatch, TokenBatch
+from distmeta.compute.precision import passes_in
 from distmeta.engine.config import EngineConfig
 from distmeta.engine.deepspeed_engine import LARGEST_BUCKET, Engine, environment
 from distmeta.engine.deltas import Deltas, apply_adapters_in_modules
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
-from distmeta.models import Network, TaskBatch, TokenBatch
-from distmeta.models.precision import passes_in
+from distmeta.models import Network
 
 if TYPE_CHECKING:
     from distmeta.meta.language_model import LanguageModelBatch

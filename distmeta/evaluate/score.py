@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from distmeta.compute.batch import TaskBatch, TokenBatch, collate_task
+from distmeta.compute.precision import passes_in
 from distmeta.evaluate.baselines import logistic_regression, nearest_prototype
 from distmeta.evaluate.table import USES, Use
 from distmeta.meta import Algorithm
-from distmeta.models import Network, Parameters, TaskBatch, TokenBatch, collate_task
-from distmeta.models.precision import passes_in
+from distmeta.models import Network, Parameters
 from distmeta.tasks.episode import Task
 
 FEATURE_BATCH = 64

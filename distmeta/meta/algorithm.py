@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distmeta.compute.batch import TaskBatch
 from distmeta.meta.config import MetaConfig
-from distmeta.models.batch import TaskBatch
 
 Parameters = dict[str, Tensor]
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -118,7 +118,7 @@ class Algorithm(ABC):
 
     @property
     def takes_tasks(self) -> bool:
-        """Whether `task_gradient` takes several tasks side by side (`distmeta.models.batch.join`)."""
+        """Whether `task_gradient` takes several tasks side by side (`distmeta.compute.batch.join`)."""
         return False
 
     @property
@@ -133,7 +133,7 @@ class Algorithm(ABC):
 
     @property
     def keeps_aside(self) -> bool:
-        """Whether second-order derivatives by fast weights are added up in place (`distmeta.models.twice`)."""
+        """Whether second-order derivatives by fast weights are added up in place (`distmeta.compute.twice`)."""
         return False
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distmeta.models.destinations import Destination, send_gradient
+from distmeta.compute.destinations import Destination, send_gradient
 
 Parameters = dict[str, Tensor]
 

@@ -23,17 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distmeta.compute.batch import TaskBatch, concatenate, join, texts_of_tasks
+from distmeta.compute.destinations import send_gradient
+from distmeta.compute.parts import is_batched
+from distmeta.compute.twice import Adjoint, begin
 from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult, accuracy
 from distmeta.meta.backwards import backwards, most_states
 from distmeta.meta.gradients import accumulate, gradients_of, requiring, settled, summed
 from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, stepped, total_loss, zero_head
 from distmeta.meta.inner_optimizer import direction, state_tensors, with_state_tensors
 from distmeta.meta.randomness import drawing_again, random_state
-from distmeta.models.batch import TaskBatch, concatenate, join, texts_of_tasks
-from distmeta.models.destinations import send_gradient
 from distmeta.models.network import Localized
-from distmeta.models.parts import is_batched
-from distmeta.models.twice import Adjoint, begin
 
 State = tuple[Fast, dict[str, Any]]
 """The fast weights and the optimizer's state between two steps."""

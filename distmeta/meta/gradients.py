@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distmeta.compute.twice import Adjoint
 from distmeta.meta.algorithm import Parameters
-from distmeta.models.twice import Adjoint
 
 
 def requiring(values: Parameters) -> Parameters:

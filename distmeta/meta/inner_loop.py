@@ -9,7 +9,7 @@ without work that need not be done:
 - First order with plain gradient descent, each fast weight is updated where its gradient arises, so that there is never
   more than one gradient.
 
-Several tasks may go side by side (`distmeta.models.by_task`): fast weights then are (tasks, ...), but for the rows of
+Several tasks may go side by side (`distmeta.compute.by_task`): fast weights then are (tasks, ...), but for the rows of
 the word embedding, of which each task has its own anyway, and losses are sums over the tasks.
 """
 
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distmeta.compute.batch import texts_of_tasks
+from distmeta.compute.twice import expect, moved
 from distmeta.meta.algorithm import Criterion, Features, Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.descent import Descent
 from distmeta.meta.inner_optimizer import State, direction
-from distmeta.models.batch import texts_of_tasks
-from distmeta.models.twice import expect, moved
 
 Rate = Callable[[str, int], Any]
 """The learning rate of a fast weight (`head.weight` and `head.bias` for the head's) at an inner step, from 0."""
@@ -112,7 +112,7 @@ class Problem:
         return is_plain and isinstance(self.rate("head.bias", 0), float)
 
     def expect(self, body: Parameters, step: int) -> None:
-        """To be called before a pass whose gradient moves the body: see `distmeta.models.twice`."""
+        """To be called before a pass whose gradient moves the body: see `distmeta.compute.twice`."""
         if self.is_plain_descent:
             for name, value in body.items():
                 expect(value, -self.rate(name, step))

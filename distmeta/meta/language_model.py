@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from distmeta.models import Network, Parameters, TokenBatch, collate_tokens
-from distmeta.models.batch import concatenate
+from distmeta.compute.batch import TokenBatch, collate_tokens, concatenate
+from distmeta.models import Network, Parameters
 from distmeta.tasks.draw import generator
 
 

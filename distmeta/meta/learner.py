@@ -9,16 +9,16 @@ from functools import partial
 
 import torch
 
+from distmeta.compute.batch import TaskBatch, join
+from distmeta.compute.parts import Parts, is_batched
+from distmeta.compute.precision import passes_in
 from distmeta.meta.algorithm import Algorithm
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch, language_model_gradient
 from distmeta.meta.registry import algorithm_class
 from distmeta.meta.replay import Replay
 from distmeta.meta.threads import in_threads
-from distmeta.models import Network, Parameters, TaskBatch
-from distmeta.models.batch import join
-from distmeta.models.parts import Parts, is_batched
-from distmeta.models.precision import passes_in
+from distmeta.models import Network, Parameters
 from distmeta.tasks.draw import generator
 
 MOST_NUMBERS = {"cpu": 2**20, "cuda": 2**24}

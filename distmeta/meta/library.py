@@ -12,12 +12,12 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from distmeta.compute.batch import TaskBatch
 from distmeta.errors import UserError
 from distmeta.impossible import contradictions
 from distmeta.meta.algorithm import Classifier, Criterion, Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.registry import algorithm_class
-from distmeta.models.batch import TaskBatch
 from distmeta.models.network import Localized
 from distmeta.section import finds
 

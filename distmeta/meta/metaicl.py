@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distmeta.compute.batch import TaskBatch, TokenBatch, collate_tokens
 from distmeta.errors import UserError
 from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult, accuracy
-from distmeta.models.batch import TaskBatch, TokenBatch, collate_tokens
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distmeta.compute.batch import TaskBatch, concatenate, texts_of_tasks
 from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult, accuracy
 from distmeta.meta.inner_loop import total_loss
-from distmeta.models.batch import TaskBatch, concatenate, texts_of_tasks
 
 
 def class_means(rows: Tensor, labels: Tensor, n_way: int, support: Any) -> Tensor:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distmeta.compute.batch import TaskBatch, TokenBatch
+from distmeta.compute.precision import current
 from distmeta.meta.algorithm import Outcome, Parameters, TaskResult
 from distmeta.meta.gradient_based import GradientBased, Prepared
-from distmeta.models.batch import TaskBatch, TokenBatch
-from distmeta.models.precision import current
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from distmeta.compute.batch import TaskBatch
 from distmeta.meta.algorithm import TaskResult
 from distmeta.meta.gradient_based import GradientBased
 from distmeta.meta.inner_loop import inner_loop, scores_of
-from distmeta.models.batch import TaskBatch
 
 
 class Reptile(GradientBased):

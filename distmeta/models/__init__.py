@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distmeta.models.batch import TaskBatch, TokenBatch, collate_task, collate_tokens
     from distmeta.models.load import load_network, load_tokenizer
     from distmeta.models.network import Network, Parameters
     from distmeta.models.weights import load_weights, save_weights
@@ -15,10 +14,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Network",
     "Parameters",
-    "TaskBatch",
-    "TokenBatch",
-    "collate_task",
-    "collate_tokens",
     "load_network",
     "load_tokenizer",
     "load_weights",
@@ -26,7 +21,6 @@ __all__ = [
 ]
 
 _MODULES = {
-    **dict.fromkeys(("TaskBatch", "TokenBatch", "collate_task", "collate_tokens"), "batch"),
     **dict.fromkeys(("load_network", "load_tokenizer"), "load"),
     **dict.fromkeys(("Network", "Parameters"), "network"),
     **dict.fromkeys(("load_weights", "save_weights"), "weights"),

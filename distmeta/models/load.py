@@ -23,13 +23,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
+from distmeta.compute.batch import side_by_side
+from distmeta.compute.packing import ignores_padding, position_offset, short_texts, what_hinders_packing
 from distmeta.errors import UserError, first_line, one_line
-from distmeta.models.batch import side_by_side
 from distmeta.models.config import ModelConfig
 from distmeta.models.fit import read_weights
 from distmeta.models.folder import check_folder
 from distmeta.models.network import Computation, Network, Parameters, Pooling
-from distmeta.models.packing import ignores_padding, position_offset, short_texts, what_hinders_packing
 from distmeta.models.weight_files import find_weights
 
 Kind = Literal["encoder", "decoder", "features"]

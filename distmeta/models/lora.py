@@ -17,12 +17,12 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from distmeta.compute.by_task import linear
 from distmeta.errors import UserError
-from distmeta.models.by_task import linear
 from distmeta.section import finds
 
 if TYPE_CHECKING:
-    from distmeta.models.batch import TokenBatch
+    from distmeta.compute.batch import TokenBatch
 
 _SEPARATE = re.compile(r"(^|\.)(query|value|q_proj|v_proj|q_lin|v_lin|query_proj|value_proj|q|v)$")
 _FUSED = re.compile(r"(^|\.)c_attn$")

@@ -12,16 +12,16 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from distmeta.compute.batch import TokenBatch, concatenate
+from distmeta.compute.by_task import layers_together, weights_by_task
+from distmeta.compute.checkpointing import layers_computed_again
+from distmeta.compute.large_products import large_products, linear_layers
+from distmeta.compute.layers import above_layer, layers_of
+from distmeta.compute.packing import packed_attention, run
+from distmeta.compute.parts import is_batched
+from distmeta.compute.precision import of_pass
 from distmeta.errors import UserError
-from distmeta.models.batch import TokenBatch, concatenate
-from distmeta.models.by_task import layers_together, weights_by_task
-from distmeta.models.checkpointing import layers_computed_again
-from distmeta.models.large_products import large_products, linear_layers
-from distmeta.models.layers import above_layer, layers_of
 from distmeta.models.lora import Target, adapted, find_targets, make_adapters, merge
-from distmeta.models.packing import packed_attention, run
-from distmeta.models.parts import is_batched
-from distmeta.models.precision import of_pass
 from distmeta.section import finds
 
 Parameters = dict[str, torch.Tensor]

@@ -8,10 +8,10 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from distmeta.compute.layers import layer_number
 from distmeta.meta import algorithm_class
 from distmeta.meta.config import MetaConfig
 from distmeta.models import Network
-from distmeta.models.layers import layer_number
 from distmeta.tracking.config import TrackingConfig
 
 

@@ -5,9 +5,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from distmeta.compute.batch import collate_task
 from distmeta.meta import Work
 from distmeta.meta.language_model import LanguageModelBatch, causal_batch, masked_batch
-from distmeta.models import collate_task
 from distmeta.setup import Setup
 
 

@@ -28,7 +28,7 @@ from peers.matrix_product import DTYPES, MatrixProducts, needed, synchronize
 from peers.report import Benchmark, Row
 from peers.work import N_WAY, WORKLOADS, Shape, Weights, Work, draw_tasks, new_weights
 
-from distmeta.models import TaskBatch
+from distmeta.compute.batch import TaskBatch
 
 BY_HAND = "by hand"
 WARM_UPS = {"cpu": 1, "cuda": 8}

@@ -13,7 +13,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from distmeta.models import TaskBatch, TokenBatch
+from distmeta.compute.batch import TaskBatch, TokenBatch
 from peers.work import N_WAY, Contestant, Outcome, Weights, Work, encoder, features, put_weights
 
 Sentences = list[tuple[torch.Tensor, torch.Tensor]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distmeta.models import TaskBatch, TokenBatch
+from distmeta.compute.batch import TaskBatch, TokenBatch
 from peers.work import LORA_MODULES, LORA_RANK, Shape, Workload
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from distmeta.compute.batch import TaskBatch
 from distmeta.meta import Learner, Work
 from distmeta.meta.config import MetaConfig
-from distmeta.models import Network, TaskBatch
+from distmeta.models import Network
 from peers.work import LORA_ALPHA, LORA_RANK, Contestant, Outcome, Weights, encoder
 from peers.work import Work as Given
 

@@ -18,7 +18,7 @@ from betty.logging.logger_base import get_logger
 from betty.problems import ImplicitProblem, IterativeProblem
 from torch.nn import functional
 
-from distmeta.models import TaskBatch, TokenBatch
+from distmeta.compute.batch import TaskBatch, TokenBatch
 from peers.work import Classifier, Contestant, Outcome, Weights, Work, put_weights
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import higher
 import torch
 
-from distmeta.models import TaskBatch
+from distmeta.compute.batch import TaskBatch
 from peers.work import Classifier, Contestant, LossAndGradient, Outcome, Weights, Work, mean_over_tasks, put_weights
 
 

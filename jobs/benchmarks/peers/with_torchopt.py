@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torchopt
 
-from distmeta.models import TaskBatch
+from distmeta.compute.batch import TaskBatch
 from peers.work import Classifier, Contestant, LossAndGradient, Outcome, Weights, Work, mean_over_tasks, put_weights
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModel, BertConfig, PreTrainedModel
 
-from distmeta.models import TaskBatch, TokenBatch, collate_task
+from distmeta.compute.batch import TaskBatch, TokenBatch, collate_task
 from distmeta.tasks.episode import Example, Task
 
 Weights = dict[str, torch.Tensor]

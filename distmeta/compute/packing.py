@@ -1,7 +1,7 @@
 """Texts packed into one row without padding, kept apart inside attention alone.
 
 Linear layers, norms and activations see real tokens only, (1, tokens, width). Attention, whose share is small, takes
-them in grids of whole texts: see `distmeta.models.layout`. It goes in through the interface
+them in grids of whole texts: see `distmeta.compute.layout`. It goes in through the interface
 in which `transformers` lets one register attention, so it serves every architecture that uses this;
 `what_hinders_packing` finds out.
 """
@@ -17,11 +17,11 @@ from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from distmeta.models import attention_twice
-from distmeta.models.layout import Layout
+from distmeta.compute import attention_twice
+from distmeta.compute.layout import Layout
 
 if TYPE_CHECKING:
-    from distmeta.models.batch import TokenBatch
+    from distmeta.compute.batch import TokenBatch
 
 NAME = "distmeta_packed"
 
@@ -154,7 +154,7 @@ def ignores_padding(base: PreTrainedModel) -> bool:
 
 def short_texts(base: PreTrainedModel, lengths: Sequence[int] = (7, 2, 5)) -> "TokenBatch":
     """Texts to try a network out on: of high ids, which no model knows for special, and with a mask if it has one."""
-    from distmeta.models.batch import collate_tokens  # which imports this file
+    from distmeta.compute.batch import collate_tokens  # which imports this file
 
     rows = len(base.get_input_embeddings().weight)  # type: ignore[arg-type]
     texts = [[rows - 1 - (7 * n + 3 * place) % min(rows, 90) for place in range(n)] for n in lengths]

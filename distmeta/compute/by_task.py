@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from distmeta.models import batched, large_products, norm_twice, twice
-from distmeta.models.destinations import Destination, add_product, destinations_of
-from distmeta.models.layers import computed_by
-from distmeta.models.parts import Parts, is_batched
+from distmeta.compute import batched, large_products, norm_twice, twice
+from distmeta.compute.destinations import Destination, add_product, destinations_of
+from distmeta.compute.layers import computed_by
+from distmeta.compute.parts import Parts, is_batched
 
 TOGETHER = (
     ("query", "key", "value"),

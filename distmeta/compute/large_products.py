@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from distmeta.models.layers import computed_by
+from distmeta.compute.layers import computed_by
 
 LEAST = 2**26
 """Multiplications of a product that is large: it takes a millisecond or more, its compilation 0.3 ms."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distmeta.models.destinations import add_product, is_counted
-from distmeta.models.parts import Parts
+from distmeta.compute.destinations import add_product, is_counted
+from distmeta.compute.parts import Parts
 
 
 class Adjoint:
@@ -141,7 +141,7 @@ def linears(
     turned: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
-    """`distmeta.models.by_task.linear` of the same rows with each of some weights, which have an adjoint.
+    """`distmeta.compute.by_task.linear` of the same rows with each of some weights, which have an adjoint.
 
     Together they go back to the rows in one tensor, to which each adds.
     """

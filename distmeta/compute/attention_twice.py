@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from distmeta.models.layout import Grid
+from distmeta.compute.layout import Grid
 
 
 def attention(

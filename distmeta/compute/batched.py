@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distmeta.models.destinations import Destination, add_product
-from distmeta.models.parts import Parts
+from distmeta.compute.destinations import Destination, add_product
+from distmeta.compute.parts import Parts
 
 
 def linear(rows: Tensor, matrices: Tensor, bias: Tensor | None, parts: Parts) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distmeta.models.parts import Parts
+from distmeta.compute.parts import Parts
 
 
 def layer_norm(rows: Tensor, weight: Tensor, bias: Tensor, epsilon: float, parts: Parts) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from distmeta.models.layout import Layout
-from distmeta.models.parts import Parts
+from distmeta.compute.layout import Layout
+from distmeta.compute.parts import Parts
 from distmeta.tasks.episode import Example, Task
 
 

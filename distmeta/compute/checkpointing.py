@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from distmeta.models.destinations import uncounted
-from distmeta.models.layers import computed_by, layer_list
+from distmeta.compute.destinations import uncounted
+from distmeta.compute.layers import computed_by, layer_list
 
 
 def layers_computed_again(base: nn.Module, again: Callable[..., Any]) -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distmeta.models.parts import Parts, is_batched
+from distmeta.compute.parts import Parts, is_batched
 
 TEXTS_A_GRID = 6
 """Texts for each grid with padding, at least."""
