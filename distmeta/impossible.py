@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmeta.corpus.config import HUGGING_FACE, SourceConfig, is_remote
+from distmeta.corpus.datasets import contradictions_of_datasets, datasets_of
 from distmeta.errors import UserError
 from distmeta.paths import check_folder, is_address, why_no_path
 from distmeta.tasks.config import SPLITS
@@ -43,8 +44,7 @@ def impossible(config: "Config") -> Iterable[str]:
     yield from _no_paths(config)
     if any(ratio < 0 for ratio in tasks.split_ratio) or abs(sum(tasks.split_ratio) - 1) > 1e-6:
         yield f"tasks.split_ratio: must be three shares that sum to 1, got {tasks.split_ratio}"
-    if tasks.split_files is not None and tasks.label_column is None:
-        yield "tasks.split_files: names classes of a labelled set; set tasks.label_column as well"
+    yield from contradictions_of_datasets(config.corpus, tasks)
     if tasks.max_sentences is not None and tasks.max_sentences < tasks.min_sentences:
         yield (
             f"tasks.max_sentences: {tasks.max_sentences} is below tasks.min_sentences {tasks.min_sentences}: "
@@ -55,7 +55,8 @@ def impossible(config: "Config") -> Iterable[str]:
             f"tasks.max_examples: {tasks.max_examples} is below tasks.k_shot + tasks.query_per_class = "
             f"{tasks.k_shot + tasks.query_per_class}: no class could fill a task"
         )
-    if tasks.label_column is None and tasks.max_classes < 3 * tasks.n_way:
+    has_text = any(not dataset.labelled for dataset in datasets_of(config.corpus, tasks))
+    if has_text and tasks.max_classes < 3 * tasks.n_way:
         yield f"tasks.max_classes: {tasks.max_classes} cannot give three splits of tasks.n_way {tasks.n_way} classes"
     if meta.meta_batch_size < train.num_workers:
         yield (

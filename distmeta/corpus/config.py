@@ -52,6 +52,21 @@ class SourceConfig(Section):
     """Configuration name of a Hugging Face dataset."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
+    name: str | None = Field(default=None, min_length=1)
+    """The data set that it belongs to: sources of one name are one, with classes that are its own. Unset: its path's
+    name where it has labels and a label_column, role or weight of its own; all other sources are one data set."""
+    text_column: str | None = None
+    """Column that holds the text; unset: `tasks.text_column`."""
+    text_pair_column: str | None = None
+    """Column of a second text; unset: `tasks.text_pair_column`."""
+    label_column: str | None = None
+    """Column that holds the class; unset: `tasks.label_column`, and where that is unset too it is text without labels,
+    for SMLMT tasks and language modelling."""
+    weight: float | None = Field(default=None, ge=0)
+    """How often tasks come from its data set, beside the others' weights; unset: 1. No part of the prepared corpus."""
+    role: Literal["train", "valid", "test"] | None = None
+    """The split that all its data set's classes are in; unset: they are split by `tasks.split_ratio` or
+    `tasks.split_files`."""
 
 
 class CorpusConfig(Section):
@@ -59,13 +74,15 @@ class CorpusConfig(Section):
 
     sources: list[str | SourceConfig] = Field(default=[BUILTIN], min_length=1)
     """Files, folders, globs, s3:// and gs:// addresses, huggingface:NAME, builtin:python-docs, or any of them as
-    {path: ..., format: csv, encoding: cp1252, columns: [label, text], config: ..., split: ...}, with what is needed."""
+    {path: ..., format: csv, encoding: cp1252, columns: [label, text], config: ..., split: ...}, with what is needed.
+    In a mixture each has its own {path: ..., name: ..., text_column: ..., text_pair_column: ..., label_column: ...,
+    weight: 1, role: train, valid or test}."""
     record: Literal["line", "paragraph"] = "line"
     """What one record of a plain text file is; paragraphs are set apart by empty lines."""
     normalize: Literal["NFC", "NFKC", "none"] = "NFC"
     """Unicode normalisation form."""
     deduplicate: bool = True
-    """Keep only the first of records whose text (and label) is the same, over the whole corpus."""
+    """Keep only the first of records whose text (and label) is the same, over all of a data set."""
     split_sentences: bool = True
     """Cut records where Unicode has sentence ends, in every script, though not behind English abbreviations. Rows of a
     labelled set are never cut."""
