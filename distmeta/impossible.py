@@ -50,14 +50,22 @@ def impossible(config: "Config") -> Iterable[str]:
             f"tasks.max_sentences: {tasks.max_sentences} is below tasks.min_sentences {tasks.min_sentences}: "
             "no word could be a class"
         )
-    if tasks.max_examples < tasks.k_shot + tasks.query_per_class:
+    if tasks.max_examples < tasks.fewest_texts:
         yield (
             f"tasks.max_examples: {tasks.max_examples} is below tasks.k_shot + tasks.query_per_class = "
-            f"{tasks.k_shot + tasks.query_per_class}: no class could fill a task"
+            f"{tasks.fewest_texts}: no class could fill a task"
+        )
+    if tasks.max_texts is not None and tasks.max_texts < tasks.fewest_ways * tasks.fewest_texts:
+        yield (
+            f"tasks.max_texts: {tasks.max_texts} is below tasks.n_way {tasks.fewest_ways} x (tasks.k_shot + "
+            f"tasks.query_per_class) {tasks.fewest_texts}: the smallest task has more texts"
         )
     has_text = any(not dataset.labelled for dataset in datasets_of(config.corpus, tasks))
-    if has_text and tasks.max_classes < 3 * tasks.n_way:
-        yield f"tasks.max_classes: {tasks.max_classes} cannot give three splits of tasks.n_way {tasks.n_way} classes"
+    if has_text and tasks.max_classes < 3 * tasks.fewest_ways:
+        yield (
+            f"tasks.max_classes: {tasks.max_classes} cannot give three splits of tasks.n_way {tasks.fewest_ways} "
+            "classes"
+        )
     if meta.meta_batch_size < train.num_workers:
         yield (
             f"meta.meta_batch_size: {meta.meta_batch_size} tasks cannot occupy train.num_workers {train.num_workers}: "

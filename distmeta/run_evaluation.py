@@ -16,6 +16,7 @@ from distmeta.run_corpus import own_setup
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.signals import stop_on_signal
+from distmeta.tasks.config import as_words
 
 Say = Callable[[str], None]
 
@@ -85,8 +86,8 @@ def evaluation_name(options: EvaluateConfig, more: list[str]) -> str:
     """The name of an evaluation: `test_5-way_5-shot_5-queries_200-episodes_seed-1`, and what else tells it apart."""
     parts = [
         options.split,
-        f"{options.n_way}-way",
-        f"{options.k_shot}-shot",
+        f"{as_words(options.n_way)}-way".replace(" ", "-"),
+        f"{as_words(options.k_shot)}-shot".replace(" ", "-"),
         f"{options.query_per_class}-queries",
         f"{options.episodes}-episodes",
         f"seed-{options.seed}",

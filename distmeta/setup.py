@@ -23,7 +23,7 @@ from distmeta.models.load import (
 from distmeta.models.look import look_at_weights
 from distmeta.models.on_disk import parameters_on_disk
 from distmeta.rundir import RunDirectory
-from distmeta.tasks.config import Split
+from distmeta.tasks.config import Split, bounds
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.text import TextSource
 
@@ -159,8 +159,9 @@ def _check_prompts(config: Config, limit: int) -> None:
     """Raises UserError where a prompt of in-context examples may be longer than what the model takes."""
     for section, options in (("tasks", config.tasks), ("evaluate", config.evaluate)):
         ways, shots = options.n_way, options.k_shot
-        if not isinstance(ways, int) or shots is None:
+        if ways is None or ways == "all" or shots is None:
             raise UserError(f"{section}.n_way: metaicl has all classes in its prompt; give a number")
+        ways, shots = bounds(ways)[1], bounds(shots)[1]
         longest = ways * shots * (config.tokenizer.max_length + 1) + config.tokenizer.max_length
         if longest > limit:
             raise UserError(
@@ -240,8 +241,8 @@ class Setup:
         self,
         split: Split,
         *,
-        n_way: int | str | None = None,
-        k_shot: int | None = None,
+        n_way: int | list[int] | str | None = None,
+        k_shot: int | list[int] | None = None,
         query_per_class: int | None = None,
         seed: int | None = None,
     ) -> TaskSource:
@@ -254,6 +255,7 @@ class Setup:
             k_shot=tasks.k_shot if k_shot is None else k_shot,
             query_per_class=tasks.query_per_class if query_per_class is None else query_per_class,
             seed=self.config.train.seed if seed is None else seed,
+            max_texts=tasks.max_texts,
         )
 
     def evaluation_tasks(self) -> TaskSource:

@@ -94,7 +94,7 @@ def prepare(
             tokenizer.model_dump(exclude={"name_or_path", "max_length"}) if tokenizer_source is None else None,
             tokenizer_source and tokenizer_identity(tokenizer_source),
             max_length,
-            tasks.model_dump(exclude={"split_files"}),
+            tasks.of_corpus(),
             split_names,
         ]
     )

@@ -1,10 +1,11 @@
 """Settings of the evaluation on held-out classes."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from distmeta.section import Section
+from distmeta.tasks.config import Shots, Ways
 
 
 class EvaluateConfig(Section):
@@ -14,10 +15,10 @@ class EvaluateConfig(Section):
     """Whose classes are scored; train only to look for over-fitting."""
     episodes: int = Field(default=200, ge=1)
     """Episodes, the same ones for every method."""
-    n_way: Annotated[int, Field(ge=2)] | Literal["all"] | None = None
-    """Classes in an episode, or all; unset: as in training."""
-    k_shot: int | None = Field(default=None, ge=1)
-    """Support examples a class; unset: as in training."""
+    n_way: Ways | Literal["all"] | None = None
+    """Classes in an episode: a number, [low, high], or all; unset: as in training."""
+    k_shot: Shots | None = None
+    """Support examples a class: a number, or [low, high]; unset: as in training."""
     query_per_class: int | None = Field(default=None, ge=1)
     """Query examples a class; unset: as in training."""
     inner_steps: int | None = Field(default=None, ge=1)

@@ -116,9 +116,9 @@ def _scorer(candidate: Candidate, device: torch.device, precision: str) -> Score
 def _tf_idf(task: Task) -> EpisodeScore:
     start = time.perf_counter()
     predictions = tf_idf_logistic_regression(
-        [example.text for example in task.support],
+        [example.shown for example in task.support],
         np.array([example.label for example in task.support]),
-        [example.text for example in task.query],
+        [example.shown for example in task.query],
     )
     labels = np.array([example.label for example in task.query])
     return EpisodeScore(labels, np.asarray(predictions), None, time.perf_counter() - start)

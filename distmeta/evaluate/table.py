@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from distmeta.evaluate.kept import other_corpus
 from distmeta.evaluate.statistics import mean_ci95, paired_gain
-from distmeta.tasks.config import Split
+from distmeta.tasks.config import Split, as_words
 
 Use = Literal["inner-loop", "prototype", "logistic-regression"]
 USES: tuple[Use, ...] = ("inner-loop", "prototype", "logistic-regression")
@@ -39,8 +39,8 @@ def evaluation_report(
     results: Sequence[MethodResult],
     *,
     split: Split,
-    n_way: int,
-    k_shot: int,
+    n_way: int | list[int],
+    k_shot: int | list[int],
     query_per_class: int,
     judged: str = "meta-pretrained",
     against: Sequence[str] = ("starting", "language-model"),
@@ -73,7 +73,7 @@ def evaluation_table(report: Mapping[str, Any], question: str = "Did meta-pretra
     rows = [header, *(_cells(method) for method in report["methods"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [
-        f"{report['split']} classes, {report['n_way']}-way {report['k_shot']}-shot, "
+        f"{report['split']} classes, {as_words(report['n_way'])}-way {as_words(report['k_shot'])}-shot, "
         f"{report['query_per_class']} queries a class, the same {report['episodes']} episodes for every method",
         *other_corpus(report),
         "",

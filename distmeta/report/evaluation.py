@@ -8,6 +8,7 @@ from distmeta.report.blocks import Cell, Column, Section, Table
 from distmeta.report.read import Json
 from distmeta.report.run_pictures import methods_plot
 from distmeta.report.units import NONE, count, duration, percent, points, score, setting
+from distmeta.tasks.config import as_words
 
 SHOWN = {f"evaluate.{key}" for key in ("split", "n_way", "k_shot", "query_per_class", "episodes")}
 """Settings of an evaluation that its line about the episodes shows."""
@@ -99,14 +100,14 @@ def _section(evaluation: Json, title: str) -> Section:
 
 def ways(evaluation: Json) -> str:
     """Whose classes an evaluation is of, and in what ways: `meta-test, 5-way 5-shot`."""
-    return f"meta-{evaluation['split']}, {evaluation['n_way']}-way {evaluation['k_shot']}-shot"
+    return f"meta-{evaluation['split']}, {as_words(evaluation['n_way'])}-way {as_words(evaluation['k_shot'])}-shot"
 
 
 def episodes_text(evaluation: Json) -> str:
     """The shape of the episodes that an evaluation is made of."""
     return (
-        f"{evaluation['episodes']} episodes of meta-{evaluation['split']} classes, {evaluation['n_way']}-way "
-        f"{evaluation['k_shot']}-shot, {evaluation['query_per_class']} queries a class"
+        f"{evaluation['episodes']} episodes of meta-{evaluation['split']} classes, {as_words(evaluation['n_way'])}-way "
+        f"{as_words(evaluation['k_shot'])}-shot, {evaluation['query_per_class']} queries a class"
     )
 
 

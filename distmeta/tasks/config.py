@@ -1,10 +1,38 @@
 """Settings of the tasks."""
 
-from typing import Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from distmeta.section import Section
+
+
+def _check(value: int | list[int], lowest: int) -> int | list[int]:
+    ends = [value] if isinstance(value, int) else value
+    if isinstance(value, list) and len(value) != 2:
+        raise ValueError("should be a number, or two as [low, high]")
+    if min(ends) < lowest:
+        raise ValueError(f"should be {lowest} or more")
+    if ends[0] > ends[-1]:
+        raise ValueError("should have its lower end first")
+    return value
+
+
+Ways = Annotated[int | list[int], AfterValidator(partial(_check, lowest=2))]
+"""Classes in a task: a number, or [lowest, highest]."""
+Shots = Annotated[int | list[int], AfterValidator(partial(_check, lowest=1))]
+"""Support examples a class: a number, or [lowest, highest]."""
+
+
+def bounds(value: int | list[int]) -> tuple[int, int]:
+    """The lowest and the highest value of a setting that is a number or a range."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def as_words(value: int | str | list[int] | None) -> str:
+    """A number, a range or `all` as a person reads it: `5`, `2 to 12`, `all`."""
+    return "{} to {}".format(*value) if isinstance(value, list) else str(value)
 
 
 class SplitFiles(Section):
@@ -21,12 +49,19 @@ class SplitFiles(Section):
 class TasksConfig(Section):
     """Which tasks are made, and from what."""
 
-    n_way: int = Field(default=5, ge=2)
-    """Classes in a task."""
-    k_shot: int = Field(default=5, ge=1)
-    """Support examples a class."""
+    n_way: Ways = 5
+    """Classes in a task: a number, or [low, high] of which every task draws one."""
+    k_shot: Shots = 5
+    """Support examples a class: a number, or [low, high] of which every task draws one."""
     query_per_class: int = Field(default=5, ge=1)
     """Query examples a class."""
+    max_texts: int | None = Field(default=None, ge=4)
+    """Most texts of a task, support and query, which bounds what is drawn from ranges of ways and shots; unset: any."""
+    source_power: float = Field(default=0.0, ge=0)
+    """A dataset's share of the tasks is its weight times its number of training texts to this power; 0: evenly."""
+    smlmt_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of SMLMT tasks where `corpus.sources` has text without labels beside labelled sets; 0: none; unset: no
+    such mixture."""
     text_column: str = "text"
     """Column that holds the text, where a source has columns."""
     text_pair_column: str | None = None
@@ -45,6 +80,25 @@ class TasksConfig(Section):
     """SMLMT: at most so many words become classes, chosen by hash."""
     max_examples: int = Field(default=500, ge=2)
     """Examples kept a class, chosen by hash."""
+
+    @property
+    def fewest_ways(self) -> int:
+        """The fewest classes of a task, which every split has to have."""
+        return bounds(self.n_way)[0]
+
+    @property
+    def fewest_texts(self) -> int:
+        """The fewest different texts with which a class takes part in a task."""
+        return bounds(self.k_shot)[0] + self.query_per_class
+
+    def of_corpus(self) -> dict[str, Any]:
+        """The settings that decide what a prepared corpus holds, but for the contents of `split_files`.
+
+        The upper ends of ranges, and what only weighs datasets, change the tasks that are drawn from it alone.
+        """
+        drawn_only = {"split_files", "max_texts", "source_power", "smlmt_share"}
+        settings = self.model_dump(exclude=drawn_only)
+        return settings | {"n_way": self.fewest_ways, "k_shot": bounds(self.k_shot)[0]}
 
 
 Split = Literal["train", "valid", "test"]

@@ -6,6 +6,7 @@ index mod W = r. The B virtual streams of a run are thus the indices that are eq
 """
 
 import hashlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from distmeta.errors import UserError
-from distmeta.tasks.config import Split
+from distmeta.tasks.config import Split, as_words, bounds
 from distmeta.tasks.episode import Example, Task
 
 
@@ -30,13 +31,16 @@ class TaskSource:
         parts: the Parquet files of the split (columns `class`, `row`, `text`, `text_key`, `input_ids`,
             `mask_position`), sorted by class; a class stands in one file only.
         split: whose classes these are.
-        n_way: classes a task, or "all": every class that the texts of the others leave enough of.
-        k_shot: support examples a class.
+        n_way: classes a task, a number or [low, high]; or "all": every class that the texts of the others leave enough
+            of.
+        k_shot: support examples a class, a number or [low, high].
         query_per_class: query examples a class.
         seed: with the split and a task's index it decides the task.
+        max_texts: most texts of a task, support and query, above what the low ends of the ranges need.
 
     Raises:
-        UserError: fewer classes have `k_shot + query_per_class` different texts than `n_way`.
+        UserError: fewer classes than the low end of `n_way` have as many different texts as the low end of `k_shot`,
+            and `query_per_class`, need.
     """
 
     def __init__(
@@ -44,18 +48,20 @@ class TaskSource:
         parts: Iterable[Path],
         split: Split,
         *,
-        n_way: int | str,
-        k_shot: int,
+        n_way: int | list[int] | str,
+        k_shot: int | list[int],
         query_per_class: int,
         seed: int,
+        max_texts: int | None = None,
     ) -> None:
         # Held as Arrow columns: at most max_classes * max_examples rows, whatever the size of the corpus.
         columns = ["class", "row", "text", "text_key", "input_ids", "mask_position"]
         tables = [pq.read_table(part, columns=columns) for part in parts]
         self._tables = [table.combine_chunks() for table in tables if table.num_rows]
         self.split, self.k_shot, self.query_per_class, self.seed = split, k_shot, query_per_class, seed
+        self._shots, self._max_texts = bounds(k_shot), max_texts
         self._classes: list[tuple[str, int, int, np.ndarray]] = []  # name, table, first row, text keys
-        needed = k_shot + query_per_class
+        needed = self._shots[0] + query_per_class
         for number, table in enumerate(self._tables):
             names = np.asarray(table["class"].to_pylist(), dtype=object)
             keys = table["text_key"].to_numpy()
@@ -65,11 +71,12 @@ class TaskSource:
                     self._classes.append((names[start], number, int(start), keys[start:end]))
         self._classes.sort(key=lambda entry: entry[0])
         self._all_way = n_way == "all"
-        self.n_way = len(self._classes) if self._all_way else int(n_way)
-        if len(self._classes) < max(self.n_way, 2):
+        self.n_way = len(self._classes) if isinstance(n_way, str) else n_way
+        self._ways = bounds(self.n_way)
+        if len(self._classes) < max(self._ways[0], 2):
             raise UserError(
                 f"meta-{split} has {len(self._classes)} classes with {needed} different texts "
-                f"(k_shot {k_shot} + query_per_class {query_per_class}), n_way is {n_way}: "
+                f"(k_shot {self._shots[0]} + query_per_class {query_per_class}), n_way is {as_words(n_way)}: "
                 "ask for fewer ways or shots, or give more data"
             )
 
@@ -77,6 +84,19 @@ class TaskSource:
     def class_names(self) -> list[str]:
         """Names of the classes that can be drawn, sorted."""
         return [name for name, *_ in self._classes]
+
+    def _draw_size(self, random: np.random.Generator) -> tuple[int, int]:
+        """The ways and the shots of a task; where they are plain numbers nothing is drawn for them."""
+        most = self._max_texts or sys.maxsize
+        ways, most_ways = self._ways
+        if most_ways > ways:
+            most_ways = max(ways, min(most_ways, len(self._classes), most // (self._shots[0] + self.query_per_class)))
+            ways = int(random.integers(ways, most_ways, endpoint=True))
+        shots, most_shots = self._shots
+        if most_shots > shots:
+            most_shots = max(shots, min(most_shots, most // ways - self.query_per_class))
+            shots = int(random.integers(shots, most_shots, endpoint=True))
+        return ways, shots
 
     def draw(self, index: int) -> Task:
         """Task number `index`: the same whoever asks, and whenever.
@@ -90,19 +110,23 @@ class TaskSource:
         """
         random = generator(self.seed, self.split, index)
         for _ in range(100):
-            chosen = random.choice(len(self._classes), size=self.n_way, replace=False)
-            picked = self._pick_rows(chosen, random)
-            if len(picked) == self.n_way or (self._all_way and len(picked) >= 2):
-                return self._task(index, picked)
+            ways, shots = self._draw_size(random)
+            chosen = random.choice(len(self._classes), size=ways, replace=False)
+            if shots > self._shots[0]:
+                fewest = min(len(np.unique(self._classes[number][3])) for number in chosen)
+                shots = min(shots, fewest - self.query_per_class)
+            picked = self._pick_rows(chosen, shots, random)
+            if len(picked) == ways or (self._all_way and len(picked) >= 2):
+                return self._task(index, picked, shots)
         raise UserError(
-            f"meta-{self.split}: {self.n_way} classes with {self.k_shot + self.query_per_class} different texts each "
-            "could not be drawn: many of their texts stand in several classes, and a text serves one class a task; ask "
-            "for fewer ways or shots, or give more text"
+            f"meta-{self.split}: {as_words(self.n_way)} classes with {self._shots[0] + self.query_per_class} different "
+            "texts each could not be drawn: many of their texts stand in several classes, and a text serves one class "
+            "a task; ask for fewer ways or shots, or give more text"
         )
 
-    def _pick_rows(self, chosen: np.ndarray, random: np.random.Generator) -> list[tuple[int, list[int]]]:
+    def _pick_rows(self, chosen: np.ndarray, shots: int, random: np.random.Generator) -> list[tuple[int, list[int]]]:
         """For each chosen class that can be filled: its number and its rows, support first."""
-        needed = self.k_shot + self.query_per_class
+        needed = shots + self.query_per_class
         taken: set[int] = set()
         picked = []
         for class_number in chosen:
@@ -118,7 +142,7 @@ class TaskSource:
                 picked.append((int(class_number), list(rows.values())))
         return picked
 
-    def _task(self, index: int, picked: list[tuple[int, list[int]]]) -> Task:
+    def _task(self, index: int, picked: list[tuple[int, list[int]]], shots: int) -> Task:
         support: list[Example] = []
         query: list[Example] = []
         for label, (class_number, class_rows) in enumerate(picked):
@@ -126,6 +150,6 @@ class TaskSource:
             table = self._tables[number].take([start + row for row in class_rows])
             for position, row in enumerate(table.select(["row", "text", "input_ids", "mask_position"]).to_pylist()):
                 example = Example(row["row"], label, row["text"], tuple(row["input_ids"]), row["mask_position"])
-                (support if position < self.k_shot else query).append(example)
+                (support if position < shots else query).append(example)
         names = tuple(self._classes[class_number][0] for class_number, _ in picked)
         return Task(index, self.split, names, tuple(support), tuple(query))

@@ -17,7 +17,7 @@ from distmeta.corpus.repeats import find_repeats
 from distmeta.corpus.shards import Shard
 from distmeta.corpus.words import hash64
 from distmeta.errors import UserError
-from distmeta.tasks.config import SPLITS, Split, TasksConfig
+from distmeta.tasks.config import SPLITS, Split, TasksConfig, as_words
 from distmeta.tasks.index_draw import ChosenClass, draw_examples, gather_classes
 from distmeta.tasks.index_examples import KEYS, DistinctExamples, count_classes, find_examples, merge_counts
 
@@ -75,7 +75,7 @@ def choose_classes(
     examples = [DistinctExamples(work, number, f"examples/{part.key}", listing) for number, part in enumerate(found)]
     counted = count_classes(examples, executor)
 
-    needed = tasks.k_shot + tasks.query_per_class
+    needed = tasks.fewest_texts
     if not labelled:
         sentences = sum(part.summary["examples"] for part in counted)
         most = sentences // 4 if tasks.max_sentences is None else tasks.max_sentences
@@ -172,7 +172,7 @@ def require_classes(manifest: Manifest, tasks: TasksConfig, splits: Sequence[Spl
     """Raise UserError where one of `splits` has fewer classes than a task takes, with the numbers at odds."""
     counts = {split: manifest.classes[split].count for split in SPLITS}
     too_small = manifest.classes_left_out
-    needed = tasks.k_shot + tasks.query_per_class
+    needed = tasks.fewest_texts
     if splits and too_small and not any(counts.values()):
         largest = max(too_small, key=lambda name: (too_small[name], name))
         raise UserError(
@@ -180,10 +180,10 @@ def require_classes(manifest: Manifest, tasks: TasksConfig, splits: Sequence[Spl
             f"the largest class has {too_small[largest]} ({largest})"
         )
     left_out = "".join(f"; {line}" for line in manifest.describe_left_out())
-    if short := [split for split in splits if counts[split] < tasks.n_way]:
+    if short := [split for split in splits if counts[split] < tasks.fewest_ways]:
         held = " and ".join(f"meta-{split} has {counts[split]} classes" for split in short)
         remedy = _remedy(sum(counts.values()), manifest.classes_left_out_total, tasks, needed)
-        raise UserError(f"{held}, tasks.n_way is {tasks.n_way}: {remedy}{left_out}")
+        raise UserError(f"{held}, tasks.n_way is {as_words(tasks.n_way)}: {remedy}{left_out}")
 
 
 def _remedy(total: int, too_small: int, tasks: TasksConfig, needed: int) -> str:
@@ -199,7 +199,7 @@ def _remedy(total: int, too_small: int, tasks: TasksConfig, needed: int) -> str:
 
 def _split_by_ratio(classes: Sequence[dict[str, object]], tasks: TasksConfig) -> list[ChosenClass]:
     """Split classes, which come in the order of their names' hashes, by that order."""
-    counts = split_counts(len(classes), tasks.split_ratio, tasks.n_way)
+    counts = split_counts(len(classes), tasks.split_ratio, tasks.fewest_ways)
     splits = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
     return _in_order([_chosen(each, split) for each, split in zip(classes, splits, strict=True)])
 
