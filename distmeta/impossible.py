@@ -83,6 +83,15 @@ def impossible(config: "Config") -> Iterable[str]:
             wanted = " or ".join(map(written, possible))
             yield f"engine.weights: partitioned needs {key} {wanted}, which is {written(value)}"
     yield from contradictions(meta)
+    has_labels = any(each.labelled and each.role in (None, "train") for each in datasets_of(config.corpus, tasks))
+    for key, is_set in (
+        ("meta.algorithm: multitask", meta.algorithm == "multitask"),
+        ("evaluate.multitask_baseline", config.evaluate.multitask_baseline),
+    ):
+        if is_set and not has_labels:
+            yield f"{key}: has a head over the classes of labelled sets, and words of SMLMT are none; leave it out"
+    if meta.algorithm == "multitask" and config.evaluate.multitask_baseline:
+        yield "evaluate.multitask_baseline: meta.algorithm is multitask already; leave it out"
     at_a_time = config.engine.tasks_at_a_time or 1
     threads = 1 if config.engine.device == "cuda" else max(1, round(train.cpus_per_worker))
     if at_a_time > 1 and config.engine.computation == "plain":
@@ -142,10 +151,10 @@ def missing_files(config: "Config") -> Iterable[str]:
             yield f"{key}: there is no file {file}"
 
 
-WITHOUT_INNER_LOOP = ("protonet", "metaicl")
+WITHOUT_INNER_LOOP = ("protonet", "metaicl", "multitask")
 NOTHING_BUT_A_HEAD = ("anil", *WITHOUT_INNER_LOOP)
 """Algorithms that have no fast weights in the network, whatever `meta.adapt` says."""
-WITHOUT_DISTANCES = ("maml", "fomaml", "reptile", "anil", "metasgd", "protomaml", "leopard", "metaicl")
+WITHOUT_DISTANCES = ("maml", "fomaml", "reptile", "anil", "metasgd", "protomaml", "leopard", "metaicl", "multitask")
 OWN_TO_ALGORITHMS = ("second_order", "distance", "temperature", "learn_temperature")
 """Settings of meta-learning that another algorithm may not have."""
 

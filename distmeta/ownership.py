@@ -104,7 +104,7 @@ def _whole(path: Path) -> Path:
     """The folder of the whole that a run belongs to: it writes in its parts, too."""
     if path.parent.name == "trials" and (path / "trial.json").exists():
         return path.parent.parent
-    if path.name == "language-model" and (path.parent / "config.yaml").exists():
+    if path.name in ("language-model", "multitask") and (path.parent / "config.yaml").exists():
         return path.parent
     return path
 

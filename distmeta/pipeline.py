@@ -16,7 +16,7 @@ from distmeta.ownership import own
 from distmeta.run_corpus import check_tasks, is_large, note_use, own_setup, prepare_with, refuse_another
 from distmeta.run_evaluation import evaluate
 from distmeta.rundir import RunDirectory
-from distmeta.setup import Setup, bare_network, check_weights, corpus_directory, differentiates_twice, has_sdpa
+from distmeta.setup import Setup, bare_network, check_weights, differentiates_twice, has_sdpa
 from distmeta.sweep.config import SweepConfig
 from distmeta.tasks.config import SPLITS
 from distmeta.tasks.episode import Task
@@ -95,12 +95,14 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
     from distmeta.cluster.connect import check_workers_fit, ray_cluster
     from distmeta.plan.memory import check_model_states_fit, choose_weights
     from distmeta.plan.table import shares
+    from distmeta.run_baselines import baselines, check_baselines
     from distmeta.tracking.artifact import log_model
     from distmeta.tracking.wandb_environment import mode_of_environment
 
     mode_of_environment()  # told now, if there is no such mode
     check_workers_fit(config)
     choose_weights(config, say)
+    check_baselines(config)
     check_model_states_fit(config)
     check_claim(config, run, resume)
     if weights := check_weights(config):
@@ -136,10 +138,9 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
                 f"training diverged: {progress['diverged']}; lower meta.inner_lr or meta.outer_lr in another "
                 f"--run-dir ({run.best_weights} keeps the best network before)"
             )
-        if config.evaluate.language_model_baseline:
-            say("training the language-model baseline on as many tokens")
-            baseline, baseline_run = _language_model_baseline(config, run, progress)
-            launch(baseline, baseline_run, say)
+        for baseline, directory in baselines(config, run, progress, say):
+            if "diverged" in (ended := launch(baseline, directory, say)):
+                say(f"its training diverged: {ended['diverged']}; {directory.best_weights} is its network before that")
     _summarize(config, run, progress, say)
     folder = export(config, run)
     say(f"exported to {folder}")
@@ -211,30 +212,6 @@ def _choices(config: Config) -> str:
         f"{config.meta.algorithm}, adapting {config.meta.adapt}; {config.model.attention} attention{reason}; "
         f"features: {config.model.pooling} hidden state; language-model weight {config.meta.lm_weight:g}"
     )
-
-
-def _language_model_baseline(
-    config: Config, run: RunDirectory, progress: dict[str, Any]
-) -> tuple[Config, RunDirectory]:
-    """The run that trains the same network on language modelling alone, for as many tokens as `progress` counts."""
-    from distmeta.train.storage import storage_path
-
-    baseline = config.model_copy(deep=True)
-    baseline.corpus.directory = str(corpus_directory(config, run))
-    if config.meta.lm_weight == 0:
-        baseline.meta.lm_weight = 1.0
-    sequences = config.meta.meta_batch_size * config.meta.lm_batch_size
-    tokens_per_step = sequences * Setup(baseline, run).mean_text_tokens
-    baseline.train.outer_steps = max(1, round(progress["tokens"] / tokens_per_step))
-    baseline.meta.lm_warmup_steps = baseline.train.outer_steps
-    baseline.train.validate_every = 0
-    baseline.tracking.wandb = "disabled"
-    if config.train.storage:
-        baseline.train.storage = storage_path(config, run)
-    directory = RunDirectory(run.path / "language-model")
-    write_text(directory.environment, run.environment.read_text(encoding="utf-8"))
-    write_text(directory.config, to_yaml(baseline))
-    return baseline, directory
 
 
 def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say: Say) -> None:

@@ -14,7 +14,6 @@ from distmeta.files import write_json
 from distmeta.ownership import own
 from distmeta.run_corpus import own_setup
 from distmeta.rundir import RunDirectory
-from distmeta.setup import Setup
 from distmeta.signals import stop_on_signal
 from distmeta.tasks.config import as_words
 
@@ -34,6 +33,7 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
     with own(run.path), stop_on_signal(lambda: None, "keeping the episodes that are scored", say) as stopped:
         from distmeta.evaluate.run import Candidate, evaluate_candidates
         from distmeta.evaluate.table import evaluation_table
+        from distmeta.run_baselines import trained_baseline, wanted
 
         own_parts = own_setup(config, run)
         setup = own_parts.setup
@@ -46,8 +46,9 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
             Candidate("meta-pretrained", setup, run.best_weights),
             Candidate("starting", setup, run.starting_weights),
         ]
-        if config.evaluate.language_model_baseline:
-            candidates.append(_baseline(config, run, setup))
+        for name in wanted(config):
+            baseline, directory = trained_baseline(config, run, setup, name)
+            candidates.append(Candidate(name, baseline, directory.best_weights))
         for candidate in candidates:
             if not candidate.weights.exists():
                 raise UserError(f"{candidate.weights} is not there: the run has not kept a network yet")
@@ -114,24 +115,3 @@ def _changes(config: Config, run: RunDirectory) -> dict[str, Any]:
 def _outer_step(run: RunDirectory) -> int:
     with safe_open(run.best_weights, framework="pt") as file:
         return int(file.metadata()["outer_step"])
-
-
-def _baseline(config: Config, run: RunDirectory, setup: Setup) -> Any:
-    """The network that was trained on language modelling alone.
-
-    Raises:
-        UserError: the run has none.
-    """
-    from distmeta.evaluate.run import Candidate
-
-    directory = RunDirectory(run.path / "language-model")
-    if not directory.best_weights.exists():
-        raise UserError(
-            f"evaluate.language_model_baseline: {run.path} has no such baseline; set it when the run is trained"
-        )
-    baseline = load_config(directory.config, check=False)
-    baseline.corpus.directory = str(setup.corpus)
-    baseline.evaluate = config.evaluate
-    for key in ("adapt", "inner_lr"):
-        setattr(baseline.meta, key, getattr(config.meta, key))
-    return Candidate("language-model", Setup(baseline, directory), directory.best_weights)

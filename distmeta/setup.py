@@ -4,12 +4,15 @@ from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from distmeta.config import Config
 from distmeta.corpus.config import SHORTEST
 from distmeta.corpus.manifest import Manifest
 from distmeta.corpus.tokenizer import load_source
 from distmeta.errors import UserError
 from distmeta.meta import algorithm_class
+from distmeta.meta.multitask import TrainingClasses
 from distmeta.models import Network, load_network, load_tokenizer
 from distmeta.models.config import DEFAULT_MODEL
 from distmeta.models.folder import check_small_files, refuse_missing
@@ -125,9 +128,13 @@ def bare_network(config: Config, vocab_size: int | None = None) -> Network:
     return network
 
 
-def _complete(network: Network, config: Config) -> None:
-    """Adds what the algorithm learns beside the network, and takes out of the outer loop what is to stay."""
-    network.learn(algorithm_class(config.meta.algorithm).learned(network, config.meta))
+def _complete(network: Network, config: Config, classes: TrainingClasses | None = None) -> None:
+    """Adds what the algorithm learns beside the network, and takes out of the outer loop what is to stay. Of a corpus
+    that is not there yet the classes are not known, and what is learned about them is left out."""
+    algorithm = algorithm_class(config.meta.algorithm)
+    network.learn(algorithm.learned(network, config.meta))
+    if classes is not None:
+        network.learn(algorithm.learned_of_classes(network, config.meta, classes))
     if config.meta.freeze_lowest is not None:
         network.freeze(config.meta.freeze_lowest)
 
@@ -234,8 +241,17 @@ class Setup:
             )
         if partitioned and network.computation == "bucketed":  # by auto; see `partitioned_needs`
             network.computation = "plain"
-        _complete(network, self.config)
+        _complete(network, self.config, self.training_classes)
         return network
+
+    @cached_property
+    def training_classes(self) -> TrainingClasses | None:
+        """The classes of meta-train by labelled data set, where the algorithm has a head over them."""
+        if not algorithm_class(self.config.meta.algorithm).needs_training_classes:
+            return None
+        parts = self.manifest.class_parts(self.corpus, "train")
+        names = {name for part in parts for name in pq.read_table(part, columns=["class"])["class"].to_pylist()}
+        return TrainingClasses({"": sorted(names)})
 
     def tasks(
         self,

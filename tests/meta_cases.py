@@ -11,6 +11,7 @@ from distmeta.compute.batch import TaskBatch
 from distmeta.meta import TaskResult, algorithm_class
 from distmeta.meta.algorithm import Parameters
 from distmeta.meta.config import MetaConfig
+from distmeta.meta.multitask import TrainingClasses
 from distmeta.models import Network
 from distmeta.tasks.episode import Example
 from tests import references
@@ -18,6 +19,7 @@ from tests.helpers import random_task, task_batch, tiny_network
 from tests.references import Answer, Setting
 
 RATE, STEPS = 0.3, 3
+CLASSES = TrainingClasses({"one": list("abcdef"), "two": list("uvwxyz")})
 
 ADAPTED = ("all", "head", "lora", "bias", "last_k", "regex:attention|attn")
 
@@ -69,7 +71,10 @@ def make_network(case: Case, model_type: str, *, attention: str = "eager") -> Ne
     """In double precision; every tensor is moved, so that biases and norms matter and no gradient is small."""
     network = tiny_network(model_type, lora_rank=4 if case.adapt == "lora" else 0, attention=attention)
     torch.manual_seed(1)
-    network.learn(algorithm_class(case.algorithm).learned(network, case.config))
+    algorithm = algorithm_class(case.algorithm)
+    network.learn(algorithm.learned(network, case.config))
+    if algorithm.needs_training_classes:
+        network.learn(algorithm.learned_of_classes(network, case.config, CLASSES))
     network.double().eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -93,7 +98,14 @@ def make_task(case: Case, index: int = 4) -> TaskBatch:
             examples = tuple(replace(each, input_ids=each.input_ids[: 5 + n]) for n, each in enumerate(examples))
         return examples[::2] + examples[1::2]
 
-    return task_batch(replace(task, support=turned(task.support), query=turned(task.query)))
+    batch = task_batch(replace(task, support=turned(task.support), query=turned(task.query)))
+    return with_head(batch, index) if algorithm_class(case.algorithm).needs_training_classes else batch
+
+
+def with_head(batch: TaskBatch, index: int) -> TaskBatch:
+    """The task with its classes among all of training: every other one is of the second data set, in another order."""
+    source, classes = ("one", "abcd") if index % 2 else ("two", "xwvu")
+    return replace(batch, head=CLASSES.rows(source, classes[: batch.n_way], torch.device("cpu")))
 
 
 @lru_cache
@@ -127,6 +139,8 @@ def paper_answer(case: Case, network: Network, task: TaskBatch, prompt_order: Se
         if not config.learn_temperature and config.distance == "cosine":
             by = 0.1
         answer = references.protonet(network, task, config.distance, by)
+    elif case.algorithm == "multitask":
+        answer = references.multitask(network, task)
     elif case.algorithm == "metaicl":
         answer = references.metaicl(network, task, prompt_order)
     else:

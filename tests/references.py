@@ -309,6 +309,35 @@ def protonet(network: Network, task: TaskBatch, distance: str, temperature: floa
     return Answer(gradients_of(loss, theta), float(loss.detach()), scores.detach(), [])
 
 
+def multitask(network: Network, task: TaskBatch) -> Answer:
+    """Cross-entropy of cos(f, w_c) / 0.1 over all classes of the task's data set, mean over support and query texts.
+    The scores are those of the query texts for the task's own classes."""
+    theta = double_parameters(network)
+    assert task.head is not None
+    (rows,), ((first, behind),) = task.head.rows, task.head.spans
+    losses, own = [], []
+    for batch, labels in ((task.support, task.support_labels), (task.query, task.query_labels)):
+        for text, label in zip(features(network, theta, batch), labels, strict=True):
+            among = theta["learned.head"][first:behind]
+            scores = torch.stack([(text * w).sum() / (text.norm() * w.norm()) / 0.1 for w in among])
+            losses.append(scores.logsumexp(0) - scores[int(rows[label]) - first])
+            own.append(torch.stack([scores[int(row) - first] for row in rows]))
+    loss = torch.stack(losses).mean()
+    scores = torch.stack(own[len(task.support_labels) :]).detach()
+    return Answer(gradients_of(loss, theta), float(loss.detach()), scores, [])
+
+
+def nearest_mean(network: Network, task: TaskBatch) -> Tensor:
+    """Scores of the query texts: cosine to the mean, by class, of the support features of length 1, over 0.1."""
+    theta = double_parameters(network)
+    support, query = (
+        torch.stack([row / row.norm() for row in features(network, theta, batch)])
+        for batch in (task.support, task.query)
+    )
+    centers = by_class(support, task.support_labels, task.n_way)
+    return torch.stack([torch.stack([(text * c).sum() / c.norm() / 0.1 for c in centers]) for text in query]).detach()
+
+
 def metaicl(network: Network, task: TaskBatch, order: Sequence[int], special: Sequence[int] = ()) -> Answer:
     """Min et al. 2022: -log p(y | x_1 y_1 ... x_K y_K x).
 

@@ -247,6 +247,13 @@ PARTITIONED = ("engine.weights=partitioned", "engine.zero_stage=3")
         (["meta.algorithm=reptile", "meta.inner_rates=layer_step"], "meta.inner_rates: reptile learns no rates"),
         (["meta.algorithm=protonet", "meta.inner_rates=layer_step"], "meta.inner_rates: protonet learns no rates"),
         (["meta.algorithm=protonet", "meta.multi_step_loss=0.5"], "meta.multi_step_loss: protonet"),
+        (["meta.algorithm=multitask"], "meta.algorithm: multitask: has a head over the classes of labelled sets"),
+        (["evaluate.multitask_baseline=true"], "evaluate.multitask_baseline: has a head over"),
+        (
+            ["meta.algorithm=multitask", "evaluate.multitask_baseline=true", "tasks.label_column=intent"],
+            "evaluate.multitask_baseline: meta.algorithm is multitask already",
+        ),
+        (["meta.algorithm=multitask", "meta.distance=cosine"], "meta.distance: is protonet's alone"),
         (["meta.temperature=2.0"], "meta.temperature: is protonet's alone, and meta.algorithm is fomaml"),
         (["meta.learn_temperature=true"], "meta.learn_temperature: is protonet's alone"),
         (["meta.distance=cosine"], "meta.distance: is protonet's alone"),

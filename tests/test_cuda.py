@@ -35,7 +35,10 @@ def on_gpu(value: Any) -> Any:
 
 CASES = [
     *(case(name, adapt) for name in ("maml", "fomaml") for adapt in ("all", "head", "lora", "bias", "last_k")),
-    *(case(name) for name in ("reptile", "metasgd", "anil", "protomaml", "protonet", "leopard", "metaicl")),
+    *(
+        case(name)
+        for name in ("reptile", "metasgd", "anil", "protomaml", "protonet", "leopard", "metaicl", "multitask")
+    ),
     case("maml", recompute=True),
     case("maml", inner_optimizer="momentum"),
     case("fomaml", inner_rates="layer_step"),

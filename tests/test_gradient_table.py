@@ -55,6 +55,7 @@ ROWS = [
     case("protonet", "head"),
     case("protonet", "head", distance="cosine", learn_temperature=True),
     case("metaicl", "head"),
+    case("multitask", "head"),
 ]
 FAST = {
     (case("maml", "all"), 0, 2),
@@ -70,6 +71,7 @@ FAST = {
     (case("protonet", "head"), 2, 2),
     (case("leopard", "last_k"), 3, 2),
     (case("metaicl", "head"), 1, 2),
+    (case("multitask", "head"), 2, 2),
 }
 """The cells that do not take minutes together."""
 

@@ -56,6 +56,7 @@ CASES = [
     case("protonet", temperature=3.0),
     case("protonet", distance="cosine", learn_temperature=True),
     case("metaicl"),
+    case("multitask"),
     # The inner loop's settings.
     *(case(name, inner_steps=steps) for name in ("maml", "fomaml", "reptile") for steps in (1, 2)),
     *(case(name, inner_optimizer="momentum", inner_lr=0.2) for name in ("maml", "fomaml", "reptile")),
@@ -78,7 +79,7 @@ CASES = [
     case("leopard", "last_k", second_order=True, recompute=True),
     case("anil", recompute=True),
     # Part of the network alone in the outer loop.
-    *(case(name, freeze=1) for name in ("maml", "fomaml", "reptile", "protonet")),
+    *(case(name, freeze=1) for name in ("maml", "fomaml", "reptile", "protonet", "multitask")),
     case("maml", "last_k", freeze=1, recompute=True),
 ]
 
@@ -164,6 +165,17 @@ def test_a_fitted_classifier_scores_as_the_reference(case: Case, model_type: str
         assert not scores.requires_grad
         torch.testing.assert_close(scores, expected.scores, rtol=1e-8, atol=1e-9)
     assert all(torch.equal(parameters[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_on_classes_without_a_vector_a_multi_task_network_goes_by_their_means(model_type: str) -> None:
+    setting = case("multitask")
+    network, task = make_network(setting, model_type), make_task(setting)
+    parameters = dict(network.named_parameters())
+    algorithm = algorithm_class("multitask")(network, setting.config)
+    for network.computation in COMPUTATIONS:
+        scores = algorithm.fit(parameters, task.support, task.support_labels, 3, 0)(task.query)
+        torch.testing.assert_close(scores, references.nearest_mean(network, task), rtol=1e-8, atol=1e-9)
 
 
 def test_no_label_of_a_prompt_is_a_special_token(tmp_path: Path) -> None:
@@ -282,6 +294,7 @@ def test_names_of_algorithms_that_stay() -> None:
         "protonet",
         "leopard",
         "metaicl",
+        "multitask",
     ]
 
 

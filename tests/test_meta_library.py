@@ -256,6 +256,7 @@ def test_adapting_leaves_running_statistics_alone():
         ({"algorithm": "fomaml", "second_order": True}, r"meta.second_order: fomaml is first order; use maml"),
         ({"algorithm": "reptile", "inner_rates": "layer_step"}, r"meta.inner_rates: reptile learns no rates"),
         ({"algorithm": "metaicl"}, r"meta.algorithm: metaicl needs a language model"),
+        ({"algorithm": "multitask"}, r"meta.algorithm: multitask needs the classes of a corpus"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_in_a_line(settings, said):

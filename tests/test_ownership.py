@@ -73,7 +73,7 @@ def test_a_second_writer_is_refused_by_name_and_changes_nothing(tmp_path: Path) 
         (tmp_path / "run/trials/0003").mkdir(parents=True)
         (tmp_path / "run/trials/0003/trial.json").write_text("{}")
         (tmp_path / "run/config.yaml").write_text("")
-        for part in ("trials/0003", "language-model"):
+        for part in ("trials/0003", "language-model", "multitask"):
             with pytest.raises(UserError, match=f"process {process.pid} "), own(tmp_path / "run" / part):
                 pass
         process.communicate("")  # ends in good order

@@ -23,7 +23,7 @@ from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
 from distmeta.meta import Learner
 from distmeta.opening import open_run
-from distmeta.plan import asha_share, calibrate, make_plan, plan_table, sweep_totals
+from distmeta.plan import asha_share, calibrate, forecast, make_plan, plan_table, sweep_totals
 from distmeta.plan.memory import Sizes, network_sizes
 from distmeta.plan.states import FLOAT
 from distmeta.plan.table import shares
@@ -230,6 +230,23 @@ def test_a_process_of_the_calibration_that_the_system_kills_is_told(opened: tupl
         calibrate.calibrate(*opened)
     killer.join()
     assert not processes_of_a_calibration()
+
+
+def test_baselines_are_in_the_time_of_the_command(opened: tuple[Config, RunDirectory]):
+    config = opened[0].model_copy(deep=True)
+    measured = calibrate.Calibration(
+        warmup_step=0.0, task_step=0.5, validation=2.0, checkpoint=0.0, startup=9.0, export=1.0, first_episode=3.0,
+        episode=1.0, workers=1, memory_without_model=0, peak_memory=0,
+    )  # fmt: skip
+    alone = forecast._time(config, measured)
+    assert alone["baseline_seconds"] == 0
+    evaluation = alone["evaluation_seconds"]
+    config.evaluate.language_model_baseline = config.evaluate.multitask_baseline = True
+    both = forecast._time(config, measured)
+    steps, all_of_it = alone["seconds_of"]["steps with tasks"], alone["wall_seconds"]
+    assert both["baseline_seconds"] == steps + 9 + all_of_it + 9  # the multi-task baseline is validated, too
+    assert both["evaluation_seconds"] == 2 * evaluation  # four networks where there were two
+    assert both["command_seconds"] == alone["command_seconds"] + both["baseline_seconds"] + evaluation
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from distmeta.tracking.config import TrackingConfig
 from distmeta.tracking.cost import FlopCounter, NetworkSize, StepTokens, network_size, run_summary
 from distmeta.tracking.versions import environment
 from tests.helpers import random_task, task_batch, tiny_network
+from tests.meta_cases import CLASSES, with_head
 
 WAY, SUPPORT, QUERY, LENGTH, INNER_STEPS = 5, 5, 15, 16, 2
 TOKENS = StepTokens(
@@ -177,7 +178,9 @@ def test_versions_name_no_machine() -> None:
     assert platform.node() not in found["platform"].split()
 
 
-@pytest.mark.parametrize("algorithm", ["reptile", "anil", "metasgd", "protomaml", "protonet", "leopard", "metaicl"])
+@pytest.mark.parametrize(
+    "algorithm", ["reptile", "anil", "metasgd", "protomaml", "protonet", "leopard", "metaicl", "multitask"]
+)
 @pytest.mark.parametrize("adapt", ["all", "bias", "last_k"])
 def test_each_algorithm_s_operations_are_those_of_its_plain_computation(algorithm: str, adapt: str) -> None:
     network = tiny_network("gpt2" if algorithm == "metaicl" else "bert")
@@ -186,6 +189,9 @@ def test_each_algorithm_s_operations_are_those_of_its_plain_computation(algorith
     network.learn(algorithm_class(algorithm).learned(network, meta))
     network.computation = "packed" if algorithm == "metaicl" else "plain"  # since prompts differ in length
     task = task_batch(random_task(n_way=2, k_shot=1 if algorithm == "metaicl" else 3))
+    if algorithm == "multitask":
+        network.learn(algorithm_class(algorithm).learned_of_classes(network, meta, CLASSES))
+        task = with_head(task, 1)
     counter = FlopCounter.of(network, meta)
     with FlopCounterMode(display=False) as true:
         algorithm_class(algorithm)(network, meta).task_gradient(dict(network.named_parameters()), task)

@@ -97,6 +97,7 @@ def single_process(config: Config) -> dict[str, torch.Tensor]:
         ("anil", "head", {"freeze_lowest": 1}, 1, 1e-6),
         ("protonet", "head", {"learn_temperature": True}, 3, 5e-6),
         ("metaicl", "head", {}, 2, 5e-6),
+        ("multitask", "head", {}, 3, 5e-6),
     ],
 )
 def test_two_workers_equal_one_process(algorithm, adapt, more, stage, bound, worlds, corpus, tmp_path):

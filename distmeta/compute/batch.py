@@ -111,6 +111,16 @@ def side_by_side(batches: Sequence[TokenBatch]) -> TokenBatch:
 
 
 @dataclass(frozen=True)
+class HeadRows:
+    """Where a head over all classes of training has those of a task, or of several tasks."""
+
+    rows: tuple[torch.Tensor, ...]
+    """Of each task the row of each of its classes, by label: (n_way,), int64."""
+    spans: tuple[tuple[int, int], ...]
+    """Of each task the rows of all classes of its data set: the first one, and the one behind the last."""
+
+
+@dataclass(frozen=True)
 class TaskBatch:
     """A task as tensors, or several tasks of as many classes (see `join`)."""
 
@@ -121,6 +131,8 @@ class TaskBatch:
     query: Any
     query_labels: torch.Tensor
     n_way: int
+    head: HeadRows | None = None
+    """Where the algorithm has a head over all classes of training."""
 
     @property
     def query_sizes(self) -> tuple[int, ...]:
@@ -130,12 +142,16 @@ class TaskBatch:
 
 def join(tasks: Sequence[TaskBatch]) -> TaskBatch:
     """Several tasks of as many classes, to be computed side by side in one row."""
+    heads = [task.head for task in tasks if task.head is not None]
     return TaskBatch(
         side_by_side([task.support for task in tasks]),
         torch.cat([task.support_labels for task in tasks]),
         side_by_side([task.query for task in tasks]),
         torch.cat([task.query_labels for task in tasks]),
         tasks[0].n_way,
+        HeadRows(*(tuple(sum(each, ())) for each in zip(*((head.rows, head.spans) for head in heads), strict=True)))
+        if heads
+        else None,
     )
 
 

@@ -25,5 +25,8 @@ class EvaluateConfig(Section):
     """Steps of the inner loop; unset: as in training."""
     language_model_baseline: bool = False
     """Also train and score the same architecture on plain language modelling for the same number of tokens."""
+    multitask_baseline: bool = False
+    """Also train and score the same network by multi-task training, without meta-learning: on the texts of the same
+    tasks, for as many steps, with a head over all training classes of each labelled data set."""
     seed: int = Field(default=1, ge=0)
     """Fixes the episodes."""

@@ -96,6 +96,8 @@ class Algorithm(ABC):
     """Whether it is about a linear head, and so about features of a known width."""
     needs_every_class: ClassVar[bool] = False
     """Whether it makes something of the support examples of each class."""
+    needs_training_classes: ClassVar[bool] = False
+    """Whether it has a head over all classes of training: `learned_of_classes`, and `TaskBatch.head`."""
     starts_at_chance: ClassVar[bool] = False
     """Whether the unadapted network gives every class the same score."""
 
@@ -139,6 +141,11 @@ class Algorithm(ABC):
     @classmethod
     def learned(cls, network: Any, config: MetaConfig) -> Parameters:
         """Starting values of what is learned beside the network, by name; they become parameters `learned.*`."""
+        return {}
+
+    @classmethod
+    def learned_of_classes(cls, network: Any, config: MetaConfig, classes: Any) -> Parameters:
+        """The same of what is learned about the classes of training (`distmeta.meta.multitask.TrainingClasses`)."""
         return {}
 
     @classmethod

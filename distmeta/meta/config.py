@@ -12,7 +12,8 @@ class MetaConfig(Section):
     """How the network learns to learn."""
 
     algorithm: str = "fomaml"
-    """maml (second order), fomaml, reptile, anil, metasgd, protomaml, protonet, leopard, or metaicl (decoders)."""
+    """maml (second order), fomaml, reptile, anil, metasgd, protomaml, protonet, leopard, metaicl (decoders), or, for
+    comparison, multitask (no meta-learning: a head a labelled data set over all its training classes)."""
     adapt: str = "all"
     """Fast weights beside the head: all, lora, bias (and norms), last_k (layers), head (no other), or regex:PATTERN."""
     last_k: int = Field(default=1, ge=1)

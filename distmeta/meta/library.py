@@ -151,6 +151,10 @@ class MetaLearner(nn.Module):
             raise UserError(
                 f"meta.algorithm: {config.algorithm} needs a language model, which no module of one's own is"
             )
+        if algorithm.needs_training_classes:
+            raise UserError(
+                f"meta.algorithm: {config.algorithm} needs the classes of a corpus, and of tasks alone none is known"
+            )
         if algorithm.needs_head and hidden_size is None:
             raise UserError(f"hidden_size: meta.algorithm {config.algorithm} needs the width of the module's features")
         self._has_head = hidden_size is not None

@@ -16,6 +16,7 @@ _ALGORITHMS = {
     "protonet": "distmeta.meta.protonet:PrototypicalNetwork",
     "leopard": "distmeta.meta.leopard:LEOPARD",
     "metaicl": "distmeta.meta.metaicl:MetaICL",
+    "multitask": "distmeta.meta.multitask:MultiTask",
 }
 
 

@@ -47,7 +47,8 @@ def make_plan(
     `startup_seconds`, `evaluation_seconds`, `export_seconds`, and `command_seconds`, all of them and the training
     together, but not what Ray needs to start and to end, nor the preparation of the corpus. Evaluation is measured on
     a few of its own episodes by the networks of the calibration. A language-model baseline, which trains for as many
-    tokens, is taken to last as long as the steps (`baseline_seconds`). `unmeasured` names what was not come to in time,
+    tokens, is taken to last as long as the steps, and a multi-task baseline, which has the same texts, steps and
+    validations, as long as the run (`baseline_seconds`). `unmeasured` names what was not come to in time,
     and is in none of these numbers.
 
     Args:
@@ -121,11 +122,14 @@ def _time(config: Config, measured: "Calibration") -> dict[str, Any]:
         "checkpoints": (measured.checkpoint or 0.0) * math.ceil(steps / config.train.checkpoint_every),
     }
     evaluation = (measured.first_episode or 0.0) + (measured.episode or 0.0) * (config.evaluate.episodes - 1)
-    baseline = 0.0
-    if config.evaluate.language_model_baseline:
-        evaluation *= 3 / 2  # networks
-        baseline = seconds_of["warm-up steps"] + seconds_of["steps with tasks"] + measured.startup
     wall_seconds = sum(seconds_of.values())
+    baselines = []
+    if config.evaluate.language_model_baseline:
+        baselines.append(seconds_of["warm-up steps"] + seconds_of["steps with tasks"])
+    if config.evaluate.multitask_baseline:
+        baselines.append(wall_seconds)
+    evaluation *= (2 + len(baselines)) / 2  # networks
+    baseline = sum(baselines) + measured.startup * len(baselines)
     return {
         "seconds_of": seconds_of,
         "wall_seconds": wall_seconds,

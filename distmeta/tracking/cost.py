@@ -137,7 +137,7 @@ class FlopCounter:
             prompts = query + tasks * (support + support_texts) / max(1, tokens.tasks)
             total += self._forward(prompts, query_texts, outer, outer)
             return total + 3 * 2 * self.size.output_parameters * query_texts
-        if self.meta.algorithm == "protonet":
+        if self.meta.algorithm in ("protonet", "multitask"):
             return (
                 total
                 + self._forward(support, support_texts, outer, outer)

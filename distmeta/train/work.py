@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
@@ -17,6 +18,7 @@ class WorkSource:
     def __init__(self, setup: Setup, device: torch.device, rank: int, world_size: int) -> None:
         self._config, self._seed = setup.config.meta, setup.config.train.seed
         self._tasks, self._text = setup.tasks("train"), setup.text()
+        self._classes = setup.training_classes
         self._tokenizer, self._kind = setup.tokenizer, setup.kind
         self._device, self._rank, self._world_size = device, rank, world_size
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="distmeta-work")
@@ -41,7 +43,10 @@ class WorkSource:
     def _piece(self, step: int, index: int) -> Work:
         task = None
         if step >= self._config.lm_warmup_steps:
-            task = collate_task(self._tasks.draw(index), self._tokenizer.pad_token_id, self._device)
+            drawn = self._tasks.draw(index)
+            task = collate_task(drawn, self._tokenizer.pad_token_id, self._device)
+            if self._classes is not None:
+                task = replace(task, head=self._classes.rows("", drawn.classes, self._device))
         text = None
         if self._text is not None and (task is None or self._config.lm_weight):
             size = self._config.lm_batch_size

@@ -1,0 +1,61 @@
+"""What a run trains to be held against, without Ray: what it is, and that it stands in the run's table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distmeta.config import load_config
+from distmeta.errors import UserError
+from distmeta.opening import reopen_run
+from distmeta.pipeline import evaluate
+from distmeta.run_baselines import baselines, check_baselines
+from distmeta.setup import resolve
+from tests.runs import begun_run, quiet
+from tests.training import read_rows, run_training
+
+PROGRESS = {"tokens": 3000}
+PROTONET = {"algorithm": "protonet", "distance": "cosine", "outer_lr": 0.002, "meta_batch_size": 2, "lm_weight": 0.5}
+
+
+@pytest.mark.parametrize("asked", ["language_model_baseline", "multitask_baseline"])
+def test_a_baseline_has_what_the_run_had_but_for_the_tasks(asked: str, tmp_path: Path) -> None:
+    """Trained and evaluated in this process."""
+    sections = {"evaluate": {"episodes": 2, asked: True}, "train": {"outer_steps": 3, "validate_every": 3}}
+    config, run = begun_run(tmp_path, meta=PROTONET, **sections)
+    ((baseline, directory),) = baselines(config, run, PROGRESS, quiet)
+    assert resolve(load_config(directory.config, check=False)) == baseline  # runs as it is
+    assert not baseline.evaluate.language_model_baseline
+    assert not baseline.evaluate.multitask_baseline
+    for section in ("tasks", "tokenizer", "model", "engine"):
+        assert getattr(baseline, section) == getattr(config, section)
+    for key in ("outer_lr", "meta_batch_size", "lm_weight", "weight_decay", "lm_batch_size"):
+        assert getattr(baseline.meta, key) == getattr(config.meta, key), key
+    progress = run_training(baseline.model_dump(), directory.path)
+    rows = read_rows(directory.path)
+    if asked == "multitask_baseline":
+        assert baseline.meta.algorithm == "multitask"
+        assert [row["outer_step"] for row in rows] == [1, 2, 3]
+        assert all("query_loss" in row and "lm_loss" in row for row in rows)
+        assert "best_score" in progress  # chosen on the meta-valid classes, as the run's network is
+    else:
+        assert progress["tokens"] == pytest.approx(PROGRESS["tokens"], rel=0.1)
+        assert not any("query_loss" in row for row in rows)
+    evaluate(config, run, quiet)
+    names = [method["name"] for method in json.loads(run.evaluation.read_text())["methods"]]
+    assert f"{directory.path.name} prototype" in names
+    assert f"{directory.path.name} logistic-regression" in names
+
+
+def test_a_baseline_that_was_not_trained_is_told(tmp_path: Path) -> None:
+    _, run = begun_run(tmp_path)
+    again = reopen_run(None, ["evaluate.multitask_baseline=true"], run.path)
+    with pytest.raises(UserError, match=r"evaluate.multitask_baseline: .* has no such baseline; set it when the run"):
+        evaluate(*again, quiet)
+
+
+def test_partitioned_weights_have_no_multi_task_baseline() -> None:
+    labelled = ["tasks.label_column=intent", "evaluate.multitask_baseline=true"]
+    config = load_config(None, [*labelled, "engine.weights=partitioned", "engine.zero_stage=3"])
+    with pytest.raises(UserError, match=r"evaluate.multitask_baseline: needs engine.weights whole"):
+        check_baselines(config)
