@@ -5,17 +5,13 @@ on the query set Q, the meta-gradient of a task is d/d theta of L_Q(phi(theta), 
 
 First order takes d phi / d phi_0 for the identity (Finn et al. 2017, section 5.2), so that the gradient at phi stands
 for that at phi_0. Second order is exact, either by keeping the graph of the whole loop, or, with `recompute`, by going
-back through it a step at a time: with v the gradient of L_Q with respect to phi_{k+1},
-
-    v <- (d phi_{k+1} / d phi_k)^T v,    d theta += (d phi_{k+1} / d theta)^T v,
-
-each step computed again with the dropout that it drew, from phi_k, of which few are kept (`distmeta.meta.backwards`).
+back through it a step at a time (`distmeta.meta.recomputed`).
 
 A task may be several side by side: phi then has a dimension of tasks, and the gradient is the sum of the tasks'.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,16 +23,12 @@ from distmeta.compute.batch import TaskBatch, concatenate, join, texts_of_tasks
 from distmeta.compute.destinations import send_gradient
 from distmeta.compute.parts import is_batched
 from distmeta.compute.twice import Adjoint, begin
-from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult, accuracy
-from distmeta.meta.backwards import backwards, most_states
+from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult
+from distmeta.meta.backwards import most_states
 from distmeta.meta.gradients import accumulate, gradients_of, requiring, settled, summed
-from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, stepped, total_loss, zero_head
-from distmeta.meta.inner_optimizer import direction, state_tensors, with_state_tensors
-from distmeta.meta.randomness import drawing_again, random_state
+from distmeta.meta.inner_loop import Fast, Problem, Rate, inner_loop, scores_of, total_loss, zero_head
+from distmeta.meta.recomputed import recomputed
 from distmeta.models.network import Localized
-
-State = tuple[Fast, dict[str, Any]]
-"""The fast weights and the optimizer's state between two steps."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +157,7 @@ class GradientBased(Algorithm):
         if not self.is_second_order:
             return self._first_order(theta, prepared.task, weights, prepared.embedding)
         if self.config.recompute:
-            return self._recomputed(theta, prepared.task, weights, prepared.embedding)
+            return recomputed(self, theta, prepared.task, weights, prepared.embedding)
         return self._second_order(theta, prepared, weights)
 
     def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
@@ -174,8 +166,8 @@ class GradientBased(Algorithm):
         (support,) = local.batches
         with torch.no_grad():
             head = self.start_head(local.parameters, support, labels, n_way)
-        problem = self._problem(local.parameters, support, labels)
-        fast = start = self._start(local.parameters, head, support, local.embedding)
+        problem = self.problem(local.parameters, support, labels)
+        fast = start = self.start(local.parameters, head, support, local.embedding)
         for fast in inner_loop(problem, start, inner_steps):  # noqa: B007  # the last one is wanted, and none is kept
             pass
         adapted = {**parameters, **fast.body}
@@ -192,7 +184,8 @@ class GradientBased(Algorithm):
     def _localized(self, parameters: Parameters, batches: list[Any], least_rows: int = 0) -> Localized:
         return self.network.localized(parameters, batches, least_rows)
 
-    def _problem(self, parameters: Parameters, support: Any, labels: Tensor) -> Problem:
+    def problem(self, parameters: Parameters, support: Any, labels: Tensor) -> Problem:
+        """What the inner loop minimises on a support set; `parameters` stand for all that does not move."""
         return Problem(
             self.network,
             parameters,
@@ -204,24 +197,24 @@ class GradientBased(Algorithm):
             head_is_zero=self.zero_head and self.starts_at_chance,
         )
 
-    def _start(self, parameters: Parameters, head: Parameters, support: Any, own_rows: str | None) -> Fast:
+    def start(self, parameters: Parameters, head: Parameters, support: Any, own_rows: str | None) -> Fast:
         """The fast weights before the first step. Of `own_rows`, the word embedding, each task has rows of its own."""
         tasks = _tasks(support)
         body = {name: parameters[name] for name in self.adapted}
         return Fast({n: v if n == own_rows or not tasks else v.expand(*tasks, *v.shape) for n, v in body.items()}, head)
 
-    def _begun(self, problem: Problem, body: Parameters, own_rows: str | None, like: Parameters) -> dict[str, Adjoint]:
+    def begun(self, problem: Problem, body: Parameters, own_rows: str | None, like: Parameters) -> dict[str, Adjoint]:
         """Begins to keep aside what linear layers find of the derivatives by fast weights, in the shapes of `like`."""
         if not self.keeps_aside:
             return {}
         return {n: begin(v, like[n].shape) for n, v in body.items() if v.ndim == 3 and n != own_rows}
 
-    def _query(self, theta: Parameters, fast: Fast, task: TaskBatch) -> tuple[Tensor, Tensor]:
+    def query(self, theta: Parameters, fast: Fast, task: TaskBatch) -> tuple[Tensor, Tensor]:
+        """The loss of the query set, and its scores."""
         features = self.network.features({**theta, **fast.body}, task.query)
         return self._query_loss(features, fast, task)
 
     def _query_loss(self, features: Tensor, fast: Fast, task: TaskBatch) -> tuple[Tensor, Tensor]:
-        """The loss, and the scores."""
         scores = scores_of(features, fast.head, task.query_sizes)
         return total_loss(self.criterion, scores, task.query_labels, task.query_sizes), scores
 
@@ -230,26 +223,26 @@ class GradientBased(Algorithm):
     ) -> Outcome:
         head = self.start_head(theta, task.support, task.support_labels, task.n_way)
         fixed = {name: value.detach() for name, value in theta.items()}
-        problem = self._problem(fixed, task.support, task.support_labels)
+        problem = self.problem(fixed, task.support, task.support_labels)
         directions: list[Parameters] = []
         if self.learns_rates:
             problem.record = partial(self._keep, directions)
         gradients: Parameters = {}
         started = time.perf_counter()
         spent = 0.0
-        start = self._start(fixed, head, task.support, own_rows)
+        start = self.start(fixed, head, task.support, own_rows)
         for step, fast in enumerate(inner_loop(problem, start, self.config.inner_steps)):
             spent += time.perf_counter() - started
             if weights[step]:
                 fast = Fast(requiring(fast.body), requiring(fast.head))
                 if not self.learns_rates:
                     self._send(fast.body, theta, gradients, weights[step])
-                loss, scores = self._query(theta, fast, task)
+                loss, scores = self.query(theta, fast, task)
                 at_phi = gradients_of(loss, {**theta, **fast.all})
                 self._add_at_start(gradients, at_phi, theta, head, directions, weights[step])
             started = time.perf_counter()
         kept = {name: gradient for name, gradient in gradients.items() if name in self.trained}
-        return self._outcome(kept, loss, scores, task, problem, spent)
+        return problem.outcome(kept, loss, scores, task, spent)
 
     def _keep(self, directions: list[Parameters], moves: Parameters) -> None:
         """Keeps what the rates of a step multiply; of steps with the same rates the sum."""
@@ -299,7 +292,7 @@ class GradientBased(Algorithm):
 
     def _second_order(self, theta: Parameters, prepared: Prepared, weights: Sequence[float]) -> Outcome:
         task, own_rows = prepared.task, prepared.embedding
-        problem = self._problem(theta, task.support, task.support_labels)
+        problem = self.problem(theta, task.support, task.support_labels)
         problem.second_order = True
         total: Tensor = torch.zeros((), device=task.query_labels.device)
         started = time.perf_counter()
@@ -309,119 +302,20 @@ class GradientBased(Algorithm):
             both = self.network.features(theta, prepared.both)
             problem.given, query_features = both.split([len(task.support_labels), len(task.query_labels)])
         # Tensors of their own: a head made from theta is no way from the body to the loss of a step.
-        start = self._start({n: v.view_as(v) for n, v in theta.items()}, head, task.support, own_rows)
-        adjoints = self._begun(problem, start.body, own_rows, theta)
+        start = self.start({n: v.view_as(v) for n, v in theta.items()}, head, task.support, own_rows)
+        adjoints = self.begun(problem, start.body, own_rows, theta)
         for step, fast in enumerate(inner_loop(problem, start, self.config.inner_steps)):
             spent += time.perf_counter() - started
             if weights[step]:
                 if problem.given is None:
-                    loss, scores = self._query(theta, fast, task)
+                    loss, scores = self.query(theta, fast, task)
                 else:
                     loss, scores = self._query_loss(query_features, fast, task)
                 total = total + weights[step] * loss
             started = time.perf_counter()
         gradients = gradients_of(total, {name: value for name, value in theta.items() if name in self.trained})
         accumulate(gradients, settled({n: each for n, each in adjoints.items() if n in self.trained}))
-        return self._outcome(gradients, loss, scores, task, problem, spent)
-
-    def _recomputed(
-        self, theta: Parameters, task: TaskBatch, weights: Sequence[float], own_rows: str | None
-    ) -> Outcome:
-        fixed = {name: value.detach() for name, value in theta.items()}
-        head = self.start_head(theta, task.support, task.support_labels, task.n_way)
-        problem = self._problem(fixed, task.support, task.support_labels)
-        first: State = (self._start(fixed, {n: v.detach() for n, v in head.items()}, task.support, own_rows), {})
-        device = task.support_labels.device
-        drawn: list[Any] = []
-        spent = 0.0
-
-        def advance(before: State, step: int) -> State:
-            nonlocal spent
-            if step < len(drawn):
-                with drawing_again(device, drawn[step]):
-                    return self._one_step(problem, fixed, *before, step, graph=False)
-            drawn.append(random_state(device))
-            started = time.perf_counter()
-            after = self._one_step(problem, fixed, *before, step, graph=False)
-            spent += time.perf_counter() - started
-            return after
-
-        gradients: Parameters = {}
-        back: Parameters = {}  # of the fast weights
-        back_state: Parameters = {}  # of the optimizer's state
-        for step, (before, state), (after, _) in backwards(first, self.config.inner_steps, advance):
-            if weights[step]:
-                fast = Fast(requiring(after.body), requiring(after.head))
-                adjoints = self._begun(problem, fast.body, own_rows, fast.body)
-                query_loss, query_scores = self._query(theta, fast, task)
-                if step == self.config.inner_steps - 1:
-                    loss, scores = query_loss.detach(), query_scores.detach()
-                found = gradients_of(query_loss, {**theta, **fast.all})
-                accumulate(found, settled(adjoints))
-                accumulate(back, {n: g for n, g in found.items() if n in fast.all}, weights[step])
-                accumulate(gradients, {n: g for n, g in found.items() if n not in fast.all}, weights[step])
-            leaves = Fast(requiring(before.body), requiring(before.head))
-            adjoints = self._begun(problem, leaves.body, own_rows, leaves.body)
-            state_leaves = {name: value.requires_grad_() for name, value in state_tensors(state).items()}
-            with drawing_again(device, drawn[step]):
-                moved, moved_state = self._one_step(
-                    problem, theta, leaves, with_state_tensors(state, state_leaves), step, graph=True
-                )
-            outputs = moved.all | state_tensors(moved_state)
-            cotangents = back | back_state
-            wanted = {name: value for name, value in outputs.items() if name in cotangents and value.requires_grad}
-            inputs = {f"theta:{n}": v for n, v in theta.items() if v.requires_grad} | leaves.all | state_leaves
-            found = gradients_of(list(wanted.values()), inputs, [cotangents[name] for name in wanted])
-            accumulate(found, settled(adjoints))
-            accumulate(gradients, {n.removeprefix("theta:"): g for n, g in found.items() if n.startswith("theta:")})
-            back = {name: gradient for name, gradient in found.items() if name in leaves.all}
-            back_state = {name: gradient for name, gradient in found.items() if name in state_leaves}
-        del problem.losses[self.config.inner_steps :]  # of steps that were computed again
-        accumulate(gradients, {n: summed(g, theta[n]) for n, g in back.items() if n in theta})
-        starts = {name: value for name, value in head.items() if value.requires_grad and name in back}
-        if starts:
-            sources = {name: value for name, value in theta.items() if value.requires_grad}
-            accumulate(gradients, gradients_of(list(starts.values()), sources, [back[name] for name in starts]))
-        trained = {name: gradient for name, gradient in gradients.items() if name in self.trained}
-        return self._outcome(trained, loss, scores, task, problem, spent)
-
-    def _one_step(
-        self, problem: Problem, theta: Parameters, fast: Fast, state: Mapping[str, Any], step: int, *, graph: bool
-    ) -> State:
-        """phi_{k+1} from phi_k; with its graph back to the fast weights, the state and theta, or without any."""
-        if not graph:
-            fast = Fast(requiring(fast.body), requiring(fast.head))
-        problem.expect(fast.body, step)
-        features = self.network.features({**theta, **fast.body}, problem.support)
-        scores = scores_of(features, fast.head, problem.texts_per_task)
-        loss = total_loss(self.criterion, scores, problem.labels, problem.texts_per_task)
-        if not graph:
-            problem.losses.append(loss.detach())
-        found = torch.autograd.grad(
-            loss, list(fast.all.values()), create_graph=graph, allow_unused=True, materialize_grads=True
-        )
-        moves, after_state = direction(dict(zip(fast.all, found, strict=True)), dict(state), self.config)
-        rate = self.rate(theta)
-        moved = {name: stepped(value, moves[name], rate(name, step)) for name, value in fast.all.items()}
-        if not graph:
-            moved = {name: value.detach() for name, value in moved.items()}
-        return Fast({n: moved[n] for n in fast.body}, {n: moved[n] for n in fast.head}), after_state
-
-    def _outcome(
-        self,
-        gradients: Parameters,
-        loss: Tensor,
-        scores: Tensor,
-        task: TaskBatch,
-        problem: Problem,
-        inner_seconds: float,
-    ) -> Outcome:
-        before = None
-        if problem.head_is_zero:
-            # A head of zeros gives every class the same score, and the argmax of equal scores is the first class.
-            before = accuracy(torch.zeros_like(scores), task.query_labels, task.query_sizes)
-        found = accuracy(scores, task.query_labels, task.query_sizes)
-        return Outcome(gradients, loss, found, before, problem.losses, inner_seconds)
+        return problem.outcome(gradients, loss, scores, task, spent)
 
 
 def _tasks(support: Any) -> tuple[int, ...]:

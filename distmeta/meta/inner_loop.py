@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distmeta.compute.batch import texts_of_tasks
+from distmeta.compute.batch import TaskBatch, texts_of_tasks
 from distmeta.compute.twice import expect, moved
-from distmeta.meta.algorithm import Criterion, Features, Parameters
+from distmeta.meta.algorithm import Criterion, Features, Outcome, Parameters, accuracy
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.descent import Descent
 from distmeta.meta.inner_optimizer import State, direction
@@ -129,6 +129,17 @@ class Problem:
         loss = total_loss(self.criterion, scores, self.labels, self.texts_per_task)
         self.losses.append(loss.detach())
         return loss
+
+    def outcome(
+        self, gradients: Parameters, loss: Tensor, scores: Tensor, task: TaskBatch, inner_seconds: float
+    ) -> Outcome:
+        """What the task gives, of which the query loss and scores after the inner loop are these."""
+        before = None
+        if self.head_is_zero:
+            # A head of zeros gives every class the same score, and the argmax of equal scores is the first class.
+            before = accuracy(torch.zeros_like(scores), task.query_labels, task.query_sizes)
+        found = accuracy(scores, task.query_labels, task.query_sizes)
+        return Outcome(gradients, loss, found, before, self.losses, inner_seconds)
 
 
 def inner_loop(problem: Problem, start: Fast, steps: int) -> Iterator[Fast]:

@@ -29,7 +29,7 @@ class Reptile(GradientBased):
         labels = torch.cat([task.support_labels, task.query_labels])
         local = self._localized({name: value.detach() for name, value in parameters.items()}, [whole])
         head = self.start_head(local.parameters, local.batches[0], labels, task.n_way)
-        problem = self._problem(local.parameters, local.batches[0], labels)
+        problem = self.problem(local.parameters, local.batches[0], labels)
         gradients: dict[str, torch.Tensor] = {}
 
         def add(moves: dict[str, torch.Tensor]) -> None:
@@ -38,7 +38,7 @@ class Reptile(GradientBased):
 
         problem.record = add
         started = time.perf_counter()
-        start = self._start(local.parameters, head, local.batches[0], None)
+        start = self.start(local.parameters, head, local.batches[0], None)
         for fast in inner_loop(problem, start, self.config.inner_steps):  # noqa: B007
             pass
         spent = time.perf_counter() - started
@@ -46,4 +46,4 @@ class Reptile(GradientBased):
             features = self.network.features({**local.parameters, **fast.body}, local.batches[0])
             scores = scores_of(features, fast.head)[len(task.support_labels) :]
             loss = self.criterion(scores, task.query_labels)
-        return self._outcome(gradients, loss, scores, task, problem, spent).read(local.of_rows, local.rows)
+        return problem.outcome(gradients, loss, scores, task, spent).read(local.of_rows, local.rows)
