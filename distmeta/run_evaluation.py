@@ -9,7 +9,7 @@ from distmeta.config import Config, load_config
 from distmeta.corpus.parts import digest, file_digest
 from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
-from distmeta.evaluate.kept import KeptEvaluation
+from distmeta.evaluate.kept import UNFINISHED, KeptEvaluation
 from distmeta.files import write_json
 from distmeta.ownership import own
 from distmeta.run_corpus import own_setup
@@ -30,7 +30,7 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
         UserError: the run has no such networks, or the corpus is none for them.
         Interrupted: a signal ended it.
     """
-    with own(run.path), stop_on_signal(lambda: None, "keeping the episodes that are scored", say) as stopped:
+    with own(run.path), stop_on_signal(lambda: None, "keeping what is scored", say) as stopped:
         from distmeta.evaluate.run import Candidate, evaluate_candidates
         from distmeta.evaluate.table import evaluation_table
         from distmeta.run_baselines import trained_baseline, wanted
@@ -69,6 +69,7 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
             trained=own_parts.trained,
             is_trained_known=own_parts.trained is not None,
             kept=kept,
+            work=run.evaluations / UNFINISHED,
             is_stopped=stopped.is_set,
         )
         report |= {"outer_step": outer_step, "seed": config.evaluate.seed, "corpus": corpus, "changes": changes}

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from distmeta.errors import Interrupted
+from distmeta.evaluate import features
+from distmeta.evaluate.kept import UNFINISHED
 from distmeta.evaluate.score import Scorer
 from distmeta.opening import open_run, reopen_run
 from distmeta.pipeline import claim, evaluate
@@ -99,28 +101,51 @@ def test_a_stopped_evaluation_goes_on_behind_the_episodes_that_it_has(
     def counted(self: Scorer, tasks: Any, *more: Any) -> Any:
         (task,) = tasks
         scored.append(task.index)
-        if scored == [0, 0, 1]:
+        if scored == [0, 1]:
             os.kill(os.getpid(), number)
         return score(self, [task], *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "score", counted)
-        with pytest.raises(Interrupted, match="stopped after 2 of 3 episodes; they are kept"):
+        with pytest.raises(Interrupted, match="stopped after 2 of 3 episodes of meta-pretrained inner-loop; they are"):
             evaluated(run, *options)
         assert not list(run.evaluations.glob(f"*_3-episodes_seed-{number.value}_*.json"))
         # Another one in between is not mistaken for it, nor is what a kill left half-written.
         evaluated(run, "evaluate.episodes=1", f"evaluate.seed={number.value}")
         (kept,) = run.evaluations.glob("*.jsonl")
         with kept.open("a") as file:
-            file.write('{"meta-pretrained inner-loop": {"accu')
+            file.write('{"method": "meta-pretrained inner-loop", "scores": [{"accu')
         scored.clear()
         evaluated(run, *options)
-    assert scored == [2, 2]
+    assert scored == [2, 0, 1, 2]  # and the other network's
     (file,) = run.evaluations.glob(f"*_3-episodes_seed-{number.value}_*.json")
     assert not list(run.evaluations.glob("*.jsonl"))
     stopped = scores(read(file))
     evaluated(run, *options)
     assert scores(read(file)) == stopped
+
+
+def test_features_of_a_stopped_pass_are_not_computed_again(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["evaluate.episodes=3", "evaluate.seed=77"]
+    monkeypatch.setattr(features, "UNIT_TOKENS", 100)
+    compute = features._compute
+    computed: list[features.FeaturesUnit] = []
+
+    def counted(unit: features.FeaturesUnit) -> Any:
+        computed.append(unit)
+        if len(computed) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute(unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_compute", counted)
+        with pytest.raises(Interrupted, match=r"stopped after 3 of \d+ parts of the features of meta-pretrained"):
+            evaluated(run, *options)
+        stopped = list(computed)
+        evaluated(run, *options)
+    assert len(stopped) == 3
+    assert len({(unit.identity, unit.texts) for unit in computed}) == len(computed) > 6
+    assert not list((run.evaluations / UNFINISHED).glob("*/*"))
 
 
 def test_another_network_or_another_configuration_is_another_evaluation(run: RunDirectory) -> None:

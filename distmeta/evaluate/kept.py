@@ -1,14 +1,17 @@
 """The evaluations of a run, each in a file of its own, and the episodes of those that were stopped."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distmeta.files import write_json, write_text
 
-Episode = dict[str, dict[str, float]]
-"""The scores of one episode, by method: accuracy, precision, recall, f1, adapt_seconds, and accuracy_before if any."""
+UNFINISHED = "unfinished"
+"""The folder, beside evaluations, of features that one which was stopped has computed."""
+
+Score = dict[str, float]
+"""The scores of a method on an episode: accuracy, precision, recall, f1, adapt_seconds, and accuracy_before if any."""
 
 
 class KeptEvaluation:
@@ -27,18 +30,21 @@ class KeptEvaluation:
             self.file = folder / f"{name}_{identity[:8]}.json"
         self._episodes = folder / f"{self.file.stem}.stopped.jsonl"
 
-    def episodes(self) -> list[Episode]:
-        """The episodes that are scored already, in order. To be asked for before the next one is kept."""
+    def scores(self) -> dict[str, list[Score]]:
+        """What is scored already: of each method, the first episodes in order. To be asked for before more is added."""
         rows = self._read()
         if rows[:1] != [{"identity": self._identity}]:
             rows = [{"identity": self._identity}]
         self._write(rows)
-        return rows[1:]
+        scores: dict[str, list[Score]] = {}
+        for row in rows[1:]:
+            scores.setdefault(row["method"], []).extend(row["scores"])
+        return scores
 
-    def add(self, episode: Episode) -> None:
-        """Keeps the next episode."""
+    def add(self, method: str, scores: Sequence[Score]) -> None:
+        """Keeps a method's scores of the next episodes."""
         with self._episodes.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(episode) + "\n")
+            file.write(json.dumps({"method": method, "scores": scores}) + "\n")
 
     def finish(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the evaluation down, and returns what is written."""

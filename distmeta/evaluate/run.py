@@ -1,37 +1,126 @@
-"""The few-shot evaluation of a run: every network and every use of it on the same episodes of held-out classes."""
+"""A few-shot evaluation: every network and every use of it on the same episodes."""
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from distmeta.engine.precision import set_up_arithmetic
+from distmeta.corpus.executor import Executor, LocalExecutor
 from distmeta.errors import Interrupted
-from distmeta.evaluate.baselines import tf_idf_logistic_regression
-from distmeta.evaluate.kept import Episode, KeptEvaluation
+from distmeta.evaluate.episodes import Episode, EpisodeSource, Texts, draw_episodes
+from distmeta.evaluate.features import Features, compute_features
+from distmeta.evaluate.kept import KeptEvaluation, Score
+from distmeta.evaluate.methods import Method, methods_of, tf_idf
+from distmeta.evaluate.networks import Candidate, load
 from distmeta.evaluate.overlap import count_overlap, describe_overlap
-from distmeta.evaluate.score import EpisodeScore, Scorer
+from distmeta.evaluate.score import EpisodeScore
 from distmeta.evaluate.statistics import classification_scores
 from distmeta.evaluate.table import MethodResult, evaluation_report
-from distmeta.meta import algorithm_class
-from distmeta.models import load_weights
 from distmeta.setup import Setup
-from distmeta.tasks.episode import Task
+
+__all__ = ["Asked", "Candidate", "evaluate_candidates", "score_networks"]
+
+SECONDS_KEPT = 1.0
+"""What is scored is written down this often (seconds)."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A network that is scored."""
+@dataclass
+class Asked:
+    """An evaluation that is asked for: its episodes, and where its scores are kept."""
 
-    name: str
-    setup: Setup
-    """Its inner loop adapts as this configuration says."""
-    weights: Path
+    source: EpisodeSource
+    episodes: int
+    kept: KeptEvaluation | None = None
+    drawn: list[Episode] = field(default_factory=list)
+    scores: dict[str, list[Score]] = field(default_factory=dict)
+    """Of each method that has begun."""
+
+    def results(self) -> list[MethodResult]:
+        """The scores of all episodes, a method an item."""
+        return [_result(name, scores) for name, scores in self.scores.items()]
+
+
+def score_networks(
+    candidates: Sequence[Candidate],
+    asked: Sequence[Asked],
+    say: Callable[[str], None],
+    *,
+    executor: Executor,
+    work: Path | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Scores every network in every use, and TF-IDF, on the episodes of every evaluation that is asked for.
+
+    All episodes are drawn first. Each network computes the features of their distinct texts once, whatever the number
+    of evaluations and episodes. With a folder `work`, features are kept there while anything is unfinished.
+
+    Raises:
+        UserError: the held-out classes cannot fill the episodes, or a network is not there.
+        Interrupted: `is_stopped` said so before the last score.
+    """
+    texts = Texts()
+    for each in asked:
+        each.drawn = draw_episodes(each.source, each.episodes, texts, is_stopped)
+        begun = each.kept.scores() if each.kept else {}
+        each.scores = {name: scores[: each.episodes] for name, scores in begun.items()}
+    if is_stopped():
+        raise Interrupted("stopped before the first score")
+    known = sum(len(scores) for each in asked for scores in each.scores.values())
+    if known:
+        say(f"going on behind {known} scores of episodes that are there already")
+    names: list[str] = []
+    folders: list[Path] = []
+
+    def computed(candidate: Candidate) -> Features:
+        features = compute_features(candidate, texts.examples, executor, work, is_stopped)
+        folders.extend(features.folders)
+        return features
+
+    for candidate in candidates:
+        for method in methods_of(candidate, cache(partial(computed, candidate)), executor):
+            names.append(method.name)
+            for each in asked:
+                _score(method, each, is_stopped)
+        load.cache_clear()  # a network may be large
+    method = tf_idf()
+    names.append(method.name)
+    for each in asked:
+        _score(method, each, is_stopped)
+        each.scores = {name: each.scores[name] for name in names}  # in this order, also where some were there before
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another evaluation, which was stopped, has some there
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()
+
+
+def _score(method: Method, asked: Asked, is_stopped: Callable[[], bool]) -> None:
+    """Adds the scores of a method that are missing."""
+    scores = asked.scores.setdefault(method.name, [])
+    total = min(len(asked.drawn), method.episodes or len(asked.drawn))
+    written, said = len(scores), time.monotonic()
+
+    def keep() -> None:
+        if asked.kept and len(scores) > written:
+            asked.kept.add(method.name, scores[written:])
+
+    for found in _missing(method, asked.drawn[len(scores) : total]):
+        scores.append(_scores(found))
+        if time.monotonic() - said > SECONDS_KEPT or is_stopped():
+            keep()
+            written, said = len(scores), time.monotonic()
+        if is_stopped() and len(scores) < total:
+            where = "; they are kept, and the same evaluation goes on from there" if asked.kept else ""
+            raise Interrupted(f"stopped after {len(scores)} of {total} episodes of {method.name}{where}")
+    keep()
+
+
+def _missing(method: Method, episodes: Sequence[Episode]) -> Iterator[EpisodeScore]:
+    return method.score(episodes) if episodes else iter(())
 
 
 def evaluate_candidates(
@@ -42,17 +131,19 @@ def evaluate_candidates(
     trained: Setup | None = None,
     is_trained_known: bool = True,
     kept: KeptEvaluation | None = None,
+    work: Path | None = None,
+    executor: Executor | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Scores every candidate in every use, and TF-IDF, on the episodes that the first one's `evaluate` describes.
 
     What the networks were `trained` on is taken to be the corpus of the episodes, unless it is given, or is not known.
 
-    Goes on behind the episodes that are `kept` already, and keeps each one there as soon as it is scored.
+    Goes on behind the scores that are `kept` already, and keeps each one there as soon as it is there.
 
     The first one is also the one that the verdicts are about, `against` those of the others that are named. All need
-    the same tokenizer, and are computed in the first one's precision. Returns the content of `evaluation.json`: see
-    `distmeta.evaluate.table.evaluation_report`, and `overlap`: see `count_overlap`.
+    the same tokenizer. Returns the content of `evaluation.json`: see `distmeta.evaluate.table.evaluation_report`, and
+    `overlap`: see `count_overlap`.
 
     Raises:
         UserError: the held-out classes cannot fill the episodes, or a network is not there.
@@ -61,32 +152,14 @@ def evaluate_candidates(
     setup = candidates[0].setup
     options = setup.config.evaluate
     source = setup.evaluation_tasks()
-    device = torch.device("cuda" if torch.cuda.is_available() and setup.config.engine.device != "cpu" else "cpu")
-    precision = set_up_arithmetic(setup.config.engine.precision, device)
-    scorers = {candidate.name: _scorer(candidate, device, precision) for candidate in candidates}
-    say(f"evaluating {len(scorers)} networks on {options.episodes} episodes of meta-{options.split} classes")
-    episodes = kept.episodes() if kept else []
-    if episodes:
-        say(f"going on behind the {len(episodes)} episodes that are scored already")
-    first = len(episodes)
-    for index in tqdm(range(first, options.episodes), desc="evaluation", unit="episode", disable=None):
-        if is_stopped():
-            where = "; they are kept, and the same evaluation goes on from there" if kept else ""
-            raise Interrupted(f"stopped after {index} of {options.episodes} episodes{where}")
-        task = source.draw(index)
-        episode: Episode = {}
-        for name, scorer in scorers.items():
-            for use, score in next(scorer.score([task])).items():
-                episode[f"{name} {use}"] = _scores(score)
-        episode["tf-idf logistic-regression"] = _scores(_tf_idf(task))
-        episodes.append(episode)
-        if kept:
-            kept.add(episode)
+    say(f"evaluating {len(candidates)} networks on {options.episodes} episodes of meta-{options.split} classes")
+    asked = Asked(source, options.episodes, kept)
+    score_networks(candidates, [asked], say, executor=executor or LocalExecutor(), work=work, is_stopped=is_stopped)
     overlap = count_overlap(setup, trained or setup, options.split) if is_trained_known else {}
     for line in describe_overlap(overlap, options.split):
         say(line)
     report = evaluation_report(
-        [_result(name, [episode[name] for episode in episodes]) for name in episodes[0]],
+        asked.results(),
         split=options.split,
         n_way=source.n_way,
         k_shot=source.k_shot,
@@ -97,40 +170,13 @@ def evaluate_candidates(
     return report | {"overlap": overlap}
 
 
-def _scorer(candidate: Candidate, device: torch.device, precision: str) -> Scorer:
-    config = candidate.setup.config
-    network = candidate.setup.network().to(device)
-    parameters, _ = load_weights(candidate.weights, device)
-    assert config.evaluate.inner_steps is not None  # resolved
-    skeleton = network.skeleton().to(device)
-    return Scorer(
-        skeleton,
-        parameters,
-        algorithm_class(config.meta.algorithm)(skeleton, config.meta),
-        config.evaluate.inner_steps,
-        precision,
-        candidate.setup.tokenizer.pad_token_id,
-    )
-
-
-def _tf_idf(task: Task) -> EpisodeScore:
-    start = time.perf_counter()
-    predictions = tf_idf_logistic_regression(
-        [example.shown for example in task.support],
-        np.array([example.label for example in task.support]),
-        [example.shown for example in task.query],
-    )
-    labels = np.array([example.label for example in task.query])
-    return EpisodeScore(labels, np.asarray(predictions), None, time.perf_counter() - start)
-
-
-def _scores(score: EpisodeScore) -> dict[str, float]:
-    each = classification_scores(score.labels.tolist(), score.predictions.tolist(), int(score.labels.max()) + 1)
+def _scores(score: EpisodeScore) -> Score:
+    each = classification_scores(score.labels, score.predictions, int(score.labels.max()) + 1)
     before = {} if score.accuracy_before is None else {"accuracy_before": score.accuracy_before}
     return {**asdict(each), **before, "adapt_seconds": score.adapt_seconds}
 
 
-def _result(name: str, episodes: list[dict[str, float]]) -> MethodResult:
+def _result(name: str, scores: list[Score]) -> MethodResult:
     network, _, use = name.rpartition(" ")
-    columns = {key: [episode[key] for episode in episodes] for key in episodes[0]}
+    columns = {key: [score[key] for score in scores] for key in scores[0]}
     return MethodResult(network=network, use=use, **columns)  # type: ignore[arg-type]  # one of USES

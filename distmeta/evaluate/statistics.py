@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
-from sklearn.metrics import precision_recall_fscore_support
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,19 @@ def paired_gain(values: Sequence[float], baseline: Sequence[float]) -> tuple[flo
     return mean_ci95([value - other for value, other in zip(values, baseline, strict=True)])
 
 
-def classification_scores(labels: Sequence[int], predictions: Sequence[int], n_way: int) -> Scores:
+def classification_scores(labels: ArrayLike, predictions: ArrayLike, n_way: int) -> Scores:
     """Scores of one episode with classes 0 to `n_way` - 1.
 
     For a class, precision is TP / (TP + FP), recall TP / (TP + FN) and F1 their harmonic mean, 2 TP / (2 TP + FP +
     FN); each is 0 where its denominator is. A table shows the mean of these scores over the episodes.
     """
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, predictions, labels=range(n_way), average="macro", zero_division=0
-    )
-    accuracy = np.mean(np.asarray(labels) == np.asarray(predictions))
-    return Scores(float(accuracy), float(precision), float(recall), float(f1))
+    given, predicted = np.asarray(labels), np.asarray(predictions)
+    is_right = given == predicted
+    right = np.bincount(given[is_right], minlength=n_way)
+    of_class, as_class = np.bincount(given, minlength=n_way), np.bincount(predicted, minlength=n_way)
+
+    def mean_share(whole: np.ndarray, part: np.ndarray = right) -> float:
+        return float(np.divide(part, whole, out=np.zeros(n_way), where=whole > 0).mean())
+
+    f1 = mean_share(of_class + as_class, 2 * right)
+    return Scores(float(is_right.mean()), mean_share(as_class), mean_share(of_class), f1)

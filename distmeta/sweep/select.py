@@ -7,7 +7,7 @@ from typing import Any
 from distmeta.config import Config, load_config, to_yaml
 from distmeta.corpus.parts import digest, file_digest
 from distmeta.errors import UserError
-from distmeta.evaluate.kept import KeptEvaluation
+from distmeta.evaluate.kept import UNFINISHED, KeptEvaluation
 from distmeta.evaluate.run import Candidate, evaluate_candidates
 from distmeta.evaluate.table import evaluation_table
 from distmeta.files import write_json, write_text
@@ -79,8 +79,9 @@ def _evaluate(
     networks = {candidate.name: file_digest(candidate.weights) for candidate in candidates}
     identity = digest([best.config.evaluate.model_dump(), best.manifest.content_digest, networks])
     kept = KeptEvaluation(sweep.evaluations, evaluation_name(best.config.evaluate, []), identity)
-    with stop_on_signal(lambda: None, "keeping the episodes that are scored", say) as stopped:
-        report = evaluate_candidates(candidates, say, against, kept=kept, is_stopped=stopped.is_set)
+    with stop_on_signal(lambda: None, "keeping what is scored", say) as stopped:
+        work = sweep.evaluations / UNFINISHED
+        report = evaluate_candidates(candidates, say, against, kept=kept, work=work, is_stopped=stopped.is_set)
     methods = {method["name"]: method for method in report["methods"]}
     use = best.config.train.select_by.removesuffix("-all-way")
     report |= {"selection": [_selection(row, methods[f"{_name(row)} {use}"]) for row in alike]}
