@@ -83,10 +83,14 @@ def test_groups_are_listed_before_training_with_their_splits(tmp_path: Path) -> 
     source = write_labels(tmp_path / "a.jsonl", LABELS)
     manifest = prepare_small(tmp_path / "out", [source], tasks={"label_column": "label"})
     assert manifest == Manifest.load(tmp_path / "out")
-    assert manifest.labels_alike_total == 2
-    groups = {tuple(group): group for group in manifest.labels_alike}
+    assert manifest.datasets[0].labels_alike_total == 2
+    groups = {tuple(group): group for group in manifest.datasets[0].labels_alike}
     assert set(groups) == {("Sport", "sport "), ("cafe\u0301", "café")}
-    assert {split for group in manifest.labels_alike for split in group.values()} <= {"train", "valid", "test"}
+    assert {split for group in manifest.datasets[0].labels_alike for split in group.values()} <= {
+        "train",
+        "valid",
+        "test",
+    }
     told = manifest.describe()
     assert "warning: 2 groups of class names look the same" in told
     assert f"'Sport' ({groups['Sport', 'sport ']['Sport']}), 'sport ' (" in told
@@ -103,14 +107,17 @@ def test_a_name_of_a_split_file_that_only_looks_like_a_label_is_told_beside_it(t
         prepare_small(tmp_path / "out", [source], tasks=options)
     (tmp_path / "valid.txt").write_text("news\nweather")
     manifest = prepare_small(tmp_path / "out", [source], tasks=options)
-    assert manifest.labels_alike == [{"Sport": "train", "sport ": "none"}, {"cafe\u0301": "train", "café": "none"}]
+    assert manifest.datasets[0].labels_alike == [
+        {"Sport": "train", "sport ": "none"},
+        {"cafe\u0301": "train", "café": "none"},
+    ]
 
 
 def test_words_that_look_the_same_are_told_too(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(f"we don't find {i} or\nwe don’t ﬁnd {i} or\n" for i in range(10)))
     options = {"max_sentences": 10, "split_ratio": [1, 0, 0]}
     manifest = prepare_small(tmp_path / "out", [tmp_path / "a.txt"], tasks=options, splits=("train",))
-    assert [list(group) for group in manifest.labels_alike] == [["don't", "don’t"], ["find", "ﬁnd"]]
+    assert [list(group) for group in manifest.datasets[0].labels_alike] == [["don't", "don’t"], ["find", "ﬁnd"]]
 
 
 @pytest.mark.parametrize(
@@ -131,5 +138,5 @@ def test_names_that_stand_for_a_missing_label_elsewhere_are_told(names: list[str
 def test_a_class_called_as_a_missing_label_is_told_before_training(tmp_path: Path) -> None:
     source = write_labels(tmp_path / "a.jsonl", [*"012345", "-1"])
     manifest = prepare_small(tmp_path / "out", [source], tasks={"label_column": "label"})
-    assert manifest.labels_like_missing == ["-1"]
+    assert manifest.datasets[0].labels_like_missing == ["-1"]
     assert "classes called as programs write a missing label: '-1';" in manifest.describe()

@@ -57,7 +57,7 @@ def test_sources_of_one_name_are_one_and_text_without_labels_is_one_with_whateve
     assert found(sources) == {"books": ["b.txt", "a.jsonl"], "mail": ["1.csv", "2.csv"]}
     books, mail = datasets_of(CorpusConfig(sources=sources), TasksConfig(text_pair_column="second"))
     assert (books.labelled, books.label_column, books.pair_column, books.weight) == (False, None, None, 1.0)
-    assert [source.text_column for source in books.sources] == ["text", "body"]
+    assert (books.text_column, [source.text_column for source in books.sources]) == ("text", [None, "body"])
     assert (mail.label_column, mail.text_column, mail.pair_column, mail.weight) == ("y", "text", "second", 2.0)
     assert found(sources[::-1]).keys() == found(sources).keys()
 
@@ -77,9 +77,10 @@ FILES = {split: f"{split}.txt" for split in ("train", "valid", "test")}
         ([MAIL, MAIL | {"path": "b/mail.tsv"}], {}, "more than one would be called mail"),
         ([MAIL, MAIL | {"path": "b.tsv", "name": "mail"}], {}, "more than one would be called mail"),
         ([MAIL, TEXT | {"name": "mail"}], {}, "more than one would be called mail"),
-        ([MAIL | {"name": "x"}, TEXT | {"name": "x"}], {}, "x: its sources differ in label_column, y and none"),
+        ([MAIL | {"name": "x"}, TEXT | {"name": "x"}], {}, "x: they differ in label_column, y and none, and"),
         ([MAIL | {"name": "x"}, MAIL | {"name": "x", "role": "test"}], {}, "differ in role, none and test"),
         ([MAIL | {"name": "x", "weight": 2.0}, MAIL | {"name": "x"}], {}, "differ in weight, 2.0 and none"),
+        ([{"path": "a.csv", "text_pair_column": "b"}, "b.csv"], {"label_column": "y"}, "those without a name: they"),
         ([TEXT], {"split_files": FILES}, "tasks.split_files: names classes of a labelled set"),
         ([MAIL | {"role": "train"}], {"split_files": FILES}, "tasks.split_files: all classes are in the splits that"),
         ([MAIL, MAIL | {"name": "x"}], {"split_files": FILES}, "one data set, and mail and x have no role"),

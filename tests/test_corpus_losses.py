@@ -117,7 +117,7 @@ def test_losses_are_refused_before_anything_changes_and_named_where_they_are_acc
     assert Manifest.load(tmp_path / "out") == before
     manifest = prepare_small(tmp_path / "out", [path], corpus={"accept_losses": True}, **shape)
     assert (manifest.rows.read, manifest.rows.kept) == (106, 100)
-    assert manifest.classes_vanished == ["vanishing"]
+    assert manifest.datasets[0].classes_vanished == ["vanishing"]
     last = manifest.describe().splitlines()[-2:]
     assert last == manifest.losses()
     assert last[0].startswith(f"lost: {path}: is not UTF-8")
@@ -213,7 +213,7 @@ def test_classes_of_lines_in_another_encoding_are_told_by_their_names(
     sources = [tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"]
     options = {"label_column": "label", "k_shot": 1, "query_per_class": 1}
     manifest = prepare_small(tmp_path / "out", sources, corpus={"accept_losses": True}, tasks=options)
-    assert manifest.classes_vanished == [names[2]]
+    assert manifest.datasets[0].classes_vanished == [names[2]]
 
 
 def test_a_source_of_no_rows_is_named(tmp_path: Path) -> None:

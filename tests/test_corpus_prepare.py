@@ -267,7 +267,7 @@ def test_a_corpus_is_whole_whenever_what_replaces_it_is_interrupted(
 
     rename = Path.rename
     patches = {
-        "unfinished": ("distmeta.corpus.prepare._publish_tokenizer", killed),
+        "unfinished": ("distmeta.corpus.prepare.publish_tokenizer", killed),
         "staged": ("distmeta.corpus.prepare.install", killed),
         "installed": (
             "pathlib.Path.rename",

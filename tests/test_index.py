@@ -209,7 +209,7 @@ def test_the_classes_of_each_split_are_named_and_what_n_way_moved_is_said(tmp_pa
         found = {row["class"] for row in examples(tmp_path / "out", manifest, (split,))}
         assert [row["class"] for row in named if row["split"] == split] == sorted(found)
     told = "tasks.split_ratio alone gives 7, 3 and 2 classes: some were moved"
-    assert manifest.classes_by_ratio == [7, 3, 2]
+    assert manifest.datasets[0].classes_by_ratio == [7, 3, 2]
     assert told in manifest.describe()
     assert told not in prepare_small(tmp_path / "out", [source], tasks=LABELLED | {"n_way": 2}).describe()
 
@@ -221,7 +221,7 @@ def test_split_files_say_which_classes_are_where(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(content, encoding="utf-8")
     options = LABELLED | {"split_files": {name: str(tmp_path / f"{name}.txt") for name in files}}
     manifest = prepare_small(tmp_path / "out", [source], tasks=options)
-    assert manifest.classes_in_no_split == 2
+    assert manifest.datasets[0].classes_in_no_split == 2
     for split, names in (("train", "ab"), ("valid", "cd"), ("test", "ef")):
         assert {row["class"] for row in examples(tmp_path / "out", manifest, (split,))} == {f"class {n}" for n in names}
     (tmp_path / "valid.txt").write_text("class c\nclass d\nclass z\n")
@@ -243,8 +243,10 @@ def test_pairs_of_texts_are_encoded_as_pairs(tmp_path: Path) -> None:
     assert manifest.cut == 1
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/tokenizer")
     for row in examples(tmp_path / "out", manifest):
-        first, second = row["text"].split("\n")
-        assert row["input_ids"] == tokenizer(first, second, truncation=True)["input_ids"]
+        assert row["input_ids"] == tokenizer(row["text"], row["pair"], truncation=True)["input_ids"]
+    example = draw(tmp_path / "out", manifest)(0).support[0]
+    assert example.shown == f"{example.text}\n{example.pair}"
+    assert (example.pair or "").startswith("what follows")
 
 
 def draw(directory: Path, manifest: Any, split: str = "train", **shape: int) -> Callable[[int], Any]:
@@ -267,15 +269,15 @@ def test_classes_too_small_are_named_or_refused(tmp_path: Path) -> None:
         assert not {each.row for each in drawn.support} & {each.row for each in drawn.query}
     rows = [*labelled_rows(9, 8), ("only one", "small"), ("ONLY  one", "small")]
     manifest = prepare_small(tmp_path / "more", [write_rows(tmp_path / "b.jsonl", rows)], tasks=LABELLED)
-    assert manifest.classes_left_out == {"small": 1}  # its two rows are one text
+    assert manifest.datasets[0].classes_left_out == {"small": 1}  # its two rows are one text
 
 
 def test_of_very_many_small_classes_the_largest_are_named(tmp_path: Path) -> None:
     rows = [(f"text {i}", f"own {i}") for i in range(1500)] + [(f"two {i}", f"two {i % 3}") for i in range(6)]
     manifest = prepare_small(tmp_path / "out", [write_rows(tmp_path / "a.jsonl", rows)], tasks=LABELLED, splits=())
-    assert manifest.classes_left_out_total == 1503
-    assert len(manifest.classes_left_out) == 1000
-    assert list(manifest.classes_left_out)[:4] == ["two 0", "two 1", "two 2", "own 0"]
+    assert manifest.datasets[0].classes_left_out_total == 1503
+    assert len(manifest.datasets[0].classes_left_out) == 1000
+    assert list(manifest.datasets[0].classes_left_out)[:4] == ["two 0", "two 1", "two 2", "own 0"]
     assert "1503 classes are too small" in manifest.describe()
 
 

@@ -129,4 +129,4 @@ def test_a_script_without_word_boundaries_is_refused_with_its_name(tmp_path: Pat
     (tmp_path / "a.txt").write_text("\n".join(f"ꦧꦱꦗꦮ ꦲꦏ꧀ꦱꦫ {i} ꦧꦱ" for i in range(40)))
     with pytest.raises(UserError, match=r"meta-train has 0 classes.*are no classes: 120 of Javanese"):
         prepare_small(tmp_path / "out", [tmp_path / "a.txt"])
-    assert Manifest.load(tmp_path / "out").words_left_out == {"Javanese": 120}
+    assert Manifest.load(tmp_path / "out").datasets[0].words_left_out == {"Javanese": 120}

@@ -45,7 +45,7 @@ def _can_be_cut(file: Piece, settings: RecordSettings) -> bool:
         is_plain
         and file.encoding is None
         and b"\n" in head
-        and (file.format == "text" or is_by_lines(head, settings.text_column))
+        and (file.format == "text" or is_by_lines(head, settings.of_text(file.text_column).text_column))
     )
 
 

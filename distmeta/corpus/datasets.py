@@ -25,9 +25,9 @@ class Dataset:
     name: str
     """As the configuration calls it; empty where nothing names it."""
     sources: tuple[SourceConfig, ...]
-    """In the order of the configuration, each with the columns that it is read by."""
+    """In the order of the configuration, each with its label and pair column filled in."""
     text_column: str
-    """Of text without labels, that of its first source: others may have their own."""
+    """A source of text without labels may have another, of its own."""
     pair_column: str | None
     label_column: str | None
     """None: it is text without labels."""
@@ -52,21 +52,22 @@ def datasets_of(corpus: CorpusConfig, tasks: "TasksConfig") -> list[Dataset]:
     for name, group in groupby(sorted(_named(corpus, tasks), key=lambda each: each[0]), key=lambda each: each[0]):
         sources = tuple(source for _, source in group)
         first = sources[0]
-        text, pair, label = first.text_column or "", first.text_pair_column, first.label_column
+        pair, label = first.text_pair_column, first.label_column
+        text = tasks.text_column if label is None else first.text_column or tasks.text_column
         weight = 1.0 if first.weight is None else first.weight
         found.append(Dataset(name, sources, text, pair, label, first.role, weight))
     return found
 
 
 def _named(corpus: CorpusConfig, tasks: "TasksConfig") -> list[tuple[str, SourceConfig]]:
-    """Return every source, with the columns that it is read by, and the name of its data set."""
+    """Return every source, with its label and pair column filled in, and the name of its data set."""
     named: list[tuple[str, SourceConfig]] = []
     for entry in corpus.sources:
         source = SourceConfig(path=entry) if isinstance(entry, str) else entry
         label = source.label_column or tasks.label_column
         pair = source.text_pair_column or (tasks.text_pair_column if label is not None else None)
-        columns = {"text_column": source.text_column or tasks.text_column, "text_pair_column": pair}
-        named.append((_name(source, label), source.model_copy(update=columns | {"label_column": label})))
+        columns = {"label_column": label, "text_pair_column": pair}
+        named.append((_name(source, label), source.model_copy(update=columns)))
     of_text = next((name for name, source in named if source.label_column is None and name), "")
     return [(name if source.label_column is not None else of_text, source) for name, source in named]
 
@@ -108,12 +109,14 @@ def contradictions_of_datasets(corpus: CorpusConfig, tasks: "TasksConfig") -> It
             )
             return
     for dataset in datasets_of(corpus, tasks):
-        for key in COMMON if dataset.labelled and dataset.name else ("label_column",):
+        for key in COMMON if dataset.labelled else ("label_column",):
             values = dict.fromkeys(getattr(source, key) for source in dataset.sources)
+            if key == "text_column":
+                values = dict.fromkeys(value or tasks.text_column for value in values)
             if len(values) > 1:
                 yield (
-                    f"corpus.sources: {dataset.name}: its sources differ in {key}, {_listed(values)}; they are one "
-                    "data set, so give them the same, or other names"
+                    f"corpus.sources: {dataset.name or 'those without a name'}: they differ in {key}, "
+                    f"{_listed(values)}, and are one data set; give them the same, or names of their own"
                 )
     yield from _split_files(datasets_of(corpus, tasks), tasks)
 

@@ -6,6 +6,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
@@ -22,6 +23,17 @@ class Executor(Protocol):
     def map(self, function: Callable[[Unit], Result], units: Sequence[Unit], description: str) -> Iterator[Result]:
         """Yield `function(unit)` in the order of the units, as they finish. All three can be pickled."""
         ...
+
+
+def map_groups(
+    executor: Executor, function: Callable[[Unit], Result], groups: Sequence[Sequence[Unit]], description: str
+) -> list[list[Result]]:
+    """Return `function(unit)` of all units by group, from one pass over those of all groups.
+
+    A group may be one small unit, as many data sets of a mixture are: one pass a group would leave the others idle.
+    """
+    results = iter(list(executor.map(function, list(chain.from_iterable(groups)), description)))
+    return [list(islice(results, len(group))) for group in groups]
 
 
 class LocalExecutor:

@@ -2,10 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmeta.corpus.cut import cut_into_pieces
-from distmeta.corpus.executor import Executor
+from distmeta.corpus.executor import Executor, map_groups
 from distmeta.corpus.hub import is_saved_dataset, load_dataset
 from distmeta.corpus.parts import Part, digest, file_digest, make_part, write_parquet
 from distmeta.corpus.pieces import UNKNOWN, Piece
@@ -58,11 +58,20 @@ class IngestUnit:
     settings: RecordSettings
 
 
-def hash_sources(files: Sequence[Piece], settings: RecordSettings, executor: Executor) -> list[HashedPiece]:
-    """Return the pieces of all files, in order, with the hash of their content. Every byte is read."""
-    pieces = [piece for file in files for piece in cut_into_pieces(file, settings)]
-    groups = list(_grouped(pieces, [piece.text_bytes for piece in pieces], 8 * UNIT_BYTES))
-    hashed = [each for group in executor.map(_hash_pieces, groups, "corpus: hashing the sources") for each in group]
+def hash_sources(
+    datasets: Sequence[tuple[Sequence[Piece], RecordSettings]], executor: Executor
+) -> list[list[HashedPiece]]:
+    """Return the pieces of all files of each data set, in order, with the hash of their content. Every byte is read."""
+    groups = []
+    for files, settings in datasets:
+        pieces = [piece for file in files for piece in cut_into_pieces(file, settings)]
+        groups.append(list(_grouped(pieces, [piece.text_bytes for piece in pieces], 8 * UNIT_BYTES)))
+    hashed = map_groups(executor, _hash_pieces, groups, "corpus: hashing the sources")
+    return [_with_line_numbers(chain.from_iterable(dataset)) for dataset in hashed]
+
+
+def _with_line_numbers(hashed: Iterable[HashedPiece]) -> list[HashedPiece]:
+    """Return the pieces with the number of their first line, which those before them of the same file tell."""
     result: list[HashedPiece] = []
     for _, ranges in groupby(hashed, key=lambda each: each.piece.name):
         lines = 0
@@ -81,12 +90,20 @@ def in_canonical_order(hashed: Sequence[HashedPiece]) -> list[HashedPiece]:
     """
     files = [list(pieces) for _, pieces in groupby(hashed, key=lambda each: each.piece.name)]
     named = sorted(
-        ((_name_of_file(pieces[0].piece), [each.content for each in pieces], pieces) for pieces in files),
-        key=lambda file: file[:2],
+        (
+            (
+                _name_of_file(pieces[0].piece),
+                [each.content for each in pieces],
+                pieces[0].piece.text_column or "",
+                pieces,
+            )
+            for pieces in files
+        ),
+        key=lambda file: file[:3],
     )
     result: list[HashedPiece] = []
     for name, group in groupby(named, key=lambda file: file[0]):
-        for number, (_, _, pieces) in enumerate(group, start=1):
+        for number, (*_, pieces) in enumerate(group, start=1):
             own = name if number == 1 else f"{name}~{number}"
             result += (replace(each, piece=replace(each.piece, name=own)) for each in pieces)
     return result
@@ -98,16 +115,20 @@ def _name_of_file(piece: Piece) -> str:
     return piece.name if is_its_own else re.sub(r"~\d+$", "", piece.name)
 
 
-def ingest(hashed: Sequence[HashedPiece], settings: RecordSettings, work: Path, executor: Executor) -> list[Part]:
-    """Read and clean all pieces into parts of the step `records`, in order.
+def ingest(
+    datasets: Sequence[tuple[Sequence[HashedPiece], RecordSettings]], work: Path, executor: Executor
+) -> list[list[Part]]:
+    """Read and clean all pieces of each data set into parts of the step `records`, in order.
 
     A part holds `00000.parquet`, ... (SCHEMA) and `00000.keys` (a sorted table for `repeats`) of each of its shards.
     Its summary has `shards`, a list of {records, bytes}, `pieces`, a list of tallies, and `windows`, how many of the
     sentences are windows of text without sentence ends.
     """
-    sizes = [each.piece.text_bytes for each in hashed]
-    units = [IngestUnit(work / STEP, group, settings) for group in _grouped(hashed, sizes, UNIT_BYTES)]
-    return list(executor.map(_ingest_unit, units, "corpus: reading and cleaning"))
+    groups = []
+    for hashed, settings in datasets:
+        sizes = [each.piece.text_bytes for each in hashed]
+        groups.append([IngestUnit(work / STEP, group, settings) for group in _grouped(hashed, sizes, UNIT_BYTES)])
+    return map_groups(executor, _ingest_unit, groups, "corpus: reading and cleaning")
 
 
 def _grouped(items: Sequence[Any], sizes: Sequence[int], limit: int) -> Iterator[tuple[Any, ...]]:

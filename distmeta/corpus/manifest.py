@@ -1,25 +1,16 @@
 """The manifest of a prepared corpus: what is there, where it came from, and what became of every row."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from distmeta.corpus.alike import describe_alike, describe_like_missing
-from distmeta.corpus.reports import LINES, Frozen, SourceReport, describe_vanished, losses
+from distmeta.corpus.dataset_report import ClassParts, DatasetReport, Leak
+from distmeta.corpus.reports import LINES, Frozen, RowCounts, SourceReport, losses
 from distmeta.files import write_json
 
 FILE = "manifest.json"
 CLASS_NAMES = "classes/names.jsonl"
-
-
-class RowCounts(Frozen):
-    """What became of the records: `read` is `kept` and all of `dropped`."""
-
-    read: int
-    kept: int
-    dropped: dict[str, int]
-    """By reason."""
 
 
 class SegmentPart(Frozen):
@@ -31,16 +22,6 @@ class SegmentPart(Frozen):
     tokens: int
 
 
-class ClassParts(Frozen):
-    """The class-complete shards of one split."""
-
-    count: int
-    """Classes."""
-    examples: int
-    parts: list[str]
-    """Below the corpus directory; no class stands in two."""
-
-
 class Manifest(Frozen):
     """A prepared corpus."""
 
@@ -49,6 +30,7 @@ class Manifest(Frozen):
     files_skipped: dict[str, int]
     """Files in folders and globs that are no data by their names: `hidden`, `backup`, or a name or an ending."""
     rows: RowCounts
+    """Of all data sets, as are all further numbers."""
     sentences: int
     windows: int = 0
     """How many of the sentences are windows, cut from text without sentence ends (`corpus.max_sentence_words`)."""
@@ -58,7 +40,7 @@ class Manifest(Frozen):
     """Text of the rows that were kept, as UTF-8."""
     segments: int
     repeats: int
-    """Rows whose text (and label) an earlier row has; dropped where `corpus.deduplicate` is on."""
+    """Rows whose text (and label) an earlier row of their data set has; dropped where `corpus.deduplicate` is on."""
     texts_under_two_labels: int
     """Texts, compared without case and white space, that stand under more than one label."""
     cut: int
@@ -80,30 +62,27 @@ class Manifest(Frozen):
     """Names settings and content of the sources: while it stays the same there is nothing to do."""
     segment_parts: list[SegmentPart]
     overlap_parts: list[str] = Field(default_factory=list)
-    """Below the corpus directory: hashes of the rows of a labelled set that language modelling reads."""
+    """Below the corpus directory: where any set is labelled, hashes of the texts that language modelling reads."""
     classes: dict[str, ClassParts]
-    """By split: train, valid, test."""
+    """By split, of all data sets."""
     class_names: str | None = None
-    """Below the corpus directory: the names of all classes and the split of each, a JSON object a line."""
-    classes_by_ratio: list[int] = Field(default_factory=list)
-    """How many classes `tasks.split_ratio` alone would give the splits, where `tasks.n_way` takes more in one."""
-    classes_left_out: dict[str, int]
-    """Labels with fewer different texts than a task takes, and how many they have: the largest ones."""
-    classes_left_out_total: int = 0
-    """How many such labels there are."""
-    classes_in_no_split: int
-    """Labels that stand in none of `tasks.split_files`."""
-    labels_alike: list[dict[str, str]] = Field(default_factory=list)
-    """Groups of class names that differ in Unicode form, case, blanks or width alone, or as 1 and 1.0: the split of
-    each name."""
-    labels_alike_total: int = 0
-    """How many such groups there are."""
-    labels_like_missing: list[str] = Field(default_factory=list)
-    """Names of classes that programs also write for a missing label, such as NaN."""
-    words_left_out: dict[str, int] = Field(default_factory=dict)
-    """SMLMT: stretches of text that are no classes since nothing tells where words end in them, by script."""
-    classes_vanished: list[str] = Field(default_factory=list)
-    """Labels of dropped rows, as far as they can be told, that no row is left of."""
+    """Below the corpus directory: the names of all classes, the split of each and, where it has a name, its data set,
+    a JSON object a line."""
+    datasets: list[DatasetReport]
+    """By name."""
+    leaks: list[Leak] = Field(default_factory=list)
+    """Texts that are held out in one data set and trained on in another."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_dataset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Read what was written before a corpus had several data sets: a run may have begun with it."""
+        if "datasets" in values:
+            return values
+        own = {name: value for name, value in values.items() if name in DatasetReport.model_fields}
+        total = {name: value for name, value in values.items() if name in cls.model_fields}
+        report = {"name": "", "labelled": bool(values.get("overlap_parts"))} | own
+        return total | {"datasets": [report]}
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -127,16 +106,26 @@ class Manifest(Frozen):
         """Write the manifest, whole or not at all."""
         write_json(directory / FILE, self.model_dump(), indent=1)
 
-    def class_parts(self, directory: Path, split: str) -> list[Path]:
-        """Return the class-complete shards of a split, in order."""
-        return [directory / part for part in self.classes[split].parts]
+    @property
+    def vanished(self) -> list[str]:
+        """A line on the classes of each data set of which no row is left."""
+        return [line for dataset in self.datasets for line in dataset.describe_vanished()]
+
+    def dataset(self, name: str) -> DatasetReport:
+        """Return the data set of that name. Raises KeyError where there is none."""
+        return {dataset.name: dataset for dataset in self.datasets}[name]
+
+    def class_parts(self, directory: Path, split: str, dataset: str | None = None) -> list[Path]:
+        """Return the class-complete shards of a split, in order: of one data set, or of all."""
+        classes = (self if dataset is None else self.dataset(dataset)).classes
+        return [directory / part for part in classes[split].parts]
 
     def text_parts(self, directory: Path) -> list[tuple[Path, int]]:
         """Return the files of segments, in order, each with its number of rows."""
         return [(directory / part.path, part.rows) for part in self.segment_parts]
 
     def language_modelling_texts(self, directory: Path) -> list[Path]:
-        """Return the files of hashes of what language modelling reads of a labelled set."""
+        """Return the files of hashes of what language modelling reads, where any data set is labelled."""
         return [directory / part for part in self.overlap_parts]
 
     def describe(self) -> str:
@@ -147,12 +136,8 @@ class Manifest(Frozen):
             f"{self.sentences} sentences, {self.tokens} tokens",
             f"classes: {classes}" + (f" (named in {self.class_names})" if self.class_names else ""),
         ]
-        if self.classes_by_ratio:
-            train, valid, test = self.classes_by_ratio
-            lines.append(
-                f"tasks.split_ratio alone gives {train}, {valid} and {test} classes: some were moved to where there "
-                "are fewer than tasks.n_way, so that another n_way makes other splits"
-            )
+        if len(self.datasets) > 1 or self.datasets[0].name:
+            lines += [dataset.describe_rows() for dataset in self.datasets]
         if self.repeats or self.texts_under_two_labels:
             lines.append(f"{self.repeats} repeated rows, {self.texts_under_two_labels} texts under two labels")
         if self.windows:
@@ -162,14 +147,8 @@ class Manifest(Frozen):
             )
         if self.cut:
             lines.append(f"{self.cut} rows have a sentence longer than {self.max_length} tokens, which was cut")
-        if self.classes_left_out:
-            names = ", ".join(f"{name} ({count})" for name, count in list(self.classes_left_out.items())[:5])
-            lines.append(f"{self.classes_left_out_total} classes are too small for a task and left out: {names}")
-        if self.classes_in_no_split:
-            lines.append(f"{self.classes_in_no_split} classes stand in no split file and are left out")
-        lines += describe_alike(self.labels_alike, self.labels_alike_total)
-        lines += describe_like_missing(self.labels_like_missing)
-        lines += self.describe_left_out()
+        lines += [line for dataset in self.datasets for line in dataset.describe_classes()]
+        lines += [leak.describe() for leak in self.leaks]
         if self.unknown_tokens:
             share = 100 * self.unknown_tokens / self.tokens
             lines.append(f"{self.unknown_tokens} tokens ({share:.2g}%) stand for text that the tokenizer cannot spell")
@@ -187,22 +166,16 @@ class Manifest(Frozen):
         lines += notes if len(notes) <= LINES else [*notes[:LINES], f"and {len(notes) - LINES} more such notes"]
         return "\n".join([*lines, *self.losses()])
 
-    def describe_left_out(self) -> list[str]:
-        """Return a line about the text that can give no classes; none where all can."""
-        if not self.words_left_out:
-            return []
-        told = ", ".join(f"{count} of {script}" for script, count in self.words_left_out.items())
-        return [f"words that no dictionary here can tell from their neighbours are no classes: {told}"]
-
     def losses(self) -> list[str]:
         """Return what was lost, a line a file, and the classes that have vanished."""
-        return [*(f"lost: {line}" for line in losses(self.sources)), *describe_vanished(self.classes_vanished)]
+        return [*(f"lost: {line}" for line in losses(self.sources)), *self.vanished]
 
     def _dropped(self) -> str:
         """The dropped rows by reason, and where the first of each stands."""
         first: dict[str, str] = {}
         for source in self.sources:
             for reason, places in source.places.items():
-                first.setdefault(reason, f", the first in {source.name} {places[0].partition(':')[0]}")
+                file = f"{source.name} of {source.dataset}" if source.dataset else source.name
+                first.setdefault(reason, f", the first in {file} {places[0].partition(':')[0]}")
         counts = sorted(self.rows.dropped.items())
         return "; ".join(f"{count} {reason}{first.get(reason, '')}" for reason, count in counts)

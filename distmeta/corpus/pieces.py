@@ -35,6 +35,8 @@ class Piece:
     columns: tuple[str, ...] | None = None
     hub_config: str | None = None
     hub_split: str = "train"
+    text_column: str | None = None
+    """Where its source has one of its own; None: that of its data set."""
 
     @property
     def text_bytes(self) -> int:

@@ -22,11 +22,15 @@ def read_piece(piece: Piece, settings: RecordSettings, tally: Tally) -> Records:
     What is wrong with the file as a whole goes into the problems of `tally`, and what else is to be said of it into its
     notes. The consumer counts there what it takes, as `clean_records` does.
     """
+    settings = settings.of_text(piece.text_column)
     try:
         if piece.format == UNKNOWN:
             raise RefusedFile(describe_unknown(piece))
         if piece.format in ("text", "builtin") and settings.label_column is not None:
-            raise RefusedFile(f"plain text has no column {settings.label_column!r}")
+            raise RefusedFile(
+                f"plain text has no column {settings.label_column!r}; beside labelled sets, name the column of each by "
+                "label_column in corpus.sources and leave tasks.label_column unset"
+            )
         if piece.format == "builtin":
             yield from (Record(number, text) for number, text in enumerate(python_docs(), 1))
         elif piece.format in ("parquet", "huggingface"):

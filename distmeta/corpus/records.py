@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import regex
@@ -107,6 +107,10 @@ class RecordSettings:
     def columns(self) -> list[str]:
         """The columns that a file has to have."""
         return [name for name in (self.text_column, self.pair_column, self.label_column) if name is not None]
+
+    def of_text(self, column: str | None) -> "RecordSettings":
+        """Return the same for a source whose texts stand in another column; None: they don't."""
+        return self if column is None else replace(self, text_column=column)
 
     @property
     def too_long(self) -> str:

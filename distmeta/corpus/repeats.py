@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distmeta.corpus.executor import Executor
+from distmeta.corpus.executor import Executor, map_groups
 from distmeta.corpus.parts import Part, load_list, make_part, save_list
 from distmeta.corpus.tables import bucket_ranges, read_range, write_sorted
 
@@ -31,17 +31,21 @@ class RepeatsUnit:
     high: int
 
 
-def find_repeats(step: Path, tables: Sequence[Path], rows: int, executor: Executor, description: str) -> list[Part]:
-    """Find the rows that repeat an earlier one, in the order of the tables.
+def find_repeats(
+    step: Path, datasets: Sequence[tuple[Sequence[Path], int]], executor: Executor, description: str
+) -> list[list[Part]]:
+    """Find the rows of each data set, given as its tables and how many rows they have, that repeat an earlier one.
 
     A table is sorted and has `key` and `row`; where it has `exact` too, rows are the same if both hashes are, and where
     it has `label`, texts (keys) under two labels are counted. The parts hold `repeated.arrow`, sorted by shard number
     (`key`), with `row`; their summaries `repeats` and `under_two_labels`.
     """
     work = step.parent
-    listing = save_list(work / "lists", [str(table.relative_to(work)) for table in tables])
-    units = [RepeatsUnit(step, listing, low, high) for low, high in bucket_ranges(rows, ROWS_PER_UNIT)]
-    return list(executor.map(_find_in_range, units, description))
+    groups = []
+    for tables, rows in datasets:
+        listing = save_list(work / "lists", [str(table.relative_to(work)) for table in tables])
+        groups.append([RepeatsUnit(step, listing, low, high) for low, high in bucket_ranges(rows, ROWS_PER_UNIT)])
+    return map_groups(executor, _find_in_range, groups, description)
 
 
 def repeated_rows(parts: Sequence[Path], shard: int) -> np.ndarray:

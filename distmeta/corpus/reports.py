@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,9 +22,28 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SourceReport(Frozen):
-    """One file or data set."""
+class RowCounts(Frozen):
+    """What became of the records: `read` is `kept` and all of `dropped`."""
 
+    read: int
+    kept: int
+    dropped: dict[str, int]
+    """By reason."""
+
+    @classmethod
+    def of(cls, counts: Iterable[Self]) -> Self:
+        """Return what they count together."""
+        counts = list(counts)
+        dropped = sum((Counter(each.dropped) for each in counts), Counter[str]())
+        read, kept = sum(each.read for each in counts), sum(each.kept for each in counts)
+        return cls(read=read, kept=kept, dropped=dict(sorted(dropped.items())))
+
+
+class SourceReport(Frozen):
+    """One file, or a data set on a hub."""
+
+    dataset: str = ""
+    """The data set that it is a part of."""
     name: str
     path: str
     bytes: int
@@ -50,7 +70,9 @@ class SourceReport(Frozen):
         return f"{self.path}: {'; '.join(told)}" if told else None
 
 
-def report_source(name: str, path: str, size: int, content_hash: str, tallies: Sequence[Tally]) -> SourceReport:
+def report_source(
+    name: str, path: str, size: int, content_hash: str, tallies: Sequence[Tally], dataset: str = ""
+) -> SourceReport:
     """Return what became of a source, given the tallies of its pieces in order."""
     records = sum(tally.read for tally in tallies)
     dropped = Counter[str]()
@@ -63,6 +85,7 @@ def report_source(name: str, path: str, size: int, content_hash: str, tallies: S
     if records:
         notes.pop(EMPTY, None)  # it is one of its pieces that is
     return SourceReport(
+        dataset=dataset,
         name=name,
         path=path,
         bytes=size,
@@ -83,7 +106,10 @@ def losses(sources: Iterable[SourceReport]) -> list[str]:
 
 
 def refuse_losses(sources: Sequence[SourceReport], vanished: Sequence[str]) -> None:
-    """Raise UserError, naming every source that could not be read whole, where there is one."""
+    """Raise UserError, naming every source that could not be read whole, where there is one.
+
+    `vanished` are the lines on classes of which no row is left.
+    """
     lost = [line for source in sources if (line := source.loss()) is not None]
     if not lost:
         return
@@ -94,7 +120,7 @@ def refuse_losses(sources: Sequence[SourceReport], vanished: Sequence[str]) -> N
             [
                 f"corpus.sources: {whole} cannot be read whole, and the corpus was not made:",
                 *(f"  {line}" for line in [*lost[:LINES], *more]),
-                *(f"  {line}" for line in describe_vanished(vanished)),
+                *(f"  {line}" for line in vanished),
                 "mend that, or go on without what is lost by corpus.accept_losses: true",
             ]
         )
@@ -122,10 +148,11 @@ def vanished_classes(dropped_labels: Iterable[str], shards: Iterable[Path]) -> l
     return sorted(gone)
 
 
-def describe_vanished(classes: Sequence[str]) -> list[str]:
-    """Return a line on classes of which no row is left, where there are any."""
+def describe_vanished(classes: Sequence[str], dataset: str = "") -> list[str]:
+    """Return a line on classes of a data set of which no row is left, where there are any."""
     if not classes:
         return []
     names = ", ".join(f'"{name}"' for name in classes[:10]) + (", ..." if len(classes) > 10 else "")
     left = "1 class has" if len(classes) == 1 else f"{len(classes)} classes have"
-    return [f"{left} no row left, as far as labels can be told in rows that were dropped: {names}"]
+    of = f"{dataset}: " if dataset else ""
+    return [f"{of}{left} no row left, as far as labels can be told in rows that were dropped: {names}"]

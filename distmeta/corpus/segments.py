@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distmeta.corpus.encoder import load_encoder
-from distmeta.corpus.executor import Executor
+from distmeta.corpus.executor import Executor, map_groups
 from distmeta.corpus.parts import Part, file_digest, load_list, make_part, save_list, write_parquet
 from distmeta.corpus.shards import Shard
 from distmeta.corpus.words import StopWords, overlap_keys
@@ -64,37 +64,41 @@ class SegmentsUnit:
     max_length: int
     stop_words: str | None
     labels: str | None
+    keeps_hashes: bool
 
     def identity(self) -> list[object]:
         """What determines the result."""
-        return [self.shard.identity(), self.tokenizer_hash, self.max_length, self.stop_words, self.labels]
+        settings = [self.tokenizer_hash, self.max_length, self.stop_words, self.labels, self.keeps_hashes]
+        return [self.shard.identity(), *settings]
 
 
 def encode_segments(
-    shards: Sequence[Shard],
+    datasets: Sequence[tuple[Sequence[Shard], Sequence[str] | None]],
     tokenizer: Part,
     max_length: int,
     stop_words: frozenset[str] | None,
-    labels: Sequence[str] | None,
     work: Path,
     executor: Executor,
-) -> list[Part]:
-    """Encode every shard for language modelling, in order; of a labelled set only the rows under `labels`.
+) -> list[list[Part]]:
+    """Encode every shard of each data set for language modelling, in order; of a labelled set, which has a list of
+    labels beside it, only the rows under those.
 
-    A part holds `segments.parquet`: `document`, `segment`, and the fields of `Segment`; of a labelled set also
-    `texts.parquet`, the `overlap_keys` of its rows. Its summary counts over all
+    A part holds `segments.parquet`: `document`, `segment`, and the fields of `Segment`; where any set is labelled also
+    `texts.parquet`, the `overlap_keys` of what is encoded: of a labelled set its rows, of text its sentences and
+    records. Its summary counts over all
     records `records`, `sentences` and `bytes`, and over what is encoded `segments`, `tokens`, how many of them are
     `unknown`, `stop_words` taken out, and `cut`, the records with a sentence of more than `max_length` tokens, special
     tokens included.
     """
     lists = work / "lists"
     stop_list = None if stop_words is None else save_list(lists, sorted(stop_words))
-    label_list = None if labels is None else save_list(lists, sorted(labels))
-    units = [
-        SegmentsUnit(shard, tokenizer.folder, tokenizer.summary["hash"], max_length, stop_list, label_list)
-        for shard in shards
-    ]
-    return list(executor.map(_encode_unit, units, "corpus: encoding"))
+    keeps_hashes = any(labels is not None for _, labels in datasets)
+    groups = []
+    for shards, labels in datasets:
+        label_list = None if labels is None else save_list(lists, sorted(labels))
+        settings = (tokenizer.folder, tokenizer.summary["hash"], max_length, stop_list, label_list, keeps_hashes)
+        groups.append([SegmentsUnit(shard, *settings) for shard in shards])
+    return map_groups(executor, _encode_unit, groups, "corpus: encoding")
 
 
 def _encode_unit(unit: SegmentsUnit) -> Part:
@@ -115,7 +119,9 @@ def _write_segments(unit: SegmentsUnit, folder: Path) -> dict[str, Any]:
     if unit.labels is not None:
         records = records.filter(pc.is_in(records["label"], pa.array(load_list(lists, unit.labels), pa.string())))
         texts = records["sentences"].combine_chunks()
-        write_parquet(pa.table(overlap_keys(texts.to_pylist())), folder / TEXTS)
+    if unit.keeps_hashes:
+        read = texts.to_pylist()
+        write_parquet(pa.table(overlap_keys(read if unit.labels is not None else _texts_in(read))), folder / TEXTS)
     sentences = texts.flatten().to_pylist()
     stop_words = StopWords([] if unit.stop_words is None else load_list(lists, unit.stop_words))
     if unit.stop_words is not None:
@@ -139,6 +145,14 @@ def _write_segments(unit: SegmentsUnit, folder: Path) -> dict[str, Any]:
         "cut": cut,
         "digest": file_digest(folder / TABLE),
     }
+
+
+def _texts_in(records: Sequence[list[str]]) -> Iterator[tuple[str]]:
+    """Yield each sentence of text without labels, and each record of several: a labelled text may be either."""
+    for sentences in records:
+        yield from ((sentence,) for sentence in sentences)
+        if len(sentences) > 1:
+            yield (" ".join(sentences),)
 
 
 def _count(ids: list[int], wanted: int | None) -> int:

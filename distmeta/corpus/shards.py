@@ -13,7 +13,7 @@ from distmeta.corpus.repeats import repeated_rows
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of records, by its place in the order of the whole corpus."""
+    """One file of records, by its place in the order of its data set."""
 
     work: Path
     number: int

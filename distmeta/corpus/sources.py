@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -63,7 +63,7 @@ class Resolved:
     skipped: Counter[str]
 
 
-def resolve_sources(corpus: CorpusConfig, directory: Path | None = None) -> Resolved:
+def resolve_sources(sources: Iterable[str | SourceConfig], directory: Path | None = None) -> Resolved:
     """Find the files of every source but what was made from them: `directory`, other corpora, and runs.
 
     Raises UserError for a source behind which there is nothing that can be read.
@@ -71,7 +71,7 @@ def resolve_sources(corpus: CorpusConfig, directory: Path | None = None) -> Reso
     files: list[Piece] = []
     skipped = Counter[str]()
     names = Counter[str]()
-    for entry in corpus.sources:
+    for entry in sources:
         source = SourceConfig(path=entry) if isinstance(entry, str) else entry
         found, others = _resolve(source, directory)
         skipped.update(others)
@@ -81,13 +81,14 @@ def resolve_sources(corpus: CorpusConfig, directory: Path | None = None) -> Reso
         for file in found:
             names[file.name] += 1
             count = names[file.name]
-            files.append(file if count == 1 else replace(file, name=f"{file.name}~{count}"))
+            name = file.name if count == 1 else f"{file.name}~{count}"
+            files.append(replace(file, name=name, text_column=source.text_column))
     return Resolved(files, skipped)
 
 
 def total_bytes(corpus: CorpusConfig) -> int:
     """Return the stored size of all sources in bytes, from their names alone."""
-    return sum(file.size for file in resolve_sources(corpus).files if file.format != UNKNOWN)
+    return sum(file.size for file in resolve_sources(corpus.sources).files if file.format != UNKNOWN)
 
 
 def _resolve(source: SourceConfig, directory: Path | None) -> tuple[list[Piece], Counter[str]]:
@@ -147,6 +148,7 @@ def _refuse_idle_settings(source: SourceConfig, found: Sequence[Piece]) -> None:
         "encoding": source.encoding and not formats & {"text", "jsonl", "csv", "tsv"},
         "config": source.config and "huggingface" not in formats,
         "split": source.split != "train" and "huggingface" not in formats,
+        "text_column": source.text_column and not formats - {"text", "builtin", UNKNOWN},
     }
     for key, is_idle in idle.items():
         if is_idle:

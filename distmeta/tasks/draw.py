@@ -55,8 +55,11 @@ class TaskSource:
         max_texts: int | None = None,
     ) -> None:
         # Held as Arrow columns: at most max_classes * max_examples rows, whatever the size of the corpus.
-        columns = ["class", "row", "text", "text_key", "input_ids", "mask_position"]
-        tables = [pq.read_table(part, columns=columns) for part in parts]
+        columns = ["class", "row", "text", "pair", "text_key", "input_ids", "mask_position"]
+        tables = []
+        for part in parts:
+            present = pq.read_schema(part).names  # what an earlier version has prepared has no `pair`
+            tables.append(pq.read_table(part, columns=[column for column in columns if column in present]))
         self._tables = [table.combine_chunks() for table in tables if table.num_rows]
         self.split, self.k_shot, self.query_per_class, self.seed = split, k_shot, query_per_class, seed
         self._shots, self._max_texts = bounds(k_shot), max_texts
@@ -148,8 +151,9 @@ class TaskSource:
         for label, (class_number, class_rows) in enumerate(picked):
             _, number, start, _ = self._classes[class_number]
             table = self._tables[number].take([start + row for row in class_rows])
-            for position, row in enumerate(table.select(["row", "text", "input_ids", "mask_position"]).to_pylist()):
-                example = Example(row["row"], label, row["text"], tuple(row["input_ids"]), row["mask_position"])
+            for position, row in enumerate(table.to_pylist()):
+                ids, pair = tuple(row["input_ids"]), row.get("pair")
+                example = Example(row["row"], label, row["text"], ids, row["mask_position"], pair)
                 (support if position < shots else query).append(example)
         names = tuple(self._classes[class_number][0] for class_number, _ in picked)
         return Task(index, self.split, names, tuple(support), tuple(query))

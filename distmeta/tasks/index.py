@@ -10,27 +10,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distmeta.corpus.alike import GROUPS, find_alike, look, name_splits, spelled
+from distmeta.corpus.datasets import Dataset
 from distmeta.corpus.executor import Executor
-from distmeta.corpus.manifest import Manifest
 from distmeta.corpus.parts import Part, save_list
 from distmeta.corpus.repeats import find_repeats
 from distmeta.corpus.shards import Shard
 from distmeta.corpus.words import hash64
 from distmeta.errors import UserError
-from distmeta.tasks.config import SPLITS, Split, TasksConfig, as_words
-from distmeta.tasks.index_draw import ChosenClass, draw_examples, gather_classes
-from distmeta.tasks.index_examples import KEYS, DistinctExamples, count_classes, find_examples, merge_counts
+from distmeta.tasks.config import SPLITS, Split, TasksConfig
+from distmeta.tasks.index_draw import ChosenClass, Gathered, draw_examples, gather_classes
+from distmeta.tasks.index_examples import KEYS, DistinctExamples, Wanted, count_classes, find_examples, merge_counts
 
-ANY = 1 << 62
-"""More examples than any class has."""
 NAMES_LEFT_OUT = 1000
 """Labels too small for a task that are named; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassChoice:
-    """Which classes tasks are made of, and where their examples are to be found."""
+    """Which classes of a data set tasks are made of, and where their examples are to be found."""
 
+    labelled: bool
     classes: list[ChosenClass]
     """By split and name."""
     too_small: dict[str, int]
@@ -53,7 +52,7 @@ class ClassChoice:
 
 
 def choose_classes(
-    shards: Sequence[Shard],
+    datasets: Sequence[tuple[Dataset, Sequence[Shard]]],
     tasks: TasksConfig,
     split_names: Mapping[Split, Sequence[str]] | None,
     *,
@@ -61,42 +60,71 @@ def choose_classes(
     stop_words: frozenset[str] | None,
     work: Path,
     executor: Executor,
-) -> ClassChoice:
-    """Find the classes in a corpus, labels or words (SMLMT), and give each its split.
+) -> list[ClassChoice]:
+    """Find the classes in each data set, labels or words (SMLMT), and give each class its split.
 
-    `split_names` is what `read_split_files` returns. Raises UserError where a class in them is not in the data.
+    `split_names` is what `read_split_files` returns, for the labelled data set without a role. Raises UserError where a
+    class in them is not in the data.
     """
-    labelled = tasks.label_column is not None
-    found = find_examples(shards, labelled, min_words, stop_words, executor)
-    rows = sum(part.summary["examples"] for part in found)
-    tables = [part.folder / KEYS for part in found]
-    repeats = find_repeats(work / "example-repeats", tables, rows, executor, "classes: comparing examples")
-    listing = save_list(work / "lists", [f"example-repeats/{part.key}" for part in repeats])
-    examples = [DistinctExamples(work, number, f"examples/{part.key}", listing) for number, part in enumerate(found)]
+    found = find_examples(
+        [(shards, dataset.labelled) for dataset, shards in datasets], min_words, stop_words, work, executor
+    )
+    tables = [([part.folder / KEYS for part in parts], _total(parts, "examples")) for parts in found]
+    repeats = find_repeats(work / "example-repeats", tables, executor, "classes: comparing examples")
+    examples = [_distinct(parts, own, work) for parts, own in zip(found, repeats, strict=True)]
     counted = count_classes(examples, executor)
+    wanted = [
+        Wanted(parts) if dataset.labelled else _words_wanted(parts, tasks)
+        for (dataset, _), parts in zip(datasets, counted, strict=True)
+    ]
+    merged = merge_counts(wanted, work, executor)
+    choices = []
+    for (dataset, _), parts, own, classes in zip(datasets, found, examples, merged, strict=True):
+        if dataset.labelled:
+            choices.append(_choose_labels(dataset, classes, own, tasks, split_names))
+        else:
+            choices.append(_choose_words(classes, parts, own, tasks))
+    return choices
 
-    needed = tasks.fewest_texts
-    if not labelled:
-        sentences = sum(part.summary["examples"] for part in counted)
-        most = sentences // 4 if tasks.max_sentences is None else tasks.max_sentences
-        words = merge_counts(
-            counted, work, max(tasks.min_sentences, needed), most, tasks.max_classes, executor
-        ).to_pylist()
-        left_out = sum((Counter(part.summary["left_out"]) for part in found), Counter[str]())
-        classes = _split_by_ratio(words, tasks)
-        alike, total = _alike([each.name for each in classes], classes)
-        return ClassChoice(classes, {}, 0, 0, dict(left_out.most_common()), alike, total, examples)
 
+def _distinct(found: Sequence[Part], repeats: Sequence[Part], work: Path) -> list[DistinctExamples]:
+    listing = save_list(work / "lists", [f"example-repeats/{part.key}" for part in repeats])
+    return [DistinctExamples(work, number, f"examples/{part.key}", listing) for number, part in enumerate(found)]
+
+
+def _words_wanted(counted: Sequence[Part], tasks: TasksConfig) -> Wanted:
+    most = _total(counted, "examples") // 4 if tasks.max_sentences is None else tasks.max_sentences
+    return Wanted(counted, max(tasks.min_sentences, tasks.fewest_texts), most, tasks.max_classes)
+
+
+def _choose_words(
+    words: pa.Table, found: Sequence[Part], examples: list[DistinctExamples], tasks: TasksConfig
+) -> ClassChoice:
+    left_out = sum((Counter(part.summary["left_out"]) for part in found), Counter[str]())
+    classes = _split_by_ratio(words.to_pylist(), tasks)
+    alike, total = _alike([each.name for each in classes], classes)
+    return ClassChoice(False, classes, {}, 0, 0, dict(left_out.most_common()), alike, total, examples)
+
+
+def _choose_labels(
+    dataset: Dataset,
+    labels: pa.Table,
+    examples: list[DistinctExamples],
+    tasks: TasksConfig,
+    split_names: Mapping[Split, Sequence[str]] | None,
+) -> ClassChoice:
     # A column of free text may have as many labels as rows: what is too small stays in Arrow.
-    labels = merge_counts(counted, work, 1, ANY, None, executor)
-    large = labels.filter(pc.field("count") >= needed).to_pylist()
-    small = labels.filter(pc.field("count") < needed)
+    large = labels.filter(pc.field("count") >= tasks.fewest_texts).to_pylist()
+    small = labels.filter(pc.field("count") < tasks.fewest_texts)
     largest = small.sort_by([("count", "descending"), ("name", "ascending")])[:NAMES_LEFT_OUT]
     too_small = dict(zip(largest["name"].to_pylist(), largest["count"].to_pylist(), strict=True))
     names = labels["name"].to_pylist()
-    if split_names is None:
-        classes = _split_by_ratio(large, tasks)
-        return ClassChoice(classes, too_small, len(small), 0, {}, *_alike(names, classes), examples)
+    if dataset.role is not None or split_names is None:
+        if dataset.role is None:
+            classes = _split_by_ratio(large, tasks)
+        else:
+            classes = _in_order([_chosen(label, dataset.role) for label in large])
+        return ClassChoice(True, classes, too_small, len(small), 0, {}, *_alike(names, classes), examples)
     split_of = {name: split for split, names in split_names.items() for name in names}
     wanted = pa.array(list(split_of), pa.string())
     present = set(labels["name"].filter(pc.is_in(labels["name"], wanted)).to_pylist())
@@ -105,7 +133,7 @@ def choose_classes(
             raise UserError(f"tasks.split_files.{split}: the data have no class {_some(missing)}{_but(missing, names)}")
     classes = _in_order([_chosen(label, split_of[label["name"]]) for label in large if label["name"] in split_of])
     alike, total = _alike(names, classes)
-    return ClassChoice(classes, too_small, len(small), len(labels) - len(present), {}, alike, total, examples)
+    return ClassChoice(True, classes, too_small, len(small), len(labels) - len(present), {}, alike, total, examples)
 
 
 def _alike(names: Sequence[str], classes: Sequence[ChosenClass]) -> tuple[list[dict[str, str]], int]:
@@ -120,22 +148,19 @@ def _but(missing: Sequence[str], names: Sequence[str]) -> str:
 
 
 def build_classes(
-    choice: ClassChoice,
+    choices: Sequence[ClassChoice],
     tasks: TasksConfig,
     tokenizer: Part,
     max_length: int,
     stop_words: frozenset[str] | None,
     work: Path,
     executor: Executor,
-) -> list[tuple[Split, Part]]:
-    """Make the class-complete shards of `choice`; see `index_draw.gather_classes`."""
-    if not choice.classes:
-        return []
-    drawn = draw_examples(choice.classes, tasks.max_examples, choice.examples, work, executor)
+) -> list[list[tuple[Split, Part]]]:
+    """Make the class-complete shards of each data set; see `index_draw.gather_classes`."""
+    chosen = [(choice.classes, choice.examples) for choice in choices]
+    drawn = draw_examples(chosen, tasks.max_examples, work, executor)
     return gather_classes(
-        choice.classes,
-        drawn,
-        labelled=tasks.label_column is not None,
+        [Gathered(choice.classes, choice.labelled, parts) for choice, parts in zip(choices, drawn, strict=True)],
         max_examples=tasks.max_examples,
         tokenizer=tokenizer,
         max_length=max_length,
@@ -166,35 +191,6 @@ def read_split_files(tasks: TasksConfig) -> dict[Split, list[str]] | None:
                 f"tasks.split_files: {first} and {second} both have the class {_some(both)}; keep it in one"
             )
     return names
-
-
-def require_classes(manifest: Manifest, tasks: TasksConfig, splits: Sequence[Split]) -> None:
-    """Raise UserError where one of `splits` has fewer classes than a task takes, with the numbers at odds."""
-    counts = {split: manifest.classes[split].count for split in SPLITS}
-    too_small = manifest.classes_left_out
-    needed = tasks.fewest_texts
-    if splits and too_small and not any(counts.values()):
-        largest = max(too_small, key=lambda name: (too_small[name], name))
-        raise UserError(
-            f"tasks.k_shot + tasks.query_per_class = {needed} examples a class are needed; "
-            f"the largest class has {too_small[largest]} ({largest})"
-        )
-    left_out = "".join(f"; {line}" for line in manifest.describe_left_out())
-    if short := [split for split in splits if counts[split] < tasks.fewest_ways]:
-        held = " and ".join(f"meta-{split} has {counts[split]} classes" for split in short)
-        remedy = _remedy(sum(counts.values()), manifest.classes_left_out_total, tasks, needed)
-        raise UserError(f"{held}, tasks.n_way is {as_words(tasks.n_way)}: {remedy}{left_out}")
-
-
-def _remedy(total: int, too_small: int, tasks: TasksConfig, needed: int) -> str:
-    if tasks.label_column is None:
-        most = "a quarter of all" if tasks.max_sentences is None else tasks.max_sentences
-        few = max(tasks.min_sentences, needed)
-        words = f"{total} words stand in {few} to {most} sentences"
-        return f"{words}; lower tasks.n_way or tasks.min_sentences, or give more text"
-    left_out = f", {too_small} more have fewer than {needed} texts" if too_small else ""
-    where = "the files of tasks.split_files" if tasks.split_files else f"tasks.split_ratio {tasks.split_ratio}"
-    return f"{total} classes are large enough{left_out}; lower tasks.n_way or change {where}"
 
 
 def _split_by_ratio(classes: Sequence[dict[str, object]], tasks: TasksConfig) -> list[ChosenClass]:
@@ -236,3 +232,7 @@ def _in_order(classes: Sequence[ChosenClass]) -> list[ChosenClass]:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(map(repr, names[:5])) + more
+
+
+def _total(parts: Sequence[Part], field: str) -> int:
+    return sum(part.summary[field] for part in parts)

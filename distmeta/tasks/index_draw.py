@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from distmeta.corpus.encoder import Encoder, load_encoder
-from distmeta.corpus.executor import Executor
+from distmeta.corpus.executor import Executor, map_groups
 from distmeta.corpus.parts import (
     Part,
     digest,
@@ -75,21 +76,22 @@ class GatherUnit:
 
 
 def draw_examples(
-    classes: Sequence[ChosenClass],
+    datasets: Sequence[tuple[Sequence[ChosenClass], Sequence[DistinctExamples]]],
     max_examples: int,
-    examples: Sequence[DistinctExamples],
     work: Path,
     executor: Executor,
-) -> list[Part]:
-    """Draw from every shard the examples that can be among a class's `max_examples` smallest hashes.
+) -> list[list[Part]]:
+    """Draw from every shard of each data set the examples that can be among a class's `max_examples` smallest hashes.
 
     A part holds a table sorted by the class's place in `classes` (`key`), with `priority`, `row`, `texts`, `text_key`
     and `OVERLAP_KEYS`.
     """
-    chosen = f"chosen-{digest([max_examples, [[each.name, each.count] for each in classes]])}.arrow"
-    _write_chosen(classes, max_examples, work / "lists" / chosen)
-    units = [DrawUnit(each, chosen) for each in examples]
-    return list(executor.map(_draw_from_shard, units, "classes: drawing examples"))
+    groups: list[list[DrawUnit]] = []
+    for classes, examples in datasets:
+        chosen = f"chosen-{digest([max_examples, [[each.name, each.count] for each in classes]])}.arrow"
+        _write_chosen(classes, max_examples, work / "lists" / chosen)
+        groups.append([DrawUnit(each, chosen) for each in examples if classes])
+    return map_groups(executor, _draw_from_shard, groups, "classes: drawing examples")
 
 
 def _write_chosen(classes: Sequence[ChosenClass], max_examples: int, path: Path) -> None:
@@ -132,45 +134,60 @@ def _write_drawn(unit: DrawUnit, folder: Path) -> dict[str, Any]:
     return {"drawn": len(rows)}
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What is brought together of one data set."""
+
+    classes: Sequence[ChosenClass]
+    labelled: bool
+    drawn: Sequence[Part]
+    """As `draw_examples` returns them."""
+
+
 def gather_classes(
-    classes: Sequence[ChosenClass],
-    drawn: Sequence[Part],
+    datasets: Sequence[Gathered],
     *,
-    labelled: bool,
     max_examples: int,
     tokenizer: Part,
     max_length: int,
     stop_words: frozenset[str] | None,
     work: Path,
     executor: Executor,
-) -> list[tuple[Split, Part]]:
+) -> list[list[tuple[Split, Part]]]:
     """Bring together and encode the examples of each class; return (split, part) in the order of the classes.
 
-    A part holds whole classes of one split: `classes.parquet` with `class`, `row`, `text`, `text_key`, the
-    `OVERLAP_KEYS` of what the text was, `input_ids` and `mask_position`, sorted by class and priority. Its summary has
-    `classes`, `examples`, `cut` and `digest`.
+    A part holds whole classes of one split, a row group each: `classes.parquet` with `class`, `row`, `text`, `pair`
+    (null but for the second text of a pair), `text_key`, the `OVERLAP_KEYS` of what the text was, `input_ids` and
+    `mask_position`, sorted by class and priority. Its summary has `classes`, `examples`, `cut` and `digest`.
     """
     lists = work / "lists"
-    listing = save_list(lists, [part.key for part in drawn])
     stop_list = None if stop_words is None else save_list(lists, sorted(stop_words))
-    groups = list(_groups(classes, max_examples))
-    units = [
-        GatherUnit(
-            work,
-            listing,
-            low,
-            tuple(each.name for each in classes[low:high]),
-            labelled,
-            max_examples,
-            tokenizer.folder,
-            tokenizer.summary["hash"],
-            max_length,
-            stop_list,
+    ranges = [_groups(dataset.classes, max_examples) for dataset in datasets]
+    units = []
+    for dataset, own in zip(datasets, ranges, strict=True):
+        listing = save_list(lists, [part.key for part in dataset.drawn])
+        units.append(
+            [
+                GatherUnit(
+                    work,
+                    listing,
+                    low,
+                    tuple(each.name for each in dataset.classes[low:high]),
+                    dataset.labelled,
+                    max_examples,
+                    tokenizer.folder,
+                    tokenizer.summary["hash"],
+                    max_length,
+                    stop_list,
+                )
+                for low, high in own
+            ]
         )
-        for low, high in groups
+    gathered = map_groups(executor, _gather_part, units, "classes: encoding")
+    return [
+        [(dataset.classes[low].split, part) for (low, _), part in zip(own, parts, strict=True)]
+        for dataset, own, parts in zip(datasets, ranges, gathered, strict=True)
     ]
-    parts = executor.map(_gather_part, units, "classes: encoding")
-    return [(classes[low].split, part) for (low, _), part in zip(groups, parts, strict=True)]
 
 
 def _groups(classes: Sequence[ChosenClass], max_examples: int) -> list[tuple[int, int]]:
@@ -212,8 +229,10 @@ def _write_classes(
 ) -> dict[str, Any]:
     encoder = load_encoder(unit.tokenizer)
     stop_words = StopWords(load_list(unit.work / "lists", unit.stop_words)) if unit.stop_words else None
+    pairs: list[str | None] = [None] * len(texts)
     if unit.labelled:
-        shown = ["\n".join(pair) for pair in texts]
+        shown = [first for first, *_ in texts]
+        pairs = [second[0] if second else None for _, *second in texts]
         reduced = [list(map(stop_words.remove, pair)) for pair in texts] if stop_words else texts
         encoded, cut = _encode_rows(reduced, encoder, unit.max_length)
         masks = [-1] * len(encoded)
@@ -228,12 +247,14 @@ def _write_classes(
         "class": pa.array(names, pa.string()),
         "row": rows["row"],
         "text": pa.array(shown, pa.string()),
+        "pair": pa.array(pairs, pa.string()),
         "text_key": rows["text_key"].to_numpy().astype(np.int64),
         **{name: rows[name] for name in OVERLAP_KEYS},
         "input_ids": int_lists(encoded),
         "mask_position": pa.array(masks, pa.int32()),
     }
-    write_parquet(pa.table(columns), folder / TABLE)
+    sizes = [len(list(rows)) for _, rows in groupby(names)]
+    write_parquet(pa.table(columns), folder / TABLE, sizes)
     return {"classes": len(unit.classes), "examples": len(names), "cut": cut, "digest": file_digest(folder / TABLE)}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from distmeta.corpus.boundaries import find_words
-from distmeta.corpus.executor import Executor
+from distmeta.corpus.executor import Executor, map_groups
 from distmeta.corpus.parts import Part, load_list, make_part, read_parquet, save_list, write_parquet
 from distmeta.corpus.repeats import repeated_rows
 from distmeta.corpus.segments import int_lists
@@ -19,6 +19,8 @@ from distmeta.corpus.tables import bucket_ranges, read_range, write_sorted
 from distmeta.corpus.words import hash64, overlap_keys, text_key
 
 NAMES_PER_UNIT = 500_000
+ANY = 1 << 62
+"""More examples than any class has."""
 EXAMPLES, NAMES, KEYS, COUNTS = "examples.parquet", "names.parquet", "examples.keys", "counts.arrow"
 
 
@@ -37,18 +39,25 @@ class ExamplesUnit:
 
 
 def find_examples(
-    shards: Sequence[Shard], labelled: bool, min_words: int, stop_words: frozenset[str] | None, executor: Executor
-) -> list[Part]:
-    """Find the examples of every shard: its rows, or the sentences of at least `min_words` words.
+    datasets: Sequence[tuple[Sequence[Shard], bool]],
+    min_words: int,
+    stop_words: frozenset[str] | None,
+    work: Path,
+    executor: Executor,
+) -> list[list[Part]]:
+    """Find the examples of every shard of each data set: of a labelled one its rows, of text the sentences of at least
+    `min_words` words.
 
     A part holds `examples.parquet`: `row`, `texts` (one or two), `text_key`, `OVERLAP_KEYS`, and `classes` (numbers
     into `names.parquet` with `name` and `hash`: the label, or the words of the sentence), and `examples.keys` for
     `repeats`. Its summary has `examples`, `names`, and `left_out`, how many stretches count as words and are no
     classes, by script.
     """
-    stop_list = save_list(shards[0].work / "lists", sorted(stop_words)) if stop_words is not None and shards else None
-    units = [ExamplesUnit(shard, labelled, min_words, stop_list) for shard in shards]
-    return list(executor.map(_find_in_shard, units, "classes: finding examples"))
+    stop_list = None if stop_words is None else save_list(work / "lists", sorted(stop_words))
+    groups = [
+        [ExamplesUnit(shard, labelled, min_words, stop_list) for shard in shards] for shards, labelled in datasets
+    ]
+    return map_groups(executor, _find_in_shard, groups, "classes: finding examples")
 
 
 def _find_in_shard(unit: ExamplesUnit) -> Part:
@@ -151,13 +160,13 @@ class DistinctExamples:
         return [self.part, repeats.tolist()]
 
 
-def count_classes(examples: Sequence[DistinctExamples], executor: Executor) -> list[Part]:
-    """Count the distinct examples of every possible class, shard by shard.
+def count_classes(datasets: Sequence[Sequence[DistinctExamples]], executor: Executor) -> list[list[Part]]:
+    """Count the distinct examples of every possible class of each data set, shard by shard.
 
     A part holds a sorted table with the class name's hash (`key`), `count` and `name`; its summary `examples` and
     `names`.
     """
-    return list(executor.map(_count_in_shard, examples, "classes: counting"))
+    return map_groups(executor, _count_in_shard, datasets, "classes: counting")
 
 
 def _count_in_shard(examples: DistinctExamples) -> Part:
@@ -181,6 +190,18 @@ def _write_counts(examples: DistinctExamples, folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which possible classes of a data set are wanted, of those counted in its shards."""
+
+    counted: Sequence[Part]
+    fewest: int = 1
+    """Distinct examples."""
+    most: int = ANY
+    keep: int | None = None
+    """Of more classes than these the ones with the smallest hashes are kept."""
+
+
+@dataclass(frozen=True, slots=True)
 class MergeUnit:
     """A range of class hashes over the counts of all shards."""
 
@@ -193,18 +214,19 @@ class MergeUnit:
     keep: int | None
 
 
-def merge_counts(
-    parts: Sequence[Part], work: Path, fewest: int, most: int, keep: int | None, executor: Executor
-) -> pa.Table:
-    """Return `name`, `key` (its hash) and `count` of the classes with `fewest` to `most` distinct examples, by hash.
-
-    Of more than `keep` classes the ones with the smallest hashes are returned.
-    """
-    listing = save_list(work / "lists", [part.key for part in parts])
-    ranges = bucket_ranges(sum(part.summary["names"] for part in parts), NAMES_PER_UNIT)
-    units = [MergeUnit(work, listing, low, high, fewest, most, keep) for low, high in ranges]
-    merged = list(executor.map(_merge_range, units, "classes: merging counts"))
-    return pa.concat_tables(read_range(part.folder / COUNTS, 0, 1 << 64) for part in merged)[:keep]
+def merge_counts(datasets: Sequence[Wanted], work: Path, executor: Executor) -> list[pa.Table]:
+    """Return `name`, `key` (its hash) and `count` of the classes wanted of each data set, by hash."""
+    groups = []
+    for wanted in datasets:
+        listing = save_list(work / "lists", [part.key for part in wanted.counted])
+        ranges = bucket_ranges(sum(part.summary["names"] for part in wanted.counted), NAMES_PER_UNIT)
+        limits = (wanted.fewest, wanted.most, wanted.keep)
+        groups.append([MergeUnit(work, listing, low, high, *limits) for low, high in ranges])
+    merged = map_groups(executor, _merge_range, groups, "classes: merging counts")
+    return [
+        pa.concat_tables(read_range(part.folder / COUNTS, 0, 1 << 64) for part in parts)[: wanted.keep]
+        for wanted, parts in zip(datasets, merged, strict=True)
+    ]
 
 
 def _merge_range(unit: MergeUnit) -> Part:
