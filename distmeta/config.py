@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from distmeta.corpus import source_keys
 from distmeta.corpus.config import HUGGING_FACE, CorpusConfig, TokenizerConfig, is_remote
 from distmeta.engine.config import EngineConfig
 from distmeta.errors import UserError, one_line
@@ -89,11 +90,13 @@ def _validate(tree: dict[str, Any]) -> Config:
 
 
 def read_key(config: Config, key: str) -> Any:
-    """The value of a dotted key, such as `meta.inner_lr` or `model.config.hidden_size`.
+    """The value of a dotted key, such as `meta.inner_lr`, `model.config.hidden_size` or `corpus.sources.NAME.weight`.
 
     Raises:
         UserError: there is no such key; the nearest one is named.
     """
+    if key.startswith(source_keys.PREFIX):
+        return source_keys.read_weight(key, config.corpus, config.tasks)
     node: Any = config.model_dump()
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -111,13 +114,22 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         UserError: one line for each key that is not there or cannot have its value.
     """
     tree = config.model_dump()
+    weights = {key: value for key, value in values.items() if key.startswith(source_keys.PREFIX)}
     for key, value in values.items():
+        if key in weights:
+            continue
         read_key(config, key)
         *parents, last = key.split(".")
         node = tree
         for parent in parents:
             node = node[parent]
         node[last] = value
+    changed = _validate(tree)
+    if not weights:
+        return changed
+    tree = changed.model_dump()
+    for key, value in weights.items():
+        source_keys.set_weight(tree, key, value, changed.corpus, changed.tasks)
     return _validate(tree)
 
 
@@ -129,6 +141,11 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise UserError(one_line(f"--set {override}: write it as key=value, for example --set meta.inner_lr=0.01"))
     parents, last = _path(key)
     value = parse_yaml(text, one_line(f"--set {key}"))
+    if key.startswith(source_keys.PREFIX):
+        sources = source_keys.set_by_name(tree, key, value)
+        if last == "path":
+            _make_paths_absolute({"corpus": {"sources": sources}}, Path.cwd())
+        return
     model = tree.get("model")
     if parents == ["model", "config"] and (model is None or (isinstance(model, dict) and model.get("config") is None)):
         if last == "model_type" and value != DEFAULT_MODEL[last]:
@@ -247,6 +264,8 @@ def _place(details: ErrorDetails, tree: dict[str, Any]) -> str:
         is_step = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
         if is_step:
             node = node[part]
+            if parts == ["corpus", "sources"] and isinstance(node, dict) and isinstance(node.get("name"), str):
+                part = node["name"]
         if is_step or (part == last and details["type"] in ("missing", "invalid_key") and part != "[key]"):
             parts.append(one_line(str(part)))
     return ".".join(parts)

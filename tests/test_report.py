@@ -212,6 +212,23 @@ def test_other_keys_than_the_learning_rates(tmp_path: Path) -> None:
     assert "accuracy over the swept values: no numeric key" in text_of(write_report([sweep]))
 
 
+def test_the_weights_of_sources_beside_a_rate(tmp_path: Path) -> None:
+    """The plane has two keys; each other one has a picture of its own, and names its source."""
+    sweep = make_sweep(tmp_path / "sweep")
+    rows = [json.loads(line) for line in (sweep / "trials.jsonl").read_text().splitlines()]
+    keys = [f"corpus.sources.{name}.weight" for name in ("sst2", "news.v1", "intents")]
+    for number, row in enumerate(rows):
+        values = (number % 4, 1.5 * (number % 3), 2)
+        row["config"] = {"meta.outer_lr": 1e-4 * (1 + number), **dict(zip(keys, values, strict=True))}
+    write_lines(sweep / "trials.jsonl", rows)
+    file = write_report([sweep])
+    assert "Accuracy over the plane that is swept" in headings(file)
+    assert "Accuracy over weight of news.v1" in headings(file)
+    assert "Accuracy over weight of intents" not in headings(file), "it has one value alone"
+    assert f"Other keys vary, too: {keys[1]}, {keys[2]}." in text_of(file)
+    assert re.search(rf"trial meta.outer_lr {'.*'.join(map(re.escape, keys))}", text_of(file))
+
+
 def test_directories_that_show_nothing(run: Path, sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such directory"):
         write_report([tmp_path / "missing"])

@@ -76,7 +76,7 @@ class CorpusConfig(Section):
     """Files, folders, globs, s3:// and gs:// addresses, huggingface:NAME, builtin:python-docs, or any of them as
     {path: ..., format: csv, encoding: cp1252, columns: [label, text], config: ..., split: ...}, with what is needed.
     In a mixture each has its own {path: ..., name: ..., text_column: ..., text_pair_column: ..., label_column: ...,
-    weight: 1, role: train, valid or test}."""
+    weight: 1, role: train, valid or test}; one of these is set as corpus.sources.NAME.weight."""
     record: Literal["line", "paragraph"] = "line"
     """What one record of a plain text file is; paragraphs are set apart by empty lines."""
     normalize: Literal["NFC", "NFKC", "none"] = "NFC"

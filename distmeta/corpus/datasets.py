@@ -59,6 +59,11 @@ def datasets_of(corpus: CorpusConfig, tasks: "TasksConfig") -> list[Dataset]:
     return found
 
 
+def names_of_sources(corpus: CorpusConfig, tasks: "TasksConfig") -> list[str]:
+    """Return the name of the data set that each source belongs to, in the order of the configuration."""
+    return [name for name, _ in _named(corpus, tasks)]
+
+
 def _named(corpus: CorpusConfig, tasks: "TasksConfig") -> list[tuple[str, SourceConfig]]:
     """Return every source, with its label and pair column filled in, and the name of its data set."""
     named: list[tuple[str, SourceConfig]] = []

@@ -23,8 +23,9 @@ def sweep_page(sweep: Sweep) -> Page:
         (pictures.accuracy_against_cost(sweep, currency), "accuracy against cost: no trial has ended with an accuracy"),
     ]
     missing += [reason for picture, reason in drawn if picture is None]
+    found = [picture for picture, _ in drawn if picture] + pictures.over_other_keys(sweep)
     sections = [
-        Section("What was found", pictures=[picture for picture, _ in drawn if picture]),
+        Section("What was found", pictures=found),
         Section("Every trial", tables=[trials_table(sweep, currency)]),
         *_selection_sections(sweep, missing),
         *(other_evaluation(each) for each in sweep.evaluations),

@@ -22,14 +22,26 @@ MOST_LABELS = 30
 def plane(sweep: Sweep) -> Picture | None:
     """Accuracy over the inner and outer learning rate, or over the one or two numeric keys that are swept; None where
     no numeric key takes two values, or no trial has an accuracy."""
-    keys = _numeric_keys(sweep)
-    if set(RATES) <= set(keys):
-        keys = list(RATES)
+    keys = _plane_keys(sweep)
     if not keys or not any(trial.accuracy is not None for trial in sweep.trials):
         return None
-    others = [key for key in sweep.swept if key not in keys[:2]]
+    others = [key for key in sweep.swept if key not in keys]
     with_others = f" Other keys vary, too: {', '.join(others)}." if others else ""
-    return _over_two(sweep, keys[0], keys[1], with_others) if len(keys) > 1 else _over_one(sweep, keys[0], with_others)
+    if len(keys) == 1:
+        return _over_one(sweep, keys[0], "plane", with_others)
+    return _over_two(sweep, keys[0], keys[1], with_others)
+
+
+def over_other_keys(sweep: Sweep) -> list[Picture]:
+    """Accuracy over each numeric key that is swept and not on the plane, as the weights of sources beside the rates."""
+    shown = _plane_keys(sweep)
+    others = [key for key in _numeric_keys(sweep) if key not in shown]
+    scored = [trial for trial in sweep.trials if trial.accuracy is not None]
+    return [
+        _over_one(sweep, key, f"over-{number}", " All other keys vary, too.")
+        for number, key in enumerate(others)
+        if any(key in trial.config for trial in scored)
+    ]
 
 
 def _over_two(sweep: Sweep, x: str, y: str, with_others: str) -> Picture:
@@ -91,9 +103,9 @@ def _over_two(sweep: Sweep, x: str, y: str, with_others: str) -> Picture:
     )
 
 
-def _over_one(sweep: Sweep, key: str, with_others: str) -> Picture:
+def _over_one(sweep: Sweep, key: str, name: str, with_others: str) -> Picture:
     placed = [trial for trial in sweep.trials if _is_number(trial.config.get(key)) and trial.accuracy is not None]
-    with drawing("plane", f"Accuracy over {key}") as drawn:
+    with drawing(name, f"Accuracy over {_axis_name(key)}") as drawn:
         _dots(drawn.axes, [(trial, trial.config[key]) for trial in placed])
         _mark(drawn, sweep, [(trial, trial.config[key], trial.accuracy or 0.0) for trial in placed])
         if _is_logarithmic(sweep, key):
@@ -239,6 +251,12 @@ def _mark(drawn: Drawing, sweep: Sweep, placed: Sequence[tuple[Trial, float, flo
                 drawn.axes.scatter([x], [y], s=size, marker=shape, label=label, zorder=6, **ring)
 
 
+def _plane_keys(sweep: Sweep) -> list[str]:
+    """The two keys, or the only one, of the plane: both learning rates, or those that are swept first."""
+    keys = _numeric_keys(sweep)
+    return list(RATES) if set(RATES) <= set(keys) else keys[:2]
+
+
 def _numeric_keys(sweep: Sweep) -> list[str]:
     """The swept keys that take at least two numeric values and nothing else."""
     values = {key: [trial.config[key] for trial in sweep.trials if key in trial.config] for key in sweep.swept}
@@ -260,4 +278,6 @@ def _is_logarithmic(sweep: Sweep, key: str) -> bool:
 
 
 def _axis_name(key: str) -> str:
+    if key.startswith("corpus.sources."):
+        return f"weight of {key.removeprefix('corpus.sources.').removesuffix('.weight')}"
     return {"meta.inner_lr": "inner learning rate", "meta.outer_lr": "outer learning rate"}.get(key, key)

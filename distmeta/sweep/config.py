@@ -59,4 +59,5 @@ class SweepConfig(Section):
             "meta.outer_lr": SpaceEntry(type="loguniform", low=1e-4, high=1e-2),
         }
     )
-    """Keys of this configuration to sweep, each with its values, such as {type: choice, values: [1, 5]}."""
+    """Keys of this configuration to sweep, each with its values, such as {type: choice, values: [1, 5]}; the weight of
+    a source is corpus.sources.NAME.weight."""

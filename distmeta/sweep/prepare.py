@@ -94,7 +94,9 @@ class TrialMaker:
 
 
 def _corpus_identity(config: Config) -> str:
-    """Tells configurations with different corpora apart."""
-    sections = [config.corpus.model_dump(exclude={"directory", "executor"}), config.tokenizer.model_dump()]
-    sections += [config.tasks.model_dump(), {"model": config.model.name_or_path}]
+    """Tells configurations with different corpora apart; how its data sets are weighed makes no other corpus."""
+    sources = [each if isinstance(each, str) else each.model_dump(exclude={"weight"}) for each in config.corpus.sources]
+    sections = [config.corpus.model_dump(exclude={"directory", "executor", "sources"}), {"sources": sources}]
+    sections += [config.tokenizer.model_dump(), {"model": config.model.name_or_path}]
+    sections += [config.tasks.of_corpus(), config.tasks.model_dump(include={"split_files"})]
     return hashlib.blake2b(json.dumps(sections, sort_keys=True).encode(), digest_size=4).hexdigest()
