@@ -19,6 +19,7 @@ from distmeta.evaluate.config import EvaluateConfig
 from distmeta.impossible import impossible, missing_files
 from distmeta.meta.config import MetaConfig
 from distmeta.models.config import DEFAULT_MODEL, ModelConfig
+from distmeta.packages import PACKAGE
 from distmeta.paths import why_no_path
 from distmeta.section import Section
 from distmeta.sweep.config import SpaceEntry, SweepConfig
@@ -201,7 +202,7 @@ def _make_paths_absolute(tree: dict[str, Any], base: Path) -> None:
     """Joins every relative path in the raw tree to `base`, in place; what has the wrong type is left for the checks."""
 
     def absolute(value: Any, only_if_present: bool = False) -> Any:
-        if not isinstance(value, str) or is_remote(value):
+        if not isinstance(value, str) or is_remote(value) or (only_if_present and value.startswith(PACKAGE)):
             return value
         if value.startswith(HUGGING_FACE):
             return HUGGING_FACE + absolute(value.removeprefix(HUGGING_FACE), only_if_present=True)

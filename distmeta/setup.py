@@ -25,6 +25,7 @@ from distmeta.models.load import (
 )
 from distmeta.models.look import look_at_weights
 from distmeta.models.on_disk import parameters_on_disk
+from distmeta.packages import local_folder
 from distmeta.rundir import RunDirectory
 from distmeta.tasks.config import Split, bounds
 from distmeta.tasks.draw import TaskSource
@@ -41,8 +42,9 @@ def resolve(config: Config) -> Config:
     is_new = config.model.name_or_path is None
     hf_config = load_model_config(config.model)
     if config.tokenizer.name_or_path is not None:
-        refuse_missing(config.tokenizer.name_or_path, "tokenizer.name_or_path")
-        check_small_files(config.tokenizer.name_or_path, "tokenizer.name_or_path")
+        source = local_folder(config.tokenizer.name_or_path, "tokenizer.name_or_path")
+        refuse_missing(source, "tokenizer.name_or_path")
+        check_small_files(source, "tokenizer.name_or_path")
     smlmt = config.tasks.label_column is None
     config.model.pooling = resolve_pooling(config.model.pooling, model_kind(hf_config), smlmt)
     if algorithm_class(config.meta.algorithm).needs_language_model and model_kind(hf_config) != "decoder":

@@ -9,6 +9,7 @@ from tokenizers import AddedToken
 from distmeta.corpus.parts import Part, digest, file_digest, make_part
 from distmeta.errors import UserError
 from distmeta.library_warnings import warnings_of_transformers
+from distmeta.packages import local_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,10 +29,10 @@ _FILES = (
 
 
 def import_tokenizer(source: str, max_length: int, work: Path) -> Part:
-    """Return a part with the tokenizer of a folder or hub name, its limit set to `max_length` tokens.
+    """Return a part with the tokenizer of a folder, hub name or installed package.
 
-    Where it has no pad or mask token, it gets `[PAD]` and `[MASK]`. The part holds a folder that
-    `AutoTokenizer.from_pretrained` loads; its summary `hash` and `tokens_added`.
+    Its limit is set to `max_length` tokens. Where it has no pad or mask token, it gets `[PAD]` and `[MASK]`. The part
+    holds a folder that `AutoTokenizer.from_pretrained` loads; its summary `hash` and `tokens_added`.
     Raises UserError where there is no fast tokenizer.
     """
     identity = [tokenizer_identity(source), max_length]
@@ -42,13 +43,15 @@ def import_tokenizer(source: str, max_length: int, work: Path) -> Part:
 
 def tokenizer_identity(source: str) -> object:
     """Return what determines a tokenizer: the content of its folder's files, or its name on the hub."""
-    folder = Path(source)
+    folder = Path(local_folder(source, "tokenizer"))
     files = sorted({file for pattern in _FILES for file in folder.glob(pattern)}) if folder.is_dir() else []
     return [[file.name, file_digest(file)] for file in files] or source
 
 
 def load_source(source: str, *, quietly: bool = False) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a folder or hub name. What transformers warns of is passed on, unless it is loaded `quietly`.
+    """The tokenizer of a folder, hub name or installed package.
+
+    What transformers warns of is passed on, unless it is loaded `quietly`.
 
     Raises:
         UserError: there is none, none that is fast, or one that knows no word.
@@ -58,7 +61,9 @@ def load_source(source: str, *, quietly: bool = False) -> "PreTrainedTokenizerFa
     mend = "set tokenizer.name_or_path to a folder or hub name with a tokenizer.json"
     try:
         with warnings_of_transformers() as warnings:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(local_folder(source, "tokenizer"))
+    except UserError:
+        raise
     except Exception as error:  # many kinds, all of them mean that there is no tokenizer that can be used
         line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":. ")
         raise UserError(f"tokenizer: {source}: no tokenizer can be loaded ({line}); {mend}") from error

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from distmeta.packages import local_folder
 from distmeta.section import Pattern, Section
 
 DEFAULT_MODEL: dict[str, Any] = {
@@ -23,7 +24,8 @@ class ModelConfig(Section):
     """The network: loaded, or new."""
 
     name_or_path: str | None = None
-    """Folder or hub name of a pretrained model; unset: a new one as `config` says."""
+    """Folder or hub name of a pretrained model, or package:NAME/FOLDER for a folder inside an installed Python package;
+    unset: a new one as `config` says."""
     config: dict[str, Any] = Field(default=DEFAULT_MODEL)
     """A new model: `model_type` and what its configuration takes; vocabulary size and special ids are filled in."""
     pooling: Literal["auto", "mean", "mask", "first", "last"] = "auto"
@@ -38,3 +40,12 @@ class ModelConfig(Section):
     """LoRA's update is scaled by alpha / rank."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model. Only for models whose code you have read."""
+
+    @property
+    def source(self) -> str | None:
+        """The folder or hub name behind `name_or_path` on this machine; None of a new model.
+
+        Raises:
+            UserError: it is in a package that is not installed here.
+        """
+        return None if self.name_or_path is None else local_folder(self.name_or_path, "model.name_or_path")

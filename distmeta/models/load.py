@@ -52,9 +52,9 @@ def load_model_config(config: ModelConfig) -> PretrainedConfig:
         UserError: nothing loadable is at `model.name_or_path`, or `model.config` does not make a model.
     """
     try:
-        if config.name_or_path is not None:
-            check_folder(config.name_or_path)
-            loaded = AutoConfig.from_pretrained(config.name_or_path, trust_remote_code=config.trust_remote_code)
+        if (source := config.source) is not None:
+            check_folder(source)
+            loaded = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
         else:
             _refuse_unknown_keys(config.config)
             loaded = AutoConfig.for_model(**config.config)
@@ -335,12 +335,13 @@ def _build(
     """The model, and what is to be said of its weights."""
     arguments = {"attn_implementation": attention, "dtype": torch.float32}
     try:
-        if config.name_or_path is None or empty:
+        source = config.source
+        if source is None or empty:
             return auto.from_config(hf_config, trust_remote_code=config.trust_remote_code, **arguments), []
-        files = find_weights(config.name_or_path, hf_config)
+        files = find_weights(source, hf_config)
         options: dict[str, Any] = {"attn_implementation": attention}
-        if _has_file(config.name_or_path, "generation_config.json"):
-            options["generation_config"] = GenerationConfig.from_pretrained(config.name_or_path)
+        if _has_file(source, "generation_config.json"):
+            options["generation_config"] = GenerationConfig.from_pretrained(source)
         return read_weights(class_of(auto, config, hf_config), hf_config, files, **options)
     except UserError:
         raise

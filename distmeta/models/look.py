@@ -23,11 +23,12 @@ def look_at_weights(config: ModelConfig, *, language_model: bool) -> str:
     Raises:
         UserError: they are not there, cannot be read, or do not fill it.
     """
-    assert config.name_or_path is not None
+    source = config.source
+    assert source is not None
     with warnings_of_transformers() as warnings:
         hf_config = load_model_config(config)
     try:
-        files = find_weights(config.name_or_path, hf_config)
+        files = find_weights(source, hf_config)
         auto = language_model_class(hf_config) if language_model else AutoModel
         fit, names = check_weights(class_of(auto, config, hf_config), hf_config, files)
         new, unused, new_pooler = [], fit.unused, fit.new_pooler
