@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distmeta.corpus.config import HUGGING_FACE, SourceConfig, is_remote
+from distmeta.corpus.config import BUILTINS, HUGGING_FACE, SourceConfig, is_remote
 from distmeta.corpus.datasets import contradictions_of_datasets, datasets_of
 from distmeta.errors import UserError
 from distmeta.paths import check_folder, is_address, why_no_path
@@ -136,6 +136,8 @@ def missing_files(config: "Config") -> Iterable[str]:
         is_hub_name = path.startswith(HUGGING_FACE) or (
             isinstance(source, SourceConfig) and source.format == "huggingface"
         )
+        if path.startswith("builtin:") and path not in BUILTINS:
+            yield f"corpus.sources: {path}: Python has {' and '.join(BUILTINS)} in it, and no other"
         if (
             not is_remote(path)
             and not is_hub_name

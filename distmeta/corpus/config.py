@@ -9,6 +9,9 @@ from pydantic import AfterValidator, Field
 from distmeta.section import Section
 
 BUILTIN = "builtin:python-docs"
+DOCSTRINGS = "builtin:python-docstrings"
+BUILTINS = (BUILTIN, DOCSTRINGS)
+"""The sources that are in every CPython: text, and a labelled set with the columns text and label."""
 HUGGING_FACE = "huggingface:"
 """What an address of a data set on the Hugging Face hub, or in a saved folder, begins with."""
 
@@ -73,7 +76,8 @@ class CorpusConfig(Section):
     """Where text comes from and how it is cleaned."""
 
     sources: list[str | SourceConfig] = Field(default=[BUILTIN], min_length=1)
-    """Files, folders, globs, s3:// and gs:// addresses, huggingface:NAME, builtin:python-docs, or any of them as
+    """Files, folders, globs, s3:// and gs:// addresses, huggingface:NAME, builtin:python-docs (text) and
+    builtin:python-docstrings (with labels, in the columns text and label), or any of them as
     {path: ..., format: csv, encoding: cp1252, columns: [label, text], config: ..., split: ...}, with what is needed.
     In a mixture each has its own {path: ..., name: ..., text_column: ..., text_pair_column: ..., label_column: ...,
     weight: 1, role: train, valid or test}; one of these is set as corpus.sources.NAME.weight."""
@@ -112,7 +116,8 @@ class TokenizerConfig(Section):
     """The tokenizer: loaded, or trained on the corpus."""
 
     name_or_path: str | None = None
-    """Folder or hub name of a fast tokenizer; unset: the one beside `model.name_or_path`, or trained on the corpus."""
+    """Folder or hub name of a fast tokenizer, or package:NAME/FOLDER; unset: the one beside `model.name_or_path`, or
+    trained on the corpus."""
     algorithm: Literal["wordpiece", "bpe"] = "wordpiece"
     """What is trained where none is loaded; bpe works on bytes and so knows no unknown character."""
     vocab_size: int = Field(default=8000, ge=300)

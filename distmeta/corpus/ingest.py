@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distmeta.corpus.builtin import content_of
 from distmeta.corpus.cut import cut_into_pieces
 from distmeta.corpus.executor import Executor, map_groups
 from distmeta.corpus.hub import is_saved_dataset, load_dataset
@@ -153,9 +154,7 @@ def _hash_piece(piece: Piece) -> HashedPiece:
     if piece.format == "huggingface":
         return HashedPiece(piece, _hash_dataset(piece.path, piece.hub_config, piece.hub_split), 0)
     if piece.format == "builtin":
-        from pydoc_data import topics
-
-        return HashedPiece(piece, file_digest(Path(topics.__file__)), 0)
+        return HashedPiece(piece, content_of(piece.path), 0)
     if piece.format == UNKNOWN:
         return HashedPiece(piece, digest([piece.size]), 0)
     start, end = _row_group_bytes(piece) if piece.format == "parquet" else (piece.start, piece.end)

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 from pyarrow.fs import FileType
 
-from distmeta.corpus.builtin import python_docs
+from distmeta.corpus.builtin import DOCS, read_builtin
 from distmeta.corpus.columnar import read_columns
 from distmeta.corpus.json_rows import is_by_lines, read_json_lines, read_json_values
 from distmeta.corpus.kinds import COMPRESSIONS, HEAD, compression_of, what_it_is
@@ -26,13 +26,14 @@ def read_piece(piece: Piece, settings: RecordSettings, tally: Tally) -> Records:
     try:
         if piece.format == UNKNOWN:
             raise RefusedFile(describe_unknown(piece))
-        if piece.format in ("text", "builtin") and settings.label_column is not None:
+        is_plain = piece.format == "text" or (piece.format == "builtin" and piece.path == DOCS)
+        if is_plain and settings.label_column is not None:
             raise RefusedFile(
                 f"plain text has no column {settings.label_column!r}; beside labelled sets, name the column of each by "
                 "label_column in corpus.sources and leave tasks.label_column unset"
             )
         if piece.format == "builtin":
-            yield from (Record(number, text) for number, text in enumerate(python_docs(), 1))
+            yield from read_builtin(piece.path, settings)
         elif piece.format in ("parquet", "huggingface"):
             yield from read_columns(piece, settings, tally)
         else:

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.fs
 
-from distmeta.corpus.config import BUILTIN, CorpusConfig, SourceConfig
+from distmeta.corpus.builtin import SIZES
+from distmeta.corpus.config import BUILTINS, CorpusConfig, SourceConfig
 from distmeta.corpus.hub import is_saved_dataset, load_dataset
 from distmeta.corpus.kinds import COMPRESSIONS
 from distmeta.corpus.pieces import UNKNOWN, Piece
@@ -92,8 +93,9 @@ def total_bytes(corpus: CorpusConfig) -> int:
 
 
 def _resolve(source: SourceConfig, directory: Path | None) -> tuple[list[Piece], Counter[str]]:
-    if source.path == BUILTIN:
-        return [Piece("python-docs", "", "", "builtin", 465_000)], Counter()
+    if source.path in BUILTINS:
+        name = source.path.removeprefix("builtin:")
+        return [Piece(name, "", name, "builtin", SIZES[name])], Counter()
     name = source.path.removeprefix(HUB)
     if source.format == "huggingface" or source.path.startswith(HUB) or is_saved_dataset(name):
         dataset = load_dataset(name, source.config, source.split)
