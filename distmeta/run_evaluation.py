@@ -1,5 +1,6 @@
 """The few-shot evaluation of a run: each is kept as what it is, and none takes the place of another."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
         Interrupted: a signal ended it.
     """
     with own(run.path), stop_on_signal(lambda: None, "keeping what is scored", say) as stopped:
+        from distmeta.evaluate.context import with_context
         from distmeta.evaluate.run import Candidate, evaluate_candidates
         from distmeta.evaluate.table import evaluation_table
         from distmeta.run_baselines import trained_baseline, wanted
@@ -72,6 +74,7 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
             work=run.evaluations / UNFINISHED,
             is_stopped=stopped.is_set,
         )
+        report = with_context(report, config, _progress(run))
         report |= {"outer_step": outer_step, "seed": config.evaluate.seed, "corpus": corpus, "changes": changes}
         written = kept.finish(report)
         if not changes:
@@ -111,6 +114,11 @@ def _changes(config: Config, run: RunDirectory) -> dict[str, Any]:
     """The settings that are not as the run's own configuration has them."""
     before = _settings(load_config(run.config, check=False))
     return {key: value for key, value in _settings(config).items() if value != before[key]}
+
+
+def _progress(run: RunDirectory) -> dict[str, Any]:
+    """What its training came to; nothing where that is not written yet."""
+    return json.loads(run.summary.read_text(encoding="utf-8")) if run.summary.exists() else {}
 
 
 def _outer_step(run: RunDirectory) -> int:

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmeta.evaluate.statistics import classification_scores, mean_ci95, paired_gain
-from distmeta.evaluate.table import MethodResult, evaluation_report, evaluation_table
+from distmeta.evaluate.results import MethodResult
+from distmeta.evaluate.sentences import bounds, interval_text
+from distmeta.evaluate.statistics import classification_scores, mean_ci95, mean_interval, paired_gain
+from distmeta.evaluate.table import evaluation_report, evaluation_table
 
 
 def test_interval_by_hand() -> None:
@@ -31,6 +33,30 @@ def test_the_interval_holds_the_true_mean_in_95_of_100_repetitions() -> None:
         held += abs(mean - 0.7) <= half_width
     # The normal distribution's 1.96 in place of t would hold it in 91 of 100.
     assert held / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+def test_an_interval_of_another_level_by_hand() -> None:
+    # Student's t for 2 degrees of freedom is 7.6489 at 1 - 0.05 / 6 (a table of Bonferroni's for three comparisons).
+    _, half_width = mean_interval([0.4, 0.6, 0.8], 1 - 0.05 / 3)
+    assert half_width == pytest.approx(7.6489 * 0.2 / math.sqrt(3), rel=1e-4)
+
+
+def test_no_interval_of_an_accuracy_goes_beyond_0_or_100() -> None:
+    assert bounds(0.995, 0.01) == (0.985, 1.0)
+    assert bounds(0.02, 0.05) == (0.0, pytest.approx(0.07))
+    assert interval_text(0.995, 0.01) == "99.5 (98.5 to 100.0)"
+    assert interval_text(0.02, 0.05) == "2.0 (0.0 to 7.0)"
+    assert interval_text(0.646, 0.023) == "64.6 ± 2.3"
+    assert interval_text(1.0, 0.0) == "100.0 ± 0.0"
+    assert interval_text(0.9, None) == "90.0"
+    # Cutting it off loses no true mean: as often as without, at an accuracy where half of the intervals would pass 1.
+    generator, held = np.random.default_rng(0), [0, 0]
+    for _ in range(1000):
+        mean, half_width = mean_ci95(list(generator.binomial(25, 0.99, size=30) / 25))
+        low, high = bounds(mean, half_width)
+        held[0] += low <= 0.99 <= high
+        held[1] += abs(mean - 0.99) <= half_width
+    assert held[0] == held[1] > 900
 
 
 def test_paired_gain_by_hand() -> None:
@@ -106,6 +132,8 @@ def test_the_report_has_the_keys_that_others_look_for() -> None:
     meta = methods["meta-pretrained inner-loop"]
     assert meta["accuracy"] == pytest.approx(0.65)
     assert meta["accuracy_ci95"] == pytest.approx(mean_ci95(START)[1])
+    assert meta["accuracy_range"] == pytest.approx([0.65 - meta["accuracy_ci95"], 0.65 + meta["accuracy_ci95"]])
+    assert methods["language-model inner-loop"]["accuracy_range"][1] == 1.0
     assert meta["accuracy_before"] == pytest.approx(0.2)
     assert meta["paired_gain"] == pytest.approx(0.1)
     assert meta["paired_gain_ci95"] == pytest.approx(0, abs=1e-12)
@@ -143,16 +171,19 @@ def test_one_episode_gives_no_interval_and_no_verdict() -> None:
 
 
 def test_the_table_is_aligned_plain_and_fits_100_columns() -> None:
-    text = evaluation_table(report_of(RESULTS))
+    results = [each for each in RESULTS if each.network != "language-model"]
+    text = evaluation_table(report_of(results))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     assert "\x1b" not in text
     header = next(line for line in lines if line.startswith("method"))
     rows = [line for line in lines if line.startswith(("meta-pretrained ", "starting ", "language-model ", "tf-idf "))]
     # By use, so that what is compared stands together.
-    assert [row.split()[1] for row in rows] == ["inner-loop"] * 3 + ["prototype"] * 2 + ["logistic-regression"] * 3
+    assert [row.split()[1] for row in rows] == ["inner-loop"] * 2 + ["prototype"] * 2 + ["logistic-regression"] * 3
     accuracy_ends = header.index("accuracy") + len("accuracy")
+    whole = " ".join(evaluation_table(report_of(RESULTS)).split())
+    assert "language-model inner-loop 92.5 (84.5 to 100.0) 20.0" in whole
     assert [row[:accuracy_ends].split()[-3:] for row in rows[:2]] == [["65.0", "±", "20.5"], ["55.0", "±", "20.5"]]
     figures = "65.0 ± 20.5  20.0  +10.0 ± 0.0  50.0  50.0  40.0  0.012"
     assert " ".join(rows[0].split()) == " ".join(f"meta-pretrained inner-loop {figures}".split())
-    assert "  inner-loop: better than starting by 10.0 ± 0.0 points" in lines
+    assert "Did meta-pretraining help?" in lines

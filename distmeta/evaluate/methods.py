@@ -11,8 +11,8 @@ from distmeta.evaluate.baselines import logistic_regression, nearest_prototype, 
 from distmeta.evaluate.episodes import Episode
 from distmeta.evaluate.features import Features
 from distmeta.evaluate.networks import Candidate, Place, load
+from distmeta.evaluate.results import Use
 from distmeta.evaluate.score import EpisodeScore
-from distmeta.evaluate.table import Use
 from distmeta.tasks.episode import Task
 
 

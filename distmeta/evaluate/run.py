@@ -17,9 +17,10 @@ from distmeta.evaluate.kept import KeptEvaluation, Score
 from distmeta.evaluate.methods import Method, methods_of, tf_idf
 from distmeta.evaluate.networks import Candidate, load
 from distmeta.evaluate.overlap import count_overlap, describe_overlap
+from distmeta.evaluate.results import MethodResult
 from distmeta.evaluate.score import EpisodeScore
 from distmeta.evaluate.statistics import classification_scores
-from distmeta.evaluate.table import MethodResult, evaluation_report
+from distmeta.evaluate.table import evaluation_report
 from distmeta.setup import Setup
 
 __all__ = ["Asked", "Candidate", "evaluate_candidates", "score_networks"]
@@ -128,6 +129,7 @@ def evaluate_candidates(
     say: Callable[[str], None],
     against: Sequence[str] = ("starting", "language-model"),
     *,
+    rivals: Sequence[str] | None = None,
     trained: Setup | None = None,
     is_trained_known: bool = True,
     kept: KeptEvaluation | None = None,
@@ -141,9 +143,9 @@ def evaluate_candidates(
 
     Goes on behind the scores that are `kept` already, and keeps each one there as soon as it is there.
 
-    The first one is also the one that the verdicts are about, `against` those of the others that are named. All need
-    the same tokenizer. Returns the content of `evaluation.json`: see `distmeta.evaluate.table.evaluation_report`, and
-    `overlap`: see `count_overlap`.
+    The first one is also the one that the verdicts are about, `against` those of the others that are named, and against
+    the strongest of its `rivals` (unset: all others). All need the same tokenizer. Returns the content of
+    `evaluation.json`: see `distmeta.evaluate.table.evaluation_report`, and `overlap`: see `count_overlap`.
 
     Raises:
         UserError: the held-out classes cannot fill the episodes, or a network is not there.
@@ -166,6 +168,7 @@ def evaluate_candidates(
         query_per_class=source.query_per_class,
         judged=candidates[0].name,
         against=against,
+        rivals=rivals,
     )
     return report | {"overlap": overlap}
 

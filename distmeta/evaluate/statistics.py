@@ -20,17 +20,22 @@ class Scores:
 
 
 def mean_ci95(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over episodes and half the width of its 95% confidence interval.
+    """Mean over episodes and half the width of its 95% confidence interval (see `mean_interval`)."""
+    return mean_interval(values, 0.95)
 
-    The half-width is t x s / sqrt(n): s the standard deviation with n - 1 in the denominator, t the 0.975 quantile of
-    Student's distribution with n - 1 degrees of freedom. One episode says nothing of the spread: its half-width is
-    infinite.
+
+def mean_interval(values: Sequence[float], level: float) -> tuple[float, float]:
+    """Mean over episodes and half the width of its confidence interval of a level, such as 0.95.
+
+    The half-width is t x s / sqrt(n): s the standard deviation with n - 1 in the denominator, t the (1 + level) / 2
+    quantile of Student's distribution with n - 1 degrees of freedom. One episode says nothing of the spread: its
+    half-width is infinite.
     """
     n = len(values)
     mean = float(np.mean(values))
     if n == 1:
         return mean, math.inf
-    quantile = stats.t.ppf(0.975, n - 1)
+    quantile = stats.t.ppf((1 + level) / 2, n - 1)
     return mean, float(quantile * np.std(values, ddof=1) / math.sqrt(n))
 
 

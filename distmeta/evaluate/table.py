@@ -1,38 +1,18 @@
 """The outcome of an evaluation: as evaluation.json, as a table, and as the verdicts that its intervals support."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from distmeta.evaluate.kept import other_corpus
+from distmeta.evaluate.results import USES, MethodResult
+from distmeta.evaluate.sentences import bounds, describe_used, findings, interval_text, same_networks
 from distmeta.evaluate.statistics import mean_ci95, paired_gain
+from distmeta.evaluate.verdict import verdict
 from distmeta.tasks.config import Split, as_words
 
-Use = Literal["inner-loop", "prototype", "logistic-regression"]
-USES: tuple[Use, ...] = ("inner-loop", "prototype", "logistic-regression")
-
-
-@dataclass(frozen=True, slots=True)
-class MethodResult:
-    """What a network scored in one of its uses, on the same episodes as every other method, in the same order."""
-
-    network: str
-    """meta-pretrained, starting, language-model, tf-idf; in a sweep also the trial."""
-    use: Use
-    accuracy: list[float]
-    precision: list[float]
-    recall: list[float]
-    f1: list[float]
-    adapt_seconds: list[float]
-    """Seconds from the support set to a classifier, an episode."""
-    accuracy_before: list[float] | None = None
-    """Accuracy before the inner loop, where there is one."""
-
-    @property
-    def name(self) -> str:
-        """The network and its use: `meta-pretrained inner-loop`."""
-        return f"{self.network} {self.use}"
+WIDTH = 100
 
 
 def evaluation_report(
@@ -44,15 +24,22 @@ def evaluation_report(
     query_per_class: int,
     judged: str = "meta-pretrained",
     against: Sequence[str] = ("starting", "language-model"),
+    rivals: Sequence[str] | None = None,
+    same: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The content of evaluation.json: the episodes' shape, `methods` (a list, by use), and `verdicts`: how the network
-    `judged` compares with each of those `against` which it is held, in each use.
+    """The content of evaluation.json: the episodes' shape, `methods` (a list, by use), `verdict`: how the network
+    `judged` compares with the strongest of the `rivals` (networks; unset: all others), whatever its use (see
+    `distmeta.evaluate.verdict`); and `verdicts`: how it compares with each of those `against` which it is held, in
+    each use.
 
     Scores and gains are fractions, not per cent. A gain is the mean paired difference to the starting network in the
     same use, and `paired_with` names that method; TF-IDF is paired with the starting network's logistic regression,
-    which differs from it in the features alone. `accuracies` are those of the episodes, in order. What can't be
-    computed (the interval of a single episode) is absent.
+    which differs from it in the features alone. `accuracies` are those of the episodes, in order; of a method that has
+    the first ones alone, `episodes` says how many. `accuracy_range` are the ends of the interval, none of them below 0
+    or above 1. `same` names, of networks that are equal to another one to the last weight, that other one: they have
+    its scores. What can't be computed (the interval of a single episode) is absent.
     """
+    same = dict(same or {})
     in_order = sorted(results, key=lambda result: USES.index(result.use))
     by_name = {result.name: result for result in in_order}
     return {
@@ -60,17 +47,20 @@ def evaluation_report(
         "n_way": n_way,
         "k_shot": k_shot,
         "query_per_class": query_per_class,
-        "episodes": len(in_order[0].accuracy),
+        "episodes": max(len(result.accuracy) for result in in_order),
         "methods": [_method(result, by_name) for result in in_order],
+        "verdict": verdict(in_order, judged, rivals, same.get(judged)),
         "verdicts": _verdicts(in_order, by_name, judged, against),
+        "same": same,
     }
 
 
 def evaluation_table(report: Mapping[str, Any], question: str = "Did meta-pretraining help?") -> str:
-    """The report as plain text of at most 100 columns: the table, what its columns mean, and the verdicts, which answer
+    """The report as plain text of at most 100 columns: the table, what its columns mean, and the verdict, which answers
     the question."""
     header = ("method", "accuracy", "before", "gain", "prec.", "recall", "F1", "adapt s")
-    rows = [header, *(_cells(method) for method in report["methods"])]
+    same = report.get("same", {})
+    rows = [header, *(_cells(method) for method in report["methods"] if method["network"] not in same)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [
         f"{report['split']} classes, {as_words(report['n_way'])}-way {as_words(report['k_shot'])}-shot, "
@@ -88,14 +78,26 @@ def evaluation_table(report: Mapping[str, Any], question: str = "Did meta-pretra
         "In %, with 95% intervals over the episodes. Before: accuracy before the inner loop. Gain: paired",
         "difference to the starting network in the same use (tf-idf: to its logistic regression).",
     ]
-    if report["verdicts"]:
-        lines += ["", question, *(f"  {verdict['text']}" for verdict in report["verdicts"])]
+    lines += _wrapped([*same_networks(report), *describe_used(report)])
+    if found := report.get("verdict"):
+        lines += ["", question, *_wrapped([found["text"], *findings(report), *found["notes"]], "  ")]
     return "\n".join(lines)
+
+
+def _wrapped(lines: Sequence[str], indent: str = "") -> list[str]:
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(line, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ")
+    ]
 
 
 def _method(result: MethodResult, by_name: Mapping[str, MethodResult]) -> dict[str, Any]:
     method: dict[str, Any] = {"name": result.name, "network": result.network, "use": result.use}
-    method |= _with_interval("accuracy", mean_ci95(result.accuracy))
+    mean, half_width = mean_ci95(result.accuracy)
+    method |= _with_interval("accuracy", (mean, half_width))
+    if math.isfinite(half_width):
+        method["accuracy_range"] = list(bounds(mean, half_width))
     if result.accuracy_before is not None:
         method["accuracy_before"] = mean_ci95(result.accuracy_before)[0]
     partner = f"starting {result.use}"
@@ -104,6 +106,8 @@ def _method(result: MethodResult, by_name: Mapping[str, MethodResult]) -> dict[s
         method["paired_with"] = partner
     for key in ("precision", "recall", "f1", "adapt_seconds"):
         method[key] = mean_ci95(getattr(result, key))[0]
+    if len(result.accuracy) < max(len(each.accuracy) for each in by_name.values()):
+        method["episodes"] = len(result.accuracy)
     return method | {"accuracies": list(result.accuracy)}
 
 
@@ -138,8 +142,8 @@ def _comparison(gain: float, half_width: float, other: str, episodes: int) -> st
 
 def _cells(method: Mapping[str, Any]) -> tuple[str, ...]:
     return (
-        method["name"],
-        _mean_and_interval(method, "accuracy"),
+        method["name"] + (f" (first {method['episodes']})" if "episodes" in method else ""),
+        interval_text(method["accuracy"], method.get("accuracy_ci95")),
         _percent(method["accuracy_before"]) if "accuracy_before" in method else "",
         _mean_and_interval(method, "paired_gain", "+") if "paired_gain" in method else "",
         _percent(method["precision"]),

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from distmeta.evaluate.sentences import bounds
 from distmeta.report.blocks import Picture
 
 BLUE, ORANGE, GREY, BLACK = "#1f4e79", "#c2571a", "#8a8a8a", "#111111"
@@ -153,6 +154,14 @@ def smoothing(length: int) -> str:
     """What a caption has to say of `noisy_line`."""
     window = window_of(length)
     return f"Strong lines: running mean over {window} steps; faint ones: each step." if window > 1 else "Each step."
+
+
+def error_bars(means: Sequence[float], half_widths: Sequence[float]) -> list[list[float]]:
+    """How far the intervals of accuracies reach down and up, never beyond 0 and 1."""
+    ends = [bounds(mean, half_width) for mean, half_width in zip(means, half_widths, strict=True)]
+    low, high = zip(*ends, strict=True) if ends else ((), ())
+    down = [mean - end for mean, end in zip(means, low, strict=True)]
+    return [down, [end - mean for mean, end in zip(means, high, strict=True)]]
 
 
 def chance_line(axes: Axes, n_way: Any, upright: bool = False) -> None:

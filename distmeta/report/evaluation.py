@@ -4,6 +4,7 @@ from typing import Any
 
 from distmeta.evaluate.kept import other_corpus
 from distmeta.evaluate.overlap import describe_overlap
+from distmeta.evaluate.sentences import describe_used, findings, same_networks
 from distmeta.report.blocks import Cell, Column, Section, Table
 from distmeta.report.read import Json
 from distmeta.report.run_pictures import methods_plot
@@ -14,31 +15,45 @@ SHOWN = {f"evaluate.{key}" for key in ("split", "n_way", "k_shot", "query_per_cl
 """Settings of an evaluation that its line about the episodes shows."""
 
 
-def helped(evaluation: Json | None, against: str = "starting") -> tuple[str, list[str]]:
-    """The answer to whether training helped beyond the network `against`, and the verdicts that it rests on."""
-    verdicts = (evaluation or {}).get("verdicts", [])
-    if not verdicts:
+def helped(evaluation: Json | None) -> tuple[str, list[str]]:
+    """The answer to whether training helped, beyond the strongest rival that was run, and what it rests on."""
+    if not evaluation or not evaluation.get("methods"):
         return "Not known yet: there is no evaluation.", []
-    findings = [f"{verdict['text']}." for verdict in verdicts]
-    split = (evaluation or {}).get("split")
-    if split == "train":
-        return "Not known: the evaluation is of the classes that it was trained on.", findings
-    if split == "valid":
-        findings.append("The evaluation is of the classes that chose the network.")
+    found = evaluation.get("verdict")
+    if not found:
+        return "Not known: nothing was compared with it; evaluate the run again.", _verdicts(evaluation)
+    about = [*findings(evaluation), *found["notes"], *_verdicts(evaluation), *same_networks(evaluation)]
+    about = list(dict.fromkeys(about))
+    if evaluation["split"] == "train":
+        return "Not known: the evaluation is of the classes that it was trained on.", about
+    if evaluation["split"] == "valid":
+        about.append("The evaluation is of the classes that chose the network.")
+    return found["text"], about
+
+
+def _verdicts(evaluation: Json) -> list[str]:
+    return [f"{verdict['text']}." for verdict in evaluation.get("verdicts", [])]
+
+
+def better_than(evaluation: Json | None, against: str) -> str:
+    """Whether it is better than the network `against`, use by use."""
+    verdicts = (evaluation or {}).get("verdicts", [])
+    if (evaluation or {}).get("split") == "train":
+        return "Not known: the evaluation is of the classes that it was trained on."
     about = [verdict for verdict in verdicts if verdict["against"].startswith(f"{against} ")]
     better = [verdict for verdict in about if verdict["gain"] > verdict.get("gain_ci95", float("inf"))]
     worse = [verdict for verdict in about if verdict["gain"] < -verdict.get("gain_ci95", float("inf"))]
     if not about:
-        return f"Not known: nothing was compared with {against}.", findings
+        return f"Not known: nothing was compared with {against}."
     if len(better) == len(about):
-        return "Yes." if len(about) == 1 else "Yes, in every use of the network.", findings
+        return "Yes." if len(about) == 1 else "Yes, in every use of the network."
     if better:
         uses = ", ".join(_use(verdict) for verdict in better)
-        return f"In part: for {uses}" + (f"; worse for {', '.join(map(_use, worse))}." if worse else "."), findings
+        return f"In part: for {uses}" + (f"; worse for {', '.join(map(_use, worse))}." if worse else ".")
     if worse:
         where = "" if len(worse) == len(about) else f" for {', '.join(map(_use, worse))}"
-        return f"No: it is worse{where}.", findings
-    return "Not that these episodes can show.", findings
+        return f"No: it is worse{where}."
+    return "Not that these episodes can show."
 
 
 def best_method(evaluation: Json | None) -> list[str]:
@@ -73,7 +88,7 @@ def _section(evaluation: Json, title: str) -> Section:
     columns = ["accuracy", "before adaptation", "paired gain (points)", "precision", "recall", "F1", "adaptation"]
     rows = [
         [
-            Cell(method["name"], method["name"]),
+            Cell(_name(method), method["name"]),
             Cell(score(method, "accuracy"), method["accuracy"]),
             _percent_cell(method.get("accuracy_before")),
             Cell(points(method.get("paired_gain"), method.get("paired_gain_ci95")), method.get("paired_gain")),
@@ -81,6 +96,7 @@ def _section(evaluation: Json, title: str) -> Section:
             Cell(duration(method.get("adapt_seconds")), method.get("adapt_seconds")),
         ]
         for method in evaluation["methods"]
+        if method["network"] not in evaluation.get("same", {})
     ]
     about_overlap = describe_overlap(evaluation.get("overlap", {}), evaluation["split"])
     caption = (
@@ -93,6 +109,8 @@ def _section(evaluation: Json, title: str) -> Section:
             f"{episodes_text(evaluation)}, the same for every method.",
             *about_overlap,
             *(f"{line[0].upper()}{line[1:]}." for line in other_corpus(evaluation)),
+            *same_networks(evaluation),
+            *describe_used(evaluation),
         ],
         tables=[Table([Column("method", is_text=True), *map(Column, columns)], rows, caption, sortable=True)],
     )
@@ -113,6 +131,10 @@ def episodes_text(evaluation: Json) -> str:
 
 def _percent_cell(value: Any) -> Cell:
     return Cell(percent(value), value) if value is not None else Cell(NONE)
+
+
+def _name(method: Json) -> str:
+    return method["name"] + (f" (first {method['episodes']} episodes)" if "episodes" in method else "")
 
 
 def _use(verdict: Json) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from distmeta.evaluate.sentences import bounds
 from distmeta.report.blocks import Picture
 from distmeta.report.drawing import (
     BLACK,
@@ -11,6 +12,7 @@ from distmeta.report.drawing import (
     ORANGE,
     chance_line,
     drawing,
+    error_bars,
     noisy_line,
     percent_axis,
     smoothing,
@@ -119,8 +121,7 @@ def validation_curves(run: Run) -> Picture | None:
             label = f"{key} (selects)" if key == run.select_by else key
             axes.plot(steps, values, **style, linewidth=1.8, label=label, markevery=max(1, len(rows) // 15))
             if key == run.select_by:
-                low = [row[key] - row.get(f"{key}_ci95", 0.0) for row in rows]
-                high = [row[key] + row.get(f"{key}_ci95", 0.0) for row in rows]
+                low, high = zip(*(bounds(row[key], row.get(f"{key}_ci95", 0.0)) for row in rows), strict=True)
                 axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
         kept = kept_network(run)
         if kept.step is not None:
@@ -193,7 +194,7 @@ def methods_plot(evaluation: Json) -> Picture:
             style = {**LINES[networks.index(method["network"]) % len(LINES)], "linestyle": "none"}
             if method["network"] == "starting":
                 style["markerfacecolor"] = "white"
-            bar = method.get("accuracy_ci95", 0.0)
+            bar = error_bars([method["accuracy"]], [method.get("accuracy_ci95", 0.0)])
             axes.errorbar(method["accuracy"], place, xerr=bar, capsize=3, markersize=6, **style)
         chance_line(axes, evaluation.get("n_way"), upright=True)
         axes.set_yticks(places, [method["name"] for method in methods])

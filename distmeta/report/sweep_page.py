@@ -6,7 +6,7 @@ from typing import Any
 
 from distmeta.report import sweep_pictures as pictures
 from distmeta.report.blocks import Cell, Column, Page, Section, Table
-from distmeta.report.evaluation import best_method, evaluation_section, helped, other_evaluation
+from distmeta.report.evaluation import best_method, better_than, evaluation_section, helped, other_evaluation
 from distmeta.report.plan import plan_section
 from distmeta.report.read import DEFAULT_TRIAL, Json, Sweep, Trial
 from distmeta.report.run_page import settings_section
@@ -69,7 +69,8 @@ def _answer(sweep: Sweep) -> tuple[str, list[str]]:
     found[-1] += "."
     if not sweep.summary:
         return f"Trial {best.trial_id} is best so far.", found
-    beats_default, verdicts = helped(sweep.evaluation, against=f"trial {DEFAULT_TRIAL}")
+    _, verdicts = helped(sweep.evaluation)
+    beats_default = better_than(sweep.evaluation, f"trial {DEFAULT_TRIAL}")
     if best is default:
         answer = "The default setting is the best one."
     elif sweep.evaluation:

@@ -7,7 +7,18 @@ import matplotlib
 from matplotlib.axes import Axes
 
 from distmeta.report.blocks import Picture
-from distmeta.report.drawing import BLACK, BLUE, GREY, LINES, ORANGE, Drawing, drawing, log_axis, percent_axis
+from distmeta.report.drawing import (
+    BLACK,
+    BLUE,
+    GREY,
+    LINES,
+    ORANGE,
+    Drawing,
+    drawing,
+    error_bars,
+    log_axis,
+    percent_axis,
+)
 from distmeta.report.read import Json, Sweep, Trial
 from distmeta.report.units import percent
 
@@ -205,9 +216,9 @@ def luck(selection: Sequence[Json], scored_on: str) -> Picture:
         for split, shift, label, style in splits:
             rows = [(place, row) for place, row in enumerate(selection) if f"{split}_accuracy" in row]
             axes.errorbar(
-                [row[f"{split}_accuracy"] for _, row in rows],
+                (means := [row[f"{split}_accuracy"] for _, row in rows]),
                 [place + shift for place, _ in rows],
-                xerr=[row.get(f"{split}_accuracy_ci95", 0.0) for _, row in rows],
+                xerr=error_bars(means, [row.get(f"{split}_accuracy_ci95", 0.0) for _, row in rows]),
                 linestyle="none",
                 capsize=3,
                 label=label,
@@ -231,8 +242,8 @@ def _dots(axes: Axes, placed: Sequence[tuple[Trial, float]]) -> None:
         if trials:
             axes.errorbar(
                 [place for _, place in trials],
-                [trial.accuracy or 0.0 for trial, _ in trials],
-                yerr=[trial.accuracy_ci95 or 0.0 for trial, _ in trials],
+                (means := [trial.accuracy or 0.0 for trial, _ in trials]),
+                yerr=error_bars(means, [trial.accuracy_ci95 or 0.0 for trial, _ in trials]),
                 linestyle="none",
                 marker=marker,
                 markersize=6,

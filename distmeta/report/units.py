@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from distmeta.evaluate.sentences import interval_text
+
 NONE = "–"
 """What stands for a number that is not there."""
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def percent(value: float | None, half_width: float | None = None) -> str:
-    """A fraction as `67.4%`, or `67.4 ± 2.3%`."""
-    if value is None:
-        return NONE
-    return f"{100 * value:.1f}%" if half_width is None else f"{100 * value:.1f} ± {100 * half_width:.1f}%"
+    """A fraction as `67.4%`, or `67.4 ± 2.3%`, or `99.5 (98.5 to 100.0)%`: see `interval_text`."""
+    return NONE if value is None else f"{interval_text(value, half_width)}%"
 
 
 def points(value: float | None, half_width: float | None = None) -> str:

@@ -9,6 +9,7 @@ from distmeta.corpus.parts import digest, file_digest
 from distmeta.errors import UserError
 from distmeta.evaluate.kept import UNFINISHED, KeptEvaluation
 from distmeta.evaluate.run import Candidate, evaluate_candidates
+from distmeta.evaluate.sentences import interval_text
 from distmeta.evaluate.table import evaluation_table
 from distmeta.files import write_json, write_text
 from distmeta.run_evaluation import evaluation_name
@@ -80,8 +81,15 @@ def _evaluate(
     identity = digest([best.config.evaluate.model_dump(), best.manifest.content_digest, networks])
     kept = KeptEvaluation(sweep.evaluations, evaluation_name(best.config.evaluate, []), identity)
     with stop_on_signal(lambda: None, "keeping what is scored", say) as stopped:
-        work = sweep.evaluations / UNFINISHED
-        report = evaluate_candidates(candidates, say, against, kept=kept, work=work, is_stopped=stopped.is_set)
+        report = evaluate_candidates(
+            candidates,
+            say,
+            against,
+            rivals=[*against, "tf-idf"],  # and not the sweep's other trials
+            kept=kept,
+            work=sweep.evaluations / UNFINISHED,
+            is_stopped=stopped.is_set,
+        )
     methods = {method["name"]: method for method in report["methods"]}
     use = best.config.train.select_by.removesuffix("-all-way")
     report |= {"selection": [_selection(row, methods[f"{_name(row)} {use}"]) for row in alike]}
@@ -161,7 +169,7 @@ def _spent(summary: dict[str, Any]) -> str:
 def _interval(row: dict[str, Any], key: str) -> str:
     if key not in row:
         return ""
-    return f"{100 * row[key]:.1f}" + (f" ± {100 * row[f'{key}_ci95']:.1f}" if f"{key}_ci95" in row else "")
+    return interval_text(row[key], row.get(f"{key}_ci95"))
 
 
 def _short(value: Any) -> str:

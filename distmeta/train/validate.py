@@ -8,9 +8,9 @@ import torch
 import torch.distributed
 
 from distmeta.compute.batch import TaskBatch, collate_task
+from distmeta.evaluate.results import Use
 from distmeta.evaluate.score import Scorer
 from distmeta.evaluate.statistics import mean_ci95
-from distmeta.evaluate.table import Use
 from distmeta.meta import Algorithm
 from distmeta.models import Network, Parameters
 from distmeta.setup import Setup
