@@ -50,7 +50,7 @@ def set_by_name(tree: dict[str, Any], key: str, value: Any) -> list[dict[str, An
     name, setting = _parts(key)
     corpus = tree["corpus"] if isinstance(tree.get("corpus"), dict) else {}
     tree["corpus"] = corpus
-    sources = corpus["sources"] if isinstance(corpus.get("sources"), list) else [BUILTIN]
+    sources: list[Any] = corpus["sources"] if isinstance(corpus.get("sources"), list) else [BUILTIN]
     corpus["sources"] = sources
     names = [_raw_name(source) for source in sources]
     places = [place for place, each in enumerate(names) if each == name]
