@@ -1,19 +1,33 @@
 """The methods of an evaluation: what each makes of an episode, from features that are there already or by itself."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import TypeVar
 
 import numpy as np
+import torch
 
 from distmeta.corpus.executor import Executor
-from distmeta.evaluate.baselines import logistic_regression, nearest_prototype, tf_idf_logistic_regression
+from distmeta.evaluate.baselines import fit_and_predict, logistic_regression, nearest_prototype
 from distmeta.evaluate.episodes import Episode
 from distmeta.evaluate.features import Features
 from distmeta.evaluate.networks import Candidate, Place, load
 from distmeta.evaluate.results import Use
 from distmeta.evaluate.score import EpisodeScore
+from distmeta.evaluate.tf_idf import TfIdf
+from distmeta.meta.threads import in_threads
 from distmeta.tasks.episode import Task
+
+Item = TypeVar("Item")
+
+BLOCK_NUMBERS = 2_000_000
+"""Numbers of the features of episodes that are computed together."""
+TF_IDF_WIDTH = 256
+"""What counts as the width of TF-IDF, whose vectors are sparse."""
+MOST_CHARACTERS = 20_000_000
+"""Characters of the texts whose terms are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ def methods_of(candidate: Candidate, features: Callable[[], Features], executor:
     return [
         Method(candidate.name, "inner-loop", inner_loop),
         frozen("prototype", nearest_prototype),
-        frozen("logistic-regression", lambda support, labels, query, _: logistic_regression(support, labels, query)),
+        frozen("logistic-regression", logistic_regression),
     ]
 
 
@@ -72,19 +86,100 @@ def _inner_loop(unit: InnerLoopUnit) -> EpisodeScore:
 def _of_features(
     features: Features, episodes: Sequence[Episode], predict: Callable[..., np.ndarray]
 ) -> Iterator[EpisodeScore]:
-    for episode in episodes:
-        support, query = features.values[episode.support], features.values[episode.query]
+    def compute(block: list[Episode]) -> list[EpisodeScore]:
+        support, query = (features.values[numbers] for numbers in _numbers(block))
         started = time.perf_counter()
-        predictions = predict(support, episode.support_labels, query, episode.n_way)
-        seconds = time.perf_counter() - started + float(features.seconds[episode.support].sum())
-        yield EpisodeScore(episode.query_labels, predictions, None, seconds)
+        predictions = predict(support, _support_labels(block), query, block[0].n_way)
+        each = (time.perf_counter() - started) / len(block)
+        seconds = [each + float(features.seconds[episode.support].sum()) for episode in block]
+        return _block_scores(block, predictions, seconds)
+
+    return _in_blocks(compute, episodes, features.values.shape[1])
 
 
 def _tf_idf(episodes: Sequence[Episode]) -> Iterator[EpisodeScore]:
-    for episode in episodes:
-        support, query = (
-            [example.shown for example in episode.examples(numbers)] for numbers in (episode.support, episode.query)
-        )
+    for group in _with_few_characters(episodes):
+        numbers = np.unique(np.concatenate([each for one in group for each in (one.support, one.query)]))
         started = time.perf_counter()
-        predictions = tf_idf_logistic_regression(support, episode.support_labels, query)
-        yield EpisodeScore(episode.query_labels, np.asarray(predictions), None, time.perf_counter() - started)
+        vectors = TfIdf([example.shown for example in group[0].examples(numbers)])
+        cutting = (time.perf_counter() - started) / len(numbers)
+
+        def compute(
+            block: list[Episode], numbers: np.ndarray = numbers, vectors: TfIdf = vectors, cutting: float = cutting
+        ) -> list[EpisodeScore]:
+            started = time.perf_counter()
+            places = zip(*(np.searchsorted(numbers, each) for each in _numbers(block)), strict=True)
+            products, query_products = zip(*(vectors.products(*each) for each in places), strict=True)
+            predictions = fit_and_predict(
+                np.stack(products), _support_labels(block), np.stack(query_products), block[0].n_way
+            )
+            each = (time.perf_counter() - started) / len(block)
+            return _block_scores(block, predictions, [each + cutting * len(episode.support) for episode in block])
+
+        yield from _in_blocks(compute, group, TF_IDF_WIDTH)
+
+
+def _numbers(block: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the support and of the query texts of episodes of one shape, (episodes, texts)."""
+    return np.stack([episode.support for episode in block]), np.stack([episode.query for episode in block])
+
+
+def _support_labels(block: Sequence[Episode]) -> np.ndarray:
+    return np.stack([episode.support_labels for episode in block])
+
+
+def _block_scores(
+    block: Sequence[Episode], predictions: Iterable[np.ndarray], seconds: Iterable[float]
+) -> list[EpisodeScore]:
+    return [
+        EpisodeScore(episode.query_labels, predicted, None, took)
+        for episode, predicted, took in zip(block, predictions, seconds, strict=True)
+    ]
+
+
+def _in_blocks(
+    compute: Callable[[list[Episode]], list[EpisodeScore]], episodes: Sequence[Episode], width: int
+) -> Iterator[EpisodeScore]:
+    """The scores of episodes, of which those of one shape are computed together.
+
+    What is computed is far too small for several threads, which on a busy machine made it 15 times as slow: each block
+    has one.
+    """
+    threads = torch.get_num_threads()
+    for some in _batched(_blocks(episodes, width), 4 * threads):  # so that it can be stopped
+        for scores in in_threads(compute, some, threads):
+            yield from scores
+
+
+def _blocks(episodes: Sequence[Episode], width: int) -> Iterator[list[Episode]]:
+    """Runs of neighbours of one shape whose texts have at most BLOCK_NUMBERS numbers, or single ones."""
+    for (_, support, query), alike in groupby(episodes, lambda each: (each.n_way, len(each.support), len(each.query))):
+        size = max(1, BLOCK_NUMBERS // ((support + query) * width))
+        yield from _batched(alike, size)
+
+
+def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items, so many at a time."""
+    left = iter(items)
+    while some := list(islice(left, size)):
+        yield some
+
+
+def _with_few_characters(episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
+    """Runs of neighbours whose texts have at most MOST_CHARACTERS together, or single ones."""
+    group: list[Episode] = []
+    known: set[int] = set()
+    characters = 0
+    for episode in episodes:
+        fresh = {*episode.support.tolist(), *episode.query.tolist()} - known
+        more = sum(len(episode.texts.examples[number].shown) for number in fresh)
+        if group and characters + more > MOST_CHARACTERS:
+            yield group
+            group, known, characters = [], set(), 0
+            fresh = {*episode.support.tolist(), *episode.query.tolist()}
+            more = sum(len(episode.texts.examples[number].shown) for number in fresh)
+        group.append(episode)
+        known |= fresh
+        characters += more
+    if group:
+        yield group

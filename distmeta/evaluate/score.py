@@ -99,7 +99,7 @@ class Scorer:
                 scores["prototype"] = EpisodeScore(labels, predictions, None, seconds)
             if "logistic-regression" in uses:
                 start = time.perf_counter()
-                predictions = logistic_regression(support, support_labels, query)
+                predictions = logistic_regression(support, support_labels, query, batch.n_way)
                 seconds = features_seconds + time.perf_counter() - start
                 scores["logistic-regression"] = EpisodeScore(labels, predictions, None, seconds)
         return scores
