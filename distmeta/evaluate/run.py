@@ -12,7 +12,7 @@ from typing import Any
 from distmeta.corpus.executor import Executor, LocalExecutor
 from distmeta.errors import Interrupted
 from distmeta.evaluate.episodes import Episode, EpisodeSource, Texts, draw_episodes
-from distmeta.evaluate.features import Features, compute_features
+from distmeta.evaluate.features import compute_features
 from distmeta.evaluate.kept import KeptEvaluation, Score
 from distmeta.evaluate.methods import Method, methods_of, tf_idf
 from distmeta.evaluate.networks import Candidate, load
@@ -74,24 +74,23 @@ def score_networks(
     if known:
         say(f"going on behind {known} scores of episodes that are there already")
     names: list[str] = []
-    folders: list[Path] = []
-
-    def computed(candidate: Candidate) -> Features:
-        features = compute_features(candidate, texts.examples, executor, work, is_stopped)
-        folders.extend(features.folders)
-        return features
-
     for candidate in candidates:
-        for method in methods_of(candidate, cache(partial(computed, candidate)), executor):
+        features = cache(partial(compute_features, candidate, texts.examples, executor, work, is_stopped))
+        for method in methods_of(candidate, features, executor):
             names.append(method.name)
             for each in asked:
                 _score(method, each, is_stopped)
+        if features.cache_info().currsize:  # they were needed, and what they are for is there
+            _remove(features().folders)
         load.cache_clear()  # a network may be large
     method = tf_idf()
     names.append(method.name)
     for each in asked:
         _score(method, each, is_stopped)
         each.scores = {name: each.scores[name] for name in names}  # in this order, also where some were there before
+
+
+def _remove(folders: Sequence[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another evaluation, which was stopped, has some there
