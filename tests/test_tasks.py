@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 from distmeta.errors import UserError
+from distmeta.tasks.class_shards import write_class_shard
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.text import TextSource
 
@@ -19,12 +20,13 @@ def write_classes(path, classes):
             "class": [row[0] for row in rows],
             "row": [row[1] for row in rows],
             "text": [row[2] for row in rows],
+            "pair": pa.array([None] * len(rows), pa.string()),
             "text_key": pa.array([hash(row[2].casefold()) for row in rows], pa.int64()),
             "input_ids": pa.array([[2, 7, 3]] * len(rows), pa.list_(pa.int32())),
             "mask_position": pa.array([-1] * len(rows), pa.int32()),
         }
     )
-    pq.write_table(table, path)
+    write_class_shard(table, path)
     return path
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from distmeta.files import write_json
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Raise it when a part's content changes for the same inputs."""
 SUMMARY = "summary.json"
 
@@ -127,16 +127,9 @@ def load_list(folder: Path, name: str) -> list[str]:
     return items
 
 
-def write_parquet(table: pa.Table, path: Path, group_rows: Sequence[int] | None = None) -> None:
-    """Write a table, the same bytes for the same content; `group_rows` are the sizes of its row groups, in order."""
-    if group_rows is None:
-        pq.write_table(table, path, compression="zstd", compression_level=1)
-        return
-    with pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=1) as writer:
-        start = 0
-        for rows in group_rows:
-            writer.write_table(table.slice(start, rows), row_group_size=rows)
-            start += rows
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table, the same bytes for the same content."""
+    pq.write_table(table, path, compression="zstd", compression_level=1)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -11,11 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from distmeta.errors import UserError
+from distmeta.tasks.class_shards import ClassReader, IndexedClass, read_index
 from distmeta.tasks.config import Split, as_words, bounds
 from distmeta.tasks.episode import Example, Task
+
+ATTEMPTS = 100
+"""Draws after which classes are taken to overlap too much."""
 
 
 def generator(*key: int | str) -> np.random.Generator:
@@ -25,11 +28,10 @@ def generator(*key: int | str) -> np.random.Generator:
 
 
 class TaskSource:
-    """Draws tasks from the class-complete shards of one split.
+    """Draws tasks from the class shards of one data set. It holds an index of them, and reads what it draws.
 
     Args:
-        parts: the Parquet files of the split (columns `class`, `row`, `text`, `text_key`, `input_ids`,
-            `mask_position`), sorted by class; a class stands in one file only.
+        parts: the shards of the split (see `class_shards`); a class stands in one of them only.
         split: whose classes these are.
         n_way: classes a task, a number or [low, high]; or "all": every class that the texts of the others leave enough
             of.
@@ -37,10 +39,13 @@ class TaskSource:
         query_per_class: query examples a class.
         seed: with the split and a task's index it decides the task.
         max_texts: most texts of a task, support and query, above what the low ends of the ranges need.
+        name: the data set's, which its tasks carry.
+        bounded: whether a split with fewer classes than `n_way` gives tasks of those that it has.
+        reader: reads the shards; others may share it.
 
     Raises:
-        UserError: fewer classes than the low end of `n_way` have as many different texts as the low end of `k_shot`,
-            and `query_per_class`, need.
+        UserError: fewer classes than the low end of `n_way` (if bounded: fewer than two) have as many different texts
+            as the low end of `k_shot`, and `query_per_class`, need.
     """
 
     def __init__(
@@ -53,32 +58,27 @@ class TaskSource:
         query_per_class: int,
         seed: int,
         max_texts: int | None = None,
+        name: str = "",
+        bounded: bool = False,
+        reader: ClassReader | None = None,
     ) -> None:
-        # Held as Arrow columns: at most max_classes * max_examples rows, whatever the size of the corpus.
-        columns = ["class", "row", "text", "pair", "text_key", "input_ids", "mask_position"]
-        tables = []
-        for part in parts:
-            present = pq.read_schema(part).names  # what an earlier version has prepared has no `pair`
-            tables.append(pq.read_table(part, columns=[column for column in columns if column in present]))
-        self._tables = [table.combine_chunks() for table in tables if table.num_rows]
         self.split, self.k_shot, self.query_per_class, self.seed = split, k_shot, query_per_class, seed
-        self._shots, self._max_texts = bounds(k_shot), max_texts
-        self._classes: list[tuple[str, int, int, np.ndarray]] = []  # name, table, first row, text keys
+        self.name = name
+        self._reader = reader or ClassReader()
+        self._shots, self._most_texts = bounds(k_shot), max_texts or sys.maxsize
         needed = self._shots[0] + query_per_class
-        for number, table in enumerate(self._tables):
-            names = np.asarray(table["class"].to_pylist(), dtype=object)
-            keys = table["text_key"].to_numpy()
-            starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
-            for start, end in zip(starts, np.r_[starts[1:], len(names)], strict=True):
-                if len(np.unique(keys[start:end])) >= needed:
-                    self._classes.append((names[start], number, int(start), keys[start:end]))
-        self._classes.sort(key=lambda entry: entry[0])
+        self._classes: list[IndexedClass] = [each for each in read_index(parts) if each.texts >= needed]
+        there = len(self._classes)
         self._all_way = n_way == "all"
-        self.n_way = len(self._classes) if isinstance(n_way, str) else n_way
+        self.n_way: int | list[int] = there if isinstance(n_way, str) else n_way
+        if bounded and there < bounds(self.n_way)[1]:
+            low, high = (min(there, each) for each in bounds(self.n_way))
+            self.n_way = high if low == high else [low, high]
         self._ways = bounds(self.n_way)
-        if len(self._classes) < max(self._ways[0], 2):
+        if there < max(self._ways[0], 2):
+            of = f" of {name}" if name else ""
             raise UserError(
-                f"meta-{split} has {len(self._classes)} classes with {needed} different texts "
+                f"meta-{split}{of} has {there} classes with {needed} different texts "
                 f"(k_shot {self._shots[0]} + query_per_class {query_per_class}), n_way is {as_words(n_way)}: "
                 "ask for fewer ways or shots, or give more data"
             )
@@ -86,20 +86,12 @@ class TaskSource:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes that can be drawn, sorted."""
-        return [name for name, *_ in self._classes]
+        return [each.name for each in self._classes]
 
-    def _draw_size(self, random: np.random.Generator) -> tuple[int, int]:
-        """The ways and the shots of a task; where they are plain numbers nothing is drawn for them."""
-        most = self._max_texts or sys.maxsize
-        ways, most_ways = self._ways
-        if most_ways > ways:
-            most_ways = max(ways, min(most_ways, len(self._classes), most // (self._shots[0] + self.query_per_class)))
-            ways = int(random.integers(ways, most_ways, endpoint=True))
-        shots, most_shots = self._shots
-        if most_shots > shots:
-            most_shots = max(shots, min(most_shots, most // ways - self.query_per_class))
-            shots = int(random.integers(shots, most_shots, endpoint=True))
-        return ways, shots
+    @property
+    def texts(self) -> int:
+        """Different texts of the classes that can be drawn; one that stands in several counts in each."""
+        return sum(each.texts for each in self._classes)
 
     def draw(self, index: int) -> Task:
         """Task number `index`: the same whoever asks, and whenever.
@@ -112,28 +104,45 @@ class TaskSource:
             UserError: the classes overlap so much that no draw in a hundred had enough different texts.
         """
         random = generator(self.seed, self.split, index)
-        for _ in range(100):
-            ways, shots = self._draw_size(random)
-            chosen = random.choice(len(self._classes), size=ways, replace=False)
-            if shots > self._shots[0]:
-                fewest = min(len(np.unique(self._classes[number][3])) for number in chosen)
-                shots = min(shots, fewest - self.query_per_class)
+        for _ in range(ATTEMPTS):
+            ways, shots = self._size(random)
+            chosen = [self._classes[number] for number in random.choice(len(self._classes), size=ways, replace=False)]
+            # At least the low end of the range is there in every class.
+            shots = min(shots, *(each.texts - self.query_per_class for each in chosen))
             picked = self._pick_rows(chosen, shots, random)
             if len(picked) == ways or (self._all_way and len(picked) >= 2):
                 return self._task(index, picked, shots)
+        of = f" of {self.name}" if self.name else ""
         raise UserError(
-            f"meta-{self.split}: {as_words(self.n_way)} classes with {self._shots[0] + self.query_per_class} different "
-            "texts each could not be drawn: many of their texts stand in several classes, and a text serves one class "
-            "a task; ask for fewer ways or shots, or give more text"
+            f"meta-{self.split}{of}: {as_words(self.n_way)} classes with {self._shots[0] + self.query_per_class} "
+            "different texts each could not be drawn: many of their texts stand in several classes, and a text serves "
+            "one class a task; ask for fewer ways or shots, or give more text"
         )
 
-    def _pick_rows(self, chosen: np.ndarray, shots: int, random: np.random.Generator) -> list[tuple[int, list[int]]]:
-        """For each chosen class that can be filled: its number and its rows, support first."""
+    def _size(self, random: np.random.Generator) -> tuple[int, int]:
+        """Ways and shots of a task, each drawn evenly from its range as far as texts and classes allow.
+
+        For plain numbers nothing is drawn.
+        """
+        ways, most = self._ways
+        if most > ways:
+            most = max(ways, min(most, len(self._classes), self._most_texts // (self._shots[0] + self.query_per_class)))
+            ways = int(random.integers(ways, most, endpoint=True))
+        shots, most = self._shots
+        if most > shots:
+            most = max(shots, min(most, self._most_texts // ways - self.query_per_class))
+            shots = int(random.integers(shots, most, endpoint=True))
+        return ways, shots
+
+    def _pick_rows(
+        self, chosen: list[IndexedClass], shots: int, random: np.random.Generator
+    ) -> list[tuple[IndexedClass, list[int]]]:
+        """For each chosen class that can be filled: the class and its rows, support first."""
         needed = shots + self.query_per_class
         taken: set[int] = set()
         picked = []
-        for class_number in chosen:
-            keys = self._classes[class_number][3]
+        for each in chosen:
+            keys = self._reader.read(each).text_keys
             rows: dict[int, int] = {}  # row by text key
             for row in random.permutation(len(keys)):
                 if keys[row] not in taken:
@@ -142,18 +151,16 @@ class TaskSource:
                     break
             if len(rows) == needed:
                 taken.update(rows)
-                picked.append((int(class_number), list(rows.values())))
+                picked.append((each, list(rows.values())))
         return picked
 
-    def _task(self, index: int, picked: list[tuple[int, list[int]]], shots: int) -> Task:
+    def _task(self, index: int, picked: list[tuple[IndexedClass, list[int]]], shots: int) -> Task:
         support: list[Example] = []
         query: list[Example] = []
-        for label, (class_number, class_rows) in enumerate(picked):
-            _, number, start, _ = self._classes[class_number]
-            table = self._tables[number].take([start + row for row in class_rows])
-            for position, row in enumerate(table.to_pylist()):
-                ids, pair = tuple(row["input_ids"]), row.get("pair")
-                example = Example(row["row"], label, row["text"], ids, row["mask_position"], pair)
-                (support if position < shots else query).append(example)
-        names = tuple(self._classes[class_number][0] for class_number, _ in picked)
-        return Task(index, self.split, names, tuple(support), tuple(query))
+        for label, (each, rows) in enumerate(picked):
+            there = self._reader.read(each)
+            examples = [there.example(row, label) for row in rows]
+            support += examples[:shots]
+            query += examples[shots:]
+        names = tuple(each.name for each, _ in picked)
+        return Task(index, self.split, names, tuple(support), tuple(query), self.name)

@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ from distmeta.corpus.parts import (
     make_part,
     read_parquet,
     save_list,
-    write_parquet,
 )
 from distmeta.corpus.segments import int_lists
 from distmeta.corpus.tables import KEY_SPACE, read_range, write_sorted
 from distmeta.corpus.words import OVERLAP_KEYS, StopWords
+from distmeta.tasks.class_shards import write_class_shard
 from distmeta.tasks.config import Split
 from distmeta.tasks.index_examples import EXAMPLES, NAMES, DistinctExamples, mix
 from distmeta.tasks.smlmt import encode_masked, split_at_word
@@ -156,9 +155,9 @@ def gather_classes(
 ) -> list[list[tuple[Split, Part]]]:
     """Bring together and encode the examples of each class; return (split, part) in the order of the classes.
 
-    A part holds whole classes of one split, a row group each: `classes.parquet` with `class`, `row`, `text`, `pair`
-    (null but for the second text of a pair), `text_key`, the `OVERLAP_KEYS` of what the text was, `input_ids` and
-    `mask_position`, sorted by class and priority. Its summary has `classes`, `examples`, `cut` and `digest`.
+    A part holds whole classes of one split: `classes.parquet` with `class`, `row`, `text`, `pair` (null where there is
+    no second text), `text_key`, the `OVERLAP_KEYS` of what the text was, `input_ids` and `mask_position`, sorted by
+    class and priority, as `write_class_shard` writes it. Its summary has `classes`, `examples`, `cut` and `digest`.
     """
     lists = work / "lists"
     stop_list = None if stop_words is None else save_list(lists, sorted(stop_words))
@@ -253,8 +252,7 @@ def _write_classes(
         "input_ids": int_lists(encoded),
         "mask_position": pa.array(masks, pa.int32()),
     }
-    sizes = [len(list(rows)) for _, rows in groupby(names)]
-    write_parquet(pa.table(columns), folder / TABLE, sizes)
+    write_class_shard(pa.table(columns), folder / TABLE)
     return {"classes": len(unit.classes), "examples": len(names), "cut": cut, "digest": file_digest(folder / TABLE)}
 
 
