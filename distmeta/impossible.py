@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmeta.corpus.config import BUILTINS, HUGGING_FACE, SourceConfig, is_remote
-from distmeta.corpus.datasets import contradictions_of_datasets, datasets_of
+from distmeta.corpus.dataset_checks import contradictions_of_datasets, splits_without_data
+from distmeta.corpus.datasets import datasets_of
 from distmeta.errors import UserError
 from distmeta.paths import check_folder, is_address, why_no_path
 from distmeta.tasks.config import SPLITS
@@ -45,6 +46,9 @@ def impossible(config: "Config") -> Iterable[str]:
     if any(ratio < 0 for ratio in tasks.split_ratio) or abs(sum(tasks.split_ratio) - 1) > 1e-6:
         yield f"tasks.split_ratio: must be three shares that sum to 1, got {tasks.split_ratio}"
     yield from contradictions_of_datasets(config.corpus, tasks)
+    needed: dict[str, str] = {"train": "is trained on", config.evaluate.split: "evaluate.split names"}
+    needed |= {"valid": "train.validate_every needs"} if train.validate_every else {}
+    yield from splits_without_data(config.corpus, tasks, needed)
     if tasks.max_sentences is not None and tasks.max_sentences < tasks.min_sentences:
         yield (
             f"tasks.max_sentences: {tasks.max_sentences} is below tasks.min_sentences {tasks.min_sentences}: "

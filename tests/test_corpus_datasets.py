@@ -1,12 +1,14 @@
 """Which data sets a corpus has, and what the sources of a mixture cannot say together."""
 
+import json
 from typing import Any
 
 import pytest
 
 from distmeta.config import load_config
 from distmeta.corpus.config import CorpusConfig
-from distmeta.corpus.datasets import contradictions_of_datasets, datasets_of, name_of_path
+from distmeta.corpus.dataset_checks import contradictions_of_datasets
+from distmeta.corpus.datasets import datasets_of, name_of_path
 from distmeta.errors import UserError
 from distmeta.tasks.config import TasksConfig
 
@@ -95,3 +97,47 @@ def test_what_sources_cannot_say_together_is_told_in_one_line(sources: Any, task
             ["corpus.sources=[{path: mail.csv, role: test}, {path: b/mail.csv, role: train}]", "tasks.label_column=y"],
             files=False,
         )
+
+
+MIXED = [MAIL, TEXT]
+
+
+@pytest.mark.parametrize(
+    ("sources", "settings", "told"),
+    [
+        (MIXED, [], "tasks.smlmt_share: corpus.sources has text without labels beside labelled sets; set the share"),
+        ([MAIL], ["tasks.smlmt_share=0.1"], "tasks.smlmt_share: corpus.sources has no text without labels beside its"),
+        ([TEXT], ["tasks.smlmt_share=0.0"], "tasks.smlmt_share: corpus.sources has no labelled set beside its text"),
+        ([MAIL | {"role": "test"}], ["train.validate_every=0"], "for meta-train, which is trained on"),
+        (
+            [MAIL | {"role": "test"}, TEXT],
+            ["tasks.smlmt_share=0.0", "train.validate_every=0"],
+            "for meta-train, which is trained on",
+        ),
+        (
+            [MAIL | {"role": "train"}, MAIL | {"name": "x", "role": "test"}],
+            [],
+            "no data set has classes for meta-valid, which train.validate_every needs; give one the role valid, or",
+        ),
+        ([MAIL | {"role": "train"}], ["train.validate_every=0"], "for meta-test, which evaluate.split names"),
+        ([MAIL | {"weight": 0.0}], [], "every labelled set that is trained on has weight 0"),
+    ],
+)
+def test_what_no_mixture_can_do_is_told_in_one_line_before_anything_is_read(
+    sources: Any, settings: list[str], told: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        load_config(None, [f"corpus.sources={json.dumps(sources)}", *settings], files=False)
+    [line] = str(refused.value).splitlines()
+    assert told in line
+
+
+def test_mixtures_that_can_be_are_not_refused() -> None:
+    for sources, settings in (
+        ([MAIL, TEXT], ["tasks.smlmt_share=0.0"]),
+        ([MAIL | {"role": "train"}, TEXT], ["tasks.smlmt_share=0.5"]),
+        ([MAIL | {"role": "train"}, MAIL | {"name": "x", "role": "test"}], ["train.validate_every=0"]),
+        ([MAIL | {"role": "test"}, MAIL | {"name": "x"}], ["tasks.split_ratio=[0.8, 0.2, 0.0]"]),
+        ([MAIL | {"role": "valid"}, MAIL | {"name": "x", "role": "train"}], ["evaluate.split=valid"]),
+    ):
+        load_config(None, [f"corpus.sources={json.dumps(sources)}", *settings], files=False)

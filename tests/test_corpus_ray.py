@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.preparing import prepare_small, sentences, write_sentences
+from tests.test_corpus_mixture import prepare_mixture, write_mixture
 
 SCRIPT = """
 import json, sys
@@ -18,11 +19,14 @@ import distmeta.corpus.ingest as ingest
 from pathlib import Path
 from distmeta.corpus.executor import RayExecutor
 from tests.preparing import prepare_small
+from tests.test_corpus_mixture import prepare_mixture
 
 ingest.UNIT_BYTES = 1
 for cpus in (1, 2):
     ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, log_to_driver=False)
     prepare_small(Path(f"{sys.argv[2]}{cpus}"), [Path(sys.argv[1])], executor=RayExecutor())
+    mixture = json.loads(sys.argv[3])
+    prepare_mixture(Path(f"{sys.argv[2]}{cpus}-mixture"), mixture, executor=RayExecutor())
     ray.shutdown()
 """
 
@@ -46,9 +50,12 @@ def test_one_process_and_ray_on_one_and_two_cpus_make_the_same_files(
     monkeypatch.setattr("distmeta.corpus.ingest.UNIT_BYTES", 1)
     prepare_small(tmp_path / "local", [tmp_path / "in"])
     expected = files_of(tmp_path / "local")
+    mixture = write_mixture(tmp_path / "mixture")
+    prepare_mixture(tmp_path / "local-mixture", mixture)
+    expected_mixture = files_of(tmp_path / "local-mixture")
     assert len(json.loads((tmp_path / "local/manifest.json").read_text())["segment_parts"]) == 5
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "in"), str(tmp_path / "ray")],
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "in"), str(tmp_path / "ray"), json.dumps(mixture)],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
@@ -59,3 +66,4 @@ def test_one_process_and_ray_on_one_and_two_cpus_make_the_same_files(
     assert done.returncode == 0, done.stderr[-3000:]
     for cpus in (1, 2):
         assert files_of(tmp_path / f"ray{cpus}") == expected
+        assert files_of(tmp_path / f"ray{cpus}-mixture") == expected_mixture

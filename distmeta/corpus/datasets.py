@@ -1,18 +1,17 @@
 """Data sets: the parts of a corpus that have a label space each, and its text without labels."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from distmeta.corpus.config import HUGGING_FACE, CorpusConfig, SourceConfig
 from distmeta.corpus.kinds import COMPRESSIONS
 
 if TYPE_CHECKING:
     from distmeta.tasks.config import TasksConfig
+
 
 COMMON = ("text_column", "text_pair_column", "label_column", "role", "weight")
 """What the sources of one labelled data set have in common."""
@@ -49,7 +48,9 @@ def datasets_of(corpus: CorpusConfig, tasks: "TasksConfig") -> list[Dataset]:
     itself, called as its path is, and all others are one together.
     """
     found = []
-    for name, group in groupby(sorted(_named(corpus, tasks), key=lambda each: each[0]), key=lambda each: each[0]):
+    for name, group in groupby(
+        sorted(named_sources(corpus, tasks), key=lambda each: each[0]), key=lambda each: each[0]
+    ):
         sources = tuple(source for _, source in group)
         first = sources[0]
         pair, label = first.text_pair_column, first.label_column
@@ -61,10 +62,10 @@ def datasets_of(corpus: CorpusConfig, tasks: "TasksConfig") -> list[Dataset]:
 
 def names_of_sources(corpus: CorpusConfig, tasks: "TasksConfig") -> list[str]:
     """Return the name of the data set that each source belongs to, in the order of the configuration."""
-    return [name for name, _ in _named(corpus, tasks)]
+    return [name for name, _ in named_sources(corpus, tasks)]
 
 
-def _named(corpus: CorpusConfig, tasks: "TasksConfig") -> list[tuple[str, SourceConfig]]:
+def named_sources(corpus: CorpusConfig, tasks: "TasksConfig") -> list[tuple[str, SourceConfig]]:
     """Return every source, with its label and pair column filled in, and the name of its data set."""
     named: list[tuple[str, SourceConfig]] = []
     for entry in corpus.sources:
@@ -92,68 +93,27 @@ def name_of_path(path: str) -> str:
     return place.stem.removeprefix("builtin:") or path
 
 
-def contradictions_of_datasets(corpus: CorpusConfig, tasks: "TasksConfig") -> Iterable[str]:
-    """Yield a line for each thing that the sources say and no data set can be."""
-    named = _named(corpus, tasks)
-    for _, source in named:
-        if source.label_column is None:
-            yield from _more_than_text(source)
-    names = dict.fromkeys(source.name for _, source in named if source.label_column is None and source.name)
-    if len(names) > 1:
-        yield (
-            f"corpus.sources: text without labels is one data set, and here it has the names {_listed(names)}; give it "
-            "one of them, or label_column where there are labels"
-        )
-    implied = Counter(name for name, source in named if name and source.name is None and source.label_column)
-    given = {source.name for _, source in named}
-    for name, count in implied.items():
-        if count > 1 or name in given:
-            yield (
-                f"corpus.sources: more than one would be called {name}; give each a `name`, the same one to those that "
-                "are one data set"
-            )
-            return
-    for dataset in datasets_of(corpus, tasks):
-        for key in COMMON if dataset.labelled else ("label_column",):
-            values = dict.fromkeys(getattr(source, key) for source in dataset.sources)
-            if key == "text_column":
-                values = dict.fromkeys(value or tasks.text_column for value in values)
-            if len(values) > 1:
-                yield (
-                    f"corpus.sources: {dataset.name or 'those without a name'}: they differ in {key}, "
-                    f"{_listed(values)}, and are one data set; give them the same, or names of their own"
-                )
-    yield from _split_files(datasets_of(corpus, tasks), tasks)
+class Served(Protocol):
+    """What decides which splits have tasks of a data set: of one in the configuration, or in a manifest."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its classes are labels."""
+
+    @property
+    def role(self) -> str | None:
+        """The split that all its classes are in."""
 
 
-def _more_than_text(source: SourceConfig) -> Iterable[str]:
-    """Yield a line for each setting of a source that is only for labels, where it has none."""
-    remedies = {
-        "role": "words are split by tasks.split_ratio",
-        "weight": "how often its tasks come is tasks.smlmt_share",
-        "text_pair_column": "its texts are single ones",
-    }
-    for key, why in remedies.items():
-        if getattr(source, key) is not None:
-            told = f"it has no labels, and {why}; leave it out, or set label_column"
-            yield f"corpus.sources: {source.path}: {key}: {told}"
+def serves(dataset: Served, split: str, among: int, tasks: "TasksConfig") -> bool:
+    """Whether tasks of a split come from a data set, which is one `among` so many, as far as the configuration says.
 
-
-def _split_files(datasets: Sequence[Dataset], tasks: "TasksConfig") -> Iterable[str]:
-    if tasks.split_files is None:
-        return
-    labelled = [dataset for dataset in datasets if dataset.labelled]
-    split = [dataset for dataset in labelled if dataset.role is None]
-    if not labelled:
-        yield "tasks.split_files: names classes of a labelled set; set tasks.label_column as well"
-    elif not split:
-        yield "tasks.split_files: all classes are in the splits that the roles in corpus.sources name; leave it out"
-    elif len(split) > 1:
-        yield (
-            f"tasks.split_files: names classes of one data set, and {_listed(each.name for each in split)} have no "
-            "role; give one to all but one of them"
-        )
-
-
-def _listed(names: Iterable[str | float | None]) -> str:
-    return " and ".join("none" if name is None else repr(name) if name == "" else str(name) for name in names)
+    Text without labels beside others has tasks where it has a share of them.
+    """
+    if not dataset.labelled and among > 1 and not tasks.smlmt_share:
+        return False
+    if dataset.role is not None:
+        return dataset.role == split
+    if dataset.labelled and tasks.split_files is not None:
+        return True
+    return tasks.split_ratio[("train", "valid", "test").index(split)] > 0

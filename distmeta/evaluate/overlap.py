@@ -1,18 +1,21 @@
 """How many of the texts and classes that an evaluation draws from stand in what the network was trained on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
+from distmeta.corpus.datasets import serves
+from distmeta.corpus.overlap import MEASURES, Texts, count_each, has_hashes
+
 if TYPE_CHECKING:
+    from distmeta.corpus.dataset_report import DatasetReport
     from distmeta.setup import Setup
     from distmeta.tasks.config import Split
 
-MEASURES = {"exact_key": "", "near_key": "_near"}
-"""Columns of hashes of texts, and what is put behind the name of a number that is counted by them."""
+ClassName = tuple[str, str]
+"""The name of its data set, where the evaluation and the training are of one corpus, and its own."""
 
 
 def count_overlap(evaluated: "Setup", trained: "Setup", split: "Split") -> dict[str, Any]:
@@ -20,57 +23,72 @@ def count_overlap(evaluated: "Setup", trained: "Setup", split: "Split") -> dict[
 
     `evaluation_texts` are different to the character. `in_training_tasks` of them, and `in_language_modelling`, stand
     there to the character; with `_near` behind the name, with case, spaces and punctuation set aside. Of the `classes`,
-    `classes_in_training_tasks` are trained on under the same name. `hides_words` tells of SMLMT, whose tasks may share
-    a text and hide another word of it. What language modelling read of another unlabelled corpus is not kept, and is
-    absent, and so is all where a corpus was prepared by a version that kept no hashes.
+    `classes_in_training_tasks` are trained on under the same name: in the same data set, where it is one corpus.
+    `hides_words` tells of SMLMT, whose tasks may share a text and hide another word of it. Where tasks come from
+    several data sets, `by_dataset` has the same of each by its name, whatever data set has its texts too. What language
+    modelling read of another unlabelled corpus is not kept, and is absent, and so is all where a corpus was prepared by
+    a version that kept no hashes.
     """
-    parts = [
-        *evaluated.manifest.class_parts(evaluated.corpus, split),
-        *trained.manifest.class_parts(trained.corpus, "train"),
-    ]
-    if not all({*MEASURES} <= {*pq.read_schema(part).names} for part in parts):
+    datasets = _serving(evaluated, split)
+    parts = [evaluated.manifest.class_parts(evaluated.corpus, split, each.name) for each in datasets]
+    trained_on = _serving(trained, "train")
+    tasks = [trained.manifest.class_parts(trained.corpus, "train", each.name) for each in trained_on]
+    if not has_hashes([part for own in (*parts, *tasks) for part in own]):
         return {}
-    evaluation = _Texts(evaluated.manifest.class_parts(evaluated.corpus, split))
-    tasks = _Texts(trained.manifest.class_parts(trained.corpus, "train"))
-    counts: dict[str, Any] = {"evaluation_texts": len(evaluation), **evaluation.count_in(tasks, "in_training_tasks")}
-    counts["classes"] = len(evaluation.classes)
-    counts["classes_in_training_tasks"] = len(evaluation.classes & tasks.classes)
-    counts["hides_words"] = evaluated.config.tasks.label_column is None
-    if not trained.wants_language_model:
-        counts |= {f"in_language_modelling{suffix}": 0 for suffix in MEASURES.values()}
-    elif trained.config.tasks.label_column is not None:
-        read = _Texts(trained.manifest.language_modelling_texts(trained.corpus))
-        counts |= evaluation.count_in(read, "in_language_modelling")
-    elif trained.corpus == evaluated.corpus:  # of unlabelled text it reads every sentence
-        counts |= {f"in_language_modelling{suffix}": len(evaluation) for suffix in MEASURES.values()}
+    is_same = trained.corpus == evaluated.corpus
+    known = {name for each, own in zip(trained_on, tasks, strict=True) for name in _classes(each.name, own, is_same)}
+    names = [_classes(each.name, own, is_same) for each, own in zip(datasets, parts, strict=True)]
+
+    groups, group_names = [_all(parts)], [set().union(*names)]
+    if len(datasets) > 1:
+        groups, group_names = [*groups, *parts], [*group_names, *names]
+    texts = [Texts(group) for group in groups]
+    in_tasks = count_each(texts, _all(tasks))
+    in_text = _in_language_modelling(texts, trained, is_same)
+    total, *by_dataset = [
+        {
+            "evaluation_texts": len(own),
+            **_named("in_training_tasks", in_tasks[place]),
+            "classes": len(classes),
+            "classes_in_training_tasks": len(classes & known),
+            **(_named("in_language_modelling", in_text[place]) if in_text else {}),
+        }
+        for place, (own, classes) in enumerate(zip(texts, group_names, strict=True))
+    ]
+    counts: dict[str, Any] = total | {"hides_words": not any(each.labelled for each in datasets)}
+    if by_dataset:
+        own = zip(datasets, by_dataset, strict=True)
+        counts["by_dataset"] = {each.name: count | {"hides_words": not each.labelled} for each, count in own}
     return counts
 
 
-class _Texts:
-    """The hashes of texts in files, of each text that is different to the character once, and the classes there."""
+def _serving(setup: "Setup", split: "Split") -> "list[DatasetReport]":
+    datasets = setup.manifest.datasets
+    found = [each for each in datasets if serves(each, split, len(datasets), setup.config.tasks)]
+    return [each for each in found if each.classes[split].parts]
 
-    def __init__(self, parts: Iterable[Path]) -> None:
-        tables = [pq.read_table(part, columns=[*MEASURES]) for part in parts]
-        columns = {
-            name: np.concatenate([np.empty(0, np.int64), *(table[name] for table in tables)]) for name in MEASURES
-        }
-        exact, first = np.unique(columns["exact_key"], return_index=True)
-        self._keys = {"exact_key": exact, "near_key": columns["near_key"][first]}
-        self.classes = {
-            name
-            for part in parts
-            if "class" in pq.read_schema(part).names
-            for name in pq.read_table(part, columns=["class"])["class"].unique().to_pylist()
-        }
 
-    def __len__(self) -> int:
-        return len(self._keys["exact_key"])
+def _all(parts: Sequence[Sequence[Path]]) -> list[Path]:
+    return [part for own in parts for part in own]
 
-    def count_in(self, others: "_Texts", name: str) -> dict[str, int]:
-        return {
-            f"{name}{suffix}": int(np.isin(self._keys[measure], others._keys[measure]).sum())
-            for measure, suffix in MEASURES.items()
-        }
+
+def _classes(dataset: str, parts: Iterable[Path], is_same: bool) -> set[ClassName]:
+    names = (name for part in parts for name in pq.read_table(part, columns=["class"])["class"].unique().to_pylist())
+    return {(dataset if is_same else "", name) for name in names}
+
+
+def _named(name: str, counts: Mapping[str, int]) -> dict[str, int]:
+    return {f"{name}{MEASURES[measure]}": count for measure, count in counts.items()}
+
+
+def _in_language_modelling(texts: Sequence[Texts], trained: "Setup", is_same: bool) -> list[dict[str, int]] | None:
+    """Return how many of each of the texts language modelling reads; None where that is not known."""
+    if not trained.wants_language_model:
+        return [dict.fromkeys(MEASURES, 0) for _ in texts]
+    if kept := trained.manifest.language_modelling_texts(trained.corpus):
+        return count_each(texts, kept)
+    # Where all text is without labels it reads every sentence.
+    return [dict.fromkeys(MEASURES, len(each)) for each in texts] if is_same else None
 
 
 def describe_overlap(overlap: Mapping[str, Any], split: str) -> list[str]:
@@ -95,4 +113,29 @@ def describe_overlap(overlap: Mapping[str, Any], split: str) -> list[str]:
         about = f"None of the {classes:,} classes is in training tasks"
     if split == "valid":
         about += "; the step whose weights were kept was chosen by them"
-    return [f"{texts}.", f"{about}."]
+    return [f"{texts}.", f"{about}.", *_describe_datasets(overlap.get("by_dataset", {}))]
+
+
+def _describe_datasets(by_dataset: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence on the data sets whose texts stand in training, and one on those of which none does."""
+    some = {
+        name: counts
+        for name, counts in by_dataset.items()
+        if counts["in_training_tasks_near"] or counts.get("in_language_modelling_near")
+    }
+    told = [
+        f"{name or 'without a name'} {counts['in_training_tasks_near']:,}"
+        + (f" and {counts['in_language_modelling_near']:,}" if "in_language_modelling_near" in counts else "")
+        + f" of {counts['evaluation_texts']:,}"
+        for name, counts in some.items()
+    ]
+    none = [name or "without a name" for name in by_dataset if name not in some]
+    lines = []
+    if told:
+        lines.append(
+            "By data set, near texts in training tasks and in the language-modelling text, where it reads any: "
+            f"{'; '.join(told)}."
+        )
+    if none:
+        lines.append(f"No text of these data sets stands in training: {', '.join(none)}.")
+    return lines

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from distmeta.corpus.dataset_report import DatasetReport
+from distmeta.corpus.datasets import serves
 from distmeta.corpus.manifest import Manifest
 from distmeta.errors import UserError
 from distmeta.tasks.config import SPLITS, Split, TasksConfig, as_words
@@ -17,27 +18,15 @@ def require_classes(manifest: Manifest, tasks: TasksConfig, splits: Sequence[Spl
     Every data set that is trained on needs the fewest classes that a task may have. So does the only one of a corpus in
     every split; of several, those that are only evaluated have smaller tasks where they have fewer classes.
     """
-    several = len(manifest.datasets) > 1
-    taking_part = [each for each in manifest.datasets if takes_part(each, manifest, tasks)]
-    for dataset in taking_part:
+    datasets = manifest.datasets
+    several = len(datasets) > 1
+    for dataset in datasets:
         is_alone = not several and dataset.role is None
-        own = [split for split in splits if is_alone or serves(dataset, split, tasks)]
+        own = [split for split in splits if is_alone or serves(dataset, split, len(datasets), tasks)]
         _require(dataset, tasks, own, several)
     for split in splits:
-        if not any(serves(dataset, split, tasks) for dataset in taking_part):
+        if not any(serves(dataset, split, len(datasets), tasks) for dataset in datasets):
             raise UserError(f"meta-{split} has no data set: give one the role {split} in corpus.sources")
-
-
-def takes_part(dataset: DatasetReport, manifest: Manifest, tasks: TasksConfig) -> bool:
-    """Whether tasks come from a data set: from all, but from text without labels only where it has a share of them."""
-    return dataset.labelled or len(manifest.datasets) == 1 or bool(tasks.smlmt_share)
-
-
-def serves(dataset: DatasetReport, split: Split, tasks: TasksConfig) -> bool:
-    """Whether a data set is to have classes in a split."""
-    if dataset.role is not None:
-        return dataset.role == split
-    return bool(dataset.labelled and tasks.split_files) or tasks.split_ratio[SPLITS.index(split)] > 0
 
 
 def _require(dataset: DatasetReport, tasks: TasksConfig, splits: Sequence[Split], several: bool) -> None:
