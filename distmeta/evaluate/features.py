@@ -15,8 +15,7 @@ from distmeta.compute.precision import passes_in
 from distmeta.corpus.executor import Executor
 from distmeta.corpus.parts import make_part
 from distmeta.errors import Interrupted
-from distmeta.evaluate.networks import Candidate, Place, load
-from distmeta.tasks.episode import Example
+from distmeta.evaluate.networks import Place, ScoredNetwork, Tokens, load
 
 BATCH_TOKENS = 4096
 """Tokens that go through the network together where no gradient is asked for."""
@@ -33,8 +32,7 @@ class FeaturesUnit:
     """Where the result is kept; None: nowhere."""
     identity: str
     place: Place
-    texts: tuple[tuple[tuple[int, ...], int], ...]
-    """Token ids, and the position of the mask."""
+    texts: tuple[Tokens, ...]
 
 
 @dataclass(frozen=True)
@@ -50,19 +48,20 @@ class Features:
 
 
 def compute_features(
-    candidate: Candidate,
-    examples: Sequence[Example],
+    network: ScoredNetwork,
+    tokens: Sequence[Tokens],
     executor: Executor,
     work: Path | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Features:
-    """The features of each example's text. With a folder `work` what is computed is kept there, and found again.
+    """The features of each text, given by its tokens. With a folder `work` what is computed is kept there, and is found
+    again.
 
     Raises:
         Interrupted: `is_stopped` said so before the last text.
     """
-    distinct: dict[tuple[tuple[int, ...], int], int] = {}
-    places = [distinct.setdefault((each.input_ids, each.mask_position), len(distinct)) for each in examples]
+    distinct: dict[Tokens, int] = {}
+    places = [distinct.setdefault(each, len(distinct)) for each in tokens]
     texts = list(distinct)
     # The longest first: what does not fit into memory is told at once, and the rest takes no longer than it seems.
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number][0]))
@@ -70,13 +69,13 @@ def compute_features(
     step = work / STEP if work else None
     numbers = [order[first:end] for first, end in groups]
     units = [
-        FeaturesUnit(step, candidate.identity, candidate.place, tuple(texts[number] for number in group))
+        FeaturesUnit(step, network.identity, network.place, tuple(texts[number] for number in group))
         for group in numbers
     ]
     values: NDArray[np.floating] | None = None
     seconds = np.zeros(len(texts))
     folders = []
-    results = executor.map(_of_unit, units, f"features of {candidate.name}")
+    results = executor.map(_of_unit, units, f"features of {network.name}")
     for done, (group, (part, took, folder)) in enumerate(zip(numbers, results, strict=True), 1):
         folders += [folder] if folder else []
         if values is None:
@@ -85,7 +84,7 @@ def compute_features(
         lengths = np.array([len(texts[number][0]) for number in group])
         seconds[group] = took * lengths / lengths.sum()
         if is_stopped() and done < len(numbers):
-            raise Interrupted(f"stopped after {done} of {len(numbers)} parts of the features of {candidate.name}")
+            raise Interrupted(f"stopped after {done} of {len(numbers)} parts of the features of {network.name}")
     assert values is not None, "an evaluation without texts"
     return Features(values[places], seconds[places], tuple(folders))
 

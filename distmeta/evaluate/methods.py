@@ -13,7 +13,7 @@ from distmeta.corpus.executor import Executor
 from distmeta.evaluate.baselines import fit_and_predict, logistic_regression, nearest_prototype
 from distmeta.evaluate.episodes import Episode
 from distmeta.evaluate.features import Features
-from distmeta.evaluate.networks import Candidate, Place, load
+from distmeta.evaluate.networks import Place, ScoredNetwork, Tokens, load
 from distmeta.evaluate.results import Use
 from distmeta.evaluate.score import EpisodeScore
 from distmeta.evaluate.tf_idf import TfIdf
@@ -39,7 +39,6 @@ class Method:
     use: Use
     score: Callable[[Sequence[Episode]], Iterator[EpisodeScore]]
     """The score of each episode, in order, as it is asked for."""
-    needs_features: bool = False
     episodes: int | None = None
     """It is asked for the first so many alone; None: for all."""
 
@@ -49,18 +48,21 @@ class Method:
         return f"{self.network} {self.use}"
 
 
-def methods_of(candidate: Candidate, features: Callable[[], Features], executor: Executor) -> list[Method]:
-    """The methods that use a network; its frozen `features` are asked for by those that need them."""
+def methods_of(
+    network: ScoredNetwork, tokens: Sequence[Tokens], features: Callable[[], Features], executor: Executor
+) -> list[Method]:
+    """The methods that use a network, which has these tokens for each text; its frozen `features` are asked for by
+    those that need them."""
 
     def frozen(use: Use, predict: Callable[..., np.ndarray]) -> Method:
-        return Method(candidate.name, use, lambda episodes: _of_features(features(), episodes, predict), True)
+        return Method(network.name, use, lambda episodes: _of_features(features(), episodes, predict))
 
     def inner_loop(episodes: Sequence[Episode]) -> Iterator[EpisodeScore]:
-        units = [InnerLoopUnit(candidate.place, episode.task) for episode in episodes]
-        yield from executor.map(_inner_loop, units, f"inner loops of {candidate.name}")
+        units = [InnerLoopUnit(network.place, episode.encoded(tokens)) for episode in episodes]
+        yield from executor.map(_inner_loop, units, f"inner loops of {network.name}")
 
     return [
-        Method(candidate.name, "inner-loop", inner_loop),
+        *([Method(network.name, "inner-loop", inner_loop)] if network.adapts else []),
         frozen("prototype", nearest_prototype),
         frozen("logistic-regression", logistic_regression),
     ]

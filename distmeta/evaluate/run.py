@@ -15,7 +15,7 @@ from distmeta.evaluate.episodes import Episode, EpisodeSource, Texts, draw_episo
 from distmeta.evaluate.features import compute_features
 from distmeta.evaluate.kept import KeptEvaluation, Score
 from distmeta.evaluate.methods import Method, methods_of, tf_idf
-from distmeta.evaluate.networks import Candidate, load
+from distmeta.evaluate.networks import Candidate, ScoredNetwork, load
 from distmeta.evaluate.overlap import count_overlap, describe_overlap
 from distmeta.evaluate.results import MethodResult
 from distmeta.evaluate.score import EpisodeScore
@@ -46,7 +46,7 @@ class Asked:
 
 
 def score_networks(
-    candidates: Sequence[Candidate],
+    networks: Sequence[ScoredNetwork],
     asked: Sequence[Asked],
     say: Callable[[str], None],
     *,
@@ -74,9 +74,10 @@ def score_networks(
     if known:
         say(f"going on behind {known} scores of episodes that are there already")
     names: list[str] = []
-    for candidate in candidates:
-        features = cache(partial(compute_features, candidate, texts.examples, executor, work, is_stopped))
-        for method in methods_of(candidate, features, executor):
+    for network in networks:
+        tokens = network.encode(texts.examples)
+        features = cache(partial(compute_features, network, tokens, executor, work, is_stopped))
+        for method in methods_of(network, tokens, features, executor):
             names.append(method.name)
             for each in asked:
                 _score(method, each, is_stopped)

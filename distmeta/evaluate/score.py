@@ -44,7 +44,7 @@ class Scorer:
     Attributes:
         network: computes features.
         parameters: its weights.
-        algorithm: makes a classifier of a support set, which is the use `inner-loop`.
+        algorithm: makes a classifier of a support set, which is the use `inner-loop`; None: there is no such use.
         inner_steps: steps of the inner loop.
         precision: `fp32` or `bf16`.
         pad_token_id: what fills short sequences up.
@@ -52,7 +52,7 @@ class Scorer:
 
     network: Network
     parameters: Parameters
-    algorithm: Algorithm
+    algorithm: Algorithm | None
     inner_steps: int
     precision: str
     pad_token_id: int
@@ -77,6 +77,7 @@ class Scorer:
         scores: dict[Use, EpisodeScore] = {}
         labels = batch.query_labels.cpu().numpy()
         if "inner-loop" in uses:
+            assert self.algorithm is not None
             start = time.perf_counter()
             classify = self.algorithm.fit(
                 self.parameters, batch.support, batch.support_labels, batch.n_way, self.inner_steps

@@ -233,7 +233,7 @@ def _write_classes(
         shown = [first for first, *_ in texts]
         pairs = [second[0] if second else None for _, *second in texts]
         reduced = [list(map(stop_words.remove, pair)) for pair in texts] if stop_words else texts
-        encoded, cut = _encode_rows(reduced, encoder, unit.max_length)
+        encoded, cut = encode_rows(reduced, encoder, unit.max_length)
         masks = [-1] * len(encoded)
     else:
         pieces = [split_at_word(sentence, name) for (sentence,), name in zip(texts, names, strict=True)]
@@ -256,7 +256,7 @@ def _write_classes(
     return {"classes": len(unit.classes), "examples": len(names), "cut": cut, "digest": file_digest(folder / TABLE)}
 
 
-def _encode_rows(texts: list[list[str]], encoder: Encoder, max_length: int) -> tuple[list[list[int]], int]:
+def encode_rows(texts: list[list[str]], encoder: Encoder, max_length: int) -> tuple[list[list[int]], int]:
     """Return the token ids of rows of one or two texts, with special tokens, and how many rows had to be cut."""
     if texts and len(texts[0]) == 2:
         return encoder.encode_pairs([(first, second) for first, second in texts], max_length)
