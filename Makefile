@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 .PHONY: help demo test test-slow check clean
 
 help:
-	@echo "make demo       meta-pretrain on the documentation inside CPython, evaluate, export and report; leaves runs/demo"
+	@echo "make demo       meta-pretrain a small encoder on the docstrings inside CPython, evaluate and report; leaves runs/demo"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
 

@@ -252,9 +252,9 @@ def test_baselines_are_in_the_time_of_the_command(opened: tuple[Config, RunDirec
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_time_within_a_fifth_and_memory_within_a_tenth(workers: int, tmp_path: Path):
-    demo = load_config(Path(__file__).parent.parent / "jobs" / "configs" / "demo.yaml")
-    assert demo.train.outer_steps == 760
-    config = Path(__file__).parent.parent / "jobs" / "configs" / "demo.yaml"
+    smlmt = load_config(Path(__file__).parent.parent / "jobs" / "configs" / "smlmt.yaml")
+    assert smlmt.train.outer_steps == 760
+    config = Path(__file__).parent.parent / "jobs" / "configs" / "smlmt.yaml"
     options = ["meta.lm_warmup_steps=120", "train.outer_steps=160", "evaluate.episodes=5", "corpus.executor=local"]
     options += [f"train.num_workers={workers}", "train.validate_every=40", "tracking.wandb=offline"]
     arguments = ["--config", config, *(part for option in options for part in ("--set", option)), "--run-dir", "run"]

@@ -41,7 +41,7 @@ from distmeta.train.launch import launch
 from distmeta.train.loop import learning_rate
 from distmeta.train.work import WorkSource
 
-DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+SMLMT = Path(__file__).parents[1] / "configs" / "smlmt.yaml"
 UNCOUNTED = 2
 """First steps of a turn, in which memory is still being taken."""
 WORKER_NICENESS = 15
@@ -261,7 +261,7 @@ def processor_seconds(turns: Sequence[Turn]) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=DEMO)
+    parser.add_argument("--config", type=Path, default=SMLMT)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="sets one key; repeatable")
     parser.add_argument("--turns", type=int, default=3, help="turns of each")
     parser.add_argument("--steps", type=int, default=12, help="counted steps a turn")
