@@ -132,3 +132,42 @@ def test_in_unlabelled_text_another_word_is_hidden_and_language_modelling_reads_
     assert counts["in_training_tasks_near"] >= counts["in_training_tasks"] > 0
     assert counts["in_language_modelling"] == (counts["evaluation_texts"] if lm_weight else 0)
     assert "to the character (with another word hidden)" in describe_overlap(counts, "test")[0]
+
+
+def test_overlap_is_told_of_each_data_set_of_a_mixture(tmp_path: Path) -> None:
+    """The same label in two sets is two classes, and the text without labels is trained on as text."""
+    sets: dict[str, dict[str, list[str]]] = {
+        "known": {label: CLASSES[label] for label in "ab"},
+        "held": {"a": CLASSES["e"], "b": [f"of held {i}" for i in range(10)]},
+        "other": {"a": [f"in text {i}" for i in range(6)], "z": [f"of z {i}" for i in range(6)]},
+    }
+    sources: list[dict[str, Any]] = []
+    for name, classes in sets.items():
+        rows = [{"text": text, "label": label} for label, texts in classes.items() for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        role = "train" if name == "known" else "test"
+        sources.append({"path": str(tmp_path / f"{name}.jsonl"), "label_column": "label", "role": role})
+    (tmp_path / "text.txt").write_text("".join(f"in text {i}\n" for i in range(4)) + "IN: text 5!\n")
+    sources.append({"path": str(tmp_path / "text.txt")})
+    tasks = {"n_way": 2, "k_shot": 2, "query_per_class": 3, "smlmt_share": 0.0, "label_column": None}
+    tree = tiny_config(
+        tmp_path,
+        corpus={"sources": sources, "directory": str(tmp_path / "corpus")},
+        tasks=tasks,
+        meta={"lm_weight": 1.0},
+    )
+    prepare_small(tmp_path / "corpus", sources, tasks=tasks, splits=("train", "test"))
+    setup = Setup(Config.model_validate(tree), RunDirectory(tmp_path / "run"))
+    counts = count_overlap(setup, setup, "test")
+    by_dataset = counts.pop("by_dataset")
+    near = {
+        name: (each["in_training_tasks_near"], each["in_language_modelling_near"]) for name, each in by_dataset.items()
+    }
+    assert near == {"held": (7, 7), "other": (0, 5)}
+    assert (by_dataset["held"]["in_training_tasks"], by_dataset["other"]["in_language_modelling"]) == (4, 4)
+    assert (counts["in_training_tasks_near"], counts["in_language_modelling_near"]) == (7, 12)
+    assert (counts["evaluation_texts"], counts["classes"], counts["classes_in_training_tasks"]) == (32, 4, 0)
+    [*_, by_name] = describe_overlap(counts | {"by_dataset": by_dataset}, "test")
+    assert by_name.endswith("where it reads any: held 7 and 7 of 20; other 0 and 5 of 12.")
+    by_dataset["other"] |= {"in_language_modelling_near": 0}
+    assert describe_overlap(counts | {"by_dataset": by_dataset}, "test")[-1].endswith("stands in training: other.")

@@ -203,3 +203,27 @@ def class_names(corpus: Path, split: str) -> set[str]:
 
     parts = Manifest.load(corpus).class_parts(corpus, split)
     return {name for part in parts for name in pq.read_table(part)["class"].to_pylist()}
+
+
+def test_a_run_on_a_mixture_goes_on_with_other_weights_and_not_with_other_roles_or_names(tmp_path: Path) -> None:
+    write_labelled_csv(tmp_path / "b.csv", classes=3, rows=9)
+
+    def sections(**second: Any) -> dict[str, Any]:
+        sources = [{"path": "texts.csv", "name": "a"}, {"path": "b.csv", "name": "b", "role": "train", **second}]
+        return {"corpus": {"sources": sources}, "tasks": {"n_way": [2, 3]}}
+
+    _, run = begun_run(tmp_path, **sections())
+
+    def prepare_again(**second: Any) -> None:
+        config = resolve(load_config(write_config(tmp_path, **sections(**second))))
+        prepare_with(LocalExecutor(), config, run, quiet)
+
+    before = contents(run.path)
+    prepare_again(weight=3.0)
+    for second, told in (
+        ({"role": "test"}, "other settings of corpus, tokenizer or tasks"),
+        ({"name": "c"}, r"other settings .*; the source b\.csv of b is gone; the source b\.csv of c is new"),
+    ):
+        with pytest.raises(UserError, match=f"began with the corpus that is there, .*{told}"):
+            prepare_again(**second)
+    assert contents(run.path) == before
