@@ -193,6 +193,7 @@ _PATH_KEYS = (
     ("tasks", "split_files", "test"),
     ("model", "name_or_path"),
     ("train", "storage"),
+    ("evaluate", "similarity"),
 )
 # A relative path of these may as well be a name on a hub, so it becomes absolute only where the folder is there.
 _HUB_KEYS = {("tokenizer", "name_or_path"), ("model", "name_or_path")}

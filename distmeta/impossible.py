@@ -118,9 +118,14 @@ def _no_paths(config: "Config") -> Iterable[str]:
         *((f"tasks.split_files.{name}", file) for name, file in (tasks.split_files or ())),
         ("tokenizer.name_or_path", config.tokenizer.name_or_path),
         ("model.name_or_path", config.model.name_or_path),
+        ("evaluate.similarity", config.evaluate.similarity),
     ):
         if text is not None and (reason := why_no_path(text)):
-            is_folder = key not in ("corpus.stop_words_file", *(f"tasks.split_files.{split}" for split in SPLITS))
+            is_folder = key not in (
+                "corpus.stop_words_file",
+                "evaluate.similarity",
+                *(f"tasks.split_files.{split}" for split in SPLITS),
+            )
             yield f"{key}: {reason}; give a {'folder' if is_folder else 'file'} on a disk that all nodes see"
     # This one may be an address as well, if it is written as one.
     if train.storage is not None and "://" not in train.storage and (reason := why_no_path(train.storage)):
@@ -152,6 +157,7 @@ def missing_files(config: "Config") -> Iterable[str]:
     for key, file in (
         ("corpus.stop_words_file", config.corpus.stop_words_file),
         *((f"tasks.split_files.{name}", file) for name, file in (config.tasks.split_files or ())),
+        ("evaluate.similarity", config.evaluate.similarity),
     ):
         if file is not None and not why_no_path(file) and not os.path.isfile(file):
             yield f"{key}: there is no file {file}"

@@ -107,6 +107,10 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
     check_claim(config, run, resume)
     if weights := check_weights(config):
         say(weights)
+    if config.evaluate.similarity:
+        from distmeta.evaluate.similarity import read_pairs
+
+        read_pairs(config.evaluate.similarity, config.evaluate.similarity_pairs)  # told now, if it cannot be read
     say(_choices(config))
     large = is_large(config, run)
     if not large:

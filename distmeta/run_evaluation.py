@@ -35,7 +35,7 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
         from distmeta.evaluate.context import with_context
         from distmeta.evaluate.run import Candidate, evaluate_candidates
         from distmeta.evaluate.table import evaluation_table
-        from distmeta.run_baselines import trained_baseline, wanted
+        from distmeta.run_baselines import MULTITASK, trained_baseline, wanted
 
         own_parts = own_setup(config, run)
         setup = own_parts.setup
@@ -46,11 +46,14 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
         }
         candidates = [
             Candidate("meta-pretrained", setup, run.best_weights),
-            Candidate("starting", setup, run.starting_weights),
+            Candidate(
+                "starting", setup, run.starting_weights, fine_tuning_episodes=config.evaluate.fine_tuning_episodes
+            ),
         ]
         for name in wanted(config):
             baseline, directory = trained_baseline(config, run, setup, name)
-            candidates.append(Candidate(name, baseline, directory.best_weights))
+            # The head of multi-task training says nothing of new classes, and there is no inner loop.
+            candidates.append(Candidate(name, baseline, directory.best_weights, adapts=name != MULTITASK))
         for candidate in candidates:
             if not candidate.weights.exists():
                 raise UserError(f"{candidate.weights} is not there: the run has not kept a network yet")

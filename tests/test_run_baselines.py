@@ -45,6 +45,9 @@ def test_a_baseline_has_what_the_run_had_but_for_the_tasks(asked: str, tmp_path:
     names = [method["name"] for method in json.loads(run.evaluation.read_text())["methods"]]
     assert f"{directory.path.name} prototype" in names
     assert f"{directory.path.name} logistic-regression" in names
+    # A head over the training classes says nothing of new ones.
+    assert ("language-model inner-loop" in names) == (asked == "language_model_baseline")
+    assert "multitask inner-loop" not in names
 
 
 def test_a_baseline_that_was_not_trained_is_told(tmp_path: Path) -> None:

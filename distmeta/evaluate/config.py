@@ -28,5 +28,12 @@ class EvaluateConfig(Section):
     multitask_baseline: bool = False
     """Also train and score the same network by multi-task training, without meta-learning: on the texts of the same
     tasks, for as many steps, with a head over all training classes of each labelled data set."""
+    fine_tuning_episodes: int = Field(default=10, ge=0)
+    """On so many of the first episodes the starting network is also fine-tuned, which takes seconds each; 0: none."""
+    similarity: str | None = None
+    """A file of pairs of texts with scores of how alike they are (columns text_a, text_b, score, and group if there are
+    groups; JSON, CSV, TSV or Parquet): measures what training took from what a network knew without any."""
+    similarity_pairs: int | None = Field(default=400, ge=2)
+    """Pairs of each group that are taken, the first ones; null: all."""
     seed: int = Field(default=1, ge=0)
     """Fixes the episodes."""

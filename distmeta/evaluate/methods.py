@@ -13,6 +13,7 @@ from distmeta.corpus.executor import Executor
 from distmeta.evaluate.baselines import fit_and_predict, logistic_regression, nearest_prototype
 from distmeta.evaluate.episodes import Episode
 from distmeta.evaluate.features import Features
+from distmeta.evaluate.fine_tuning import FineTuningUnit, fine_tune
 from distmeta.evaluate.networks import Place, ScoredNetwork, Tokens, load
 from distmeta.evaluate.results import Use
 from distmeta.evaluate.score import EpisodeScore
@@ -61,11 +62,18 @@ def methods_of(
         units = [InnerLoopUnit(network.place, episode.encoded(tokens)) for episode in episodes]
         yield from executor.map(_inner_loop, units, f"inner loops of {network.name}")
 
-    return [
+    def fine_tuning(episodes: Sequence[Episode]) -> Iterator[EpisodeScore]:
+        units = [FineTuningUnit(network.place, episode.encoded(tokens)) for episode in episodes]
+        yield from executor.map(fine_tune, units, f"fine-tuning {network.name}")
+
+    found = [
         *([Method(network.name, "inner-loop", inner_loop)] if network.adapts else []),
         frozen("prototype", nearest_prototype),
         frozen("logistic-regression", logistic_regression),
     ]
+    if network.fine_tuning_episodes:
+        found.append(Method(network.name, "fine-tuning", fine_tuning, episodes=network.fine_tuning_episodes))
+    return found
 
 
 def tf_idf() -> Method:

@@ -61,6 +61,16 @@ class ScoredNetwork(Protocol):
         ...
 
     @property
+    def fine_tuning_episodes(self) -> int:
+        """On how many of the first episodes it is also fine-tuned."""
+        ...
+
+    @property
+    def adaptation(self) -> str:
+        """A hash of how its inner loop goes."""
+        ...
+
+    @property
     def place(self) -> Place: ...
     @property
     def identity(self) -> str:
@@ -68,6 +78,9 @@ class ScoredNetwork(Protocol):
         ...
 
     def encode(self, examples: Sequence[Example]) -> list[Tokens]: ...
+    def with_mean_features(self) -> "ScoredNetwork":
+        """The same network with the mean hidden state for features, to be given any texts."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,21 @@ class Candidate:
     reads_text: bool = False
     """Whether the episodes are of another corpus: their texts are tokenized by the run's own tokenizer."""
     adapts: bool = True
+    fine_tuning_episodes: int = 0
+
+    @cached_property
+    def adaptation(self) -> str:
+        """See `ScoredNetwork`."""
+        config = self.setup.config
+        return digest([config.meta.model_dump(), config.evaluate.inner_steps] if self.adapts else [])
+
+    def with_mean_features(self) -> "Candidate":
+        """See `ScoredNetwork`."""
+        config = self.setup.config.model_copy(deep=True)
+        config.model.pooling = "mean"
+        config.corpus.directory = str(self.setup.corpus)
+        setup = Setup(config, RunDirectory(self.setup.corpus.parent))
+        return Candidate(self.name, setup, self.weights, reads_text=True)
 
     @cached_property
     def place(self) -> Place:
@@ -138,6 +166,14 @@ class Model:
     name: str
     config: Config
     adapts: bool = False
+    fine_tuning_episodes: int = 0
+    adaptation: str = ""
+
+    def with_mean_features(self) -> "Model":
+        """See `ScoredNetwork`."""
+        config = self.config.model_copy(deep=True)
+        config.model.pooling = "mean"
+        return Model(self.name, config)
 
     @property
     def _source(self) -> str:

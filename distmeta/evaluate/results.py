@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Use = Literal["inner-loop", "prototype", "logistic-regression", "fine-tuning"]
-USES: tuple[Use, ...] = ("inner-loop", "prototype", "logistic-regression", "fine-tuning")
+NETWORK_USES: tuple[Use, ...] = ("inner-loop", "prototype", "logistic-regression")
+USES: tuple[Use, ...] = (*NETWORK_USES, "fine-tuning")
+"""In the order of a table."""
 
 
 @dataclass(frozen=True, slots=True)

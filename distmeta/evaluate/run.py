@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from distmeta.evaluate.networks import Candidate, ScoredNetwork, load
 from distmeta.evaluate.overlap import count_overlap, describe_overlap
 from distmeta.evaluate.results import MethodResult
 from distmeta.evaluate.score import EpisodeScore
+from distmeta.evaluate.similarity import measure_similarity, read_pairs
 from distmeta.evaluate.statistics import classification_scores
 from distmeta.evaluate.table import evaluation_report
 from distmeta.setup import Setup
@@ -74,11 +76,17 @@ def score_networks(
     if known:
         say(f"going on behind {known} scores of episodes that are there already")
     names: list[str] = []
+    uses: dict[str, list[str]] = defaultdict(list)
+    same = find_same(networks)
     for network in networks:
+        if network.name in same:
+            continue
         tokens = network.encode(texts.examples)
         features = cache(partial(compute_features, network, tokens, executor, work, is_stopped))
         for method in methods_of(network, tokens, features, executor):
             names.append(method.name)
+            if method.use != "fine-tuning":  # which is asked for of one of them alone
+                uses[network.name].append(method.use)
             for each in asked:
                 _score(method, each, is_stopped)
         if features.cache_info().currsize:  # they were needed, and what they are for is there
@@ -89,6 +97,8 @@ def score_networks(
     for each in asked:
         _score(method, each, is_stopped)
         each.scores = {name: each.scores[name] for name in names}  # in this order, also where some were there before
+        for name, other in same.items():
+            each.scores |= {f"{name} {use}": each.scores[f"{other} {use}"] for use in uses[other]}
 
 
 def _remove(folders: Sequence[Path]) -> None:
@@ -97,6 +107,19 @@ def _remove(folders: Sequence[Path]) -> None:
         with suppress(OSError):  # another evaluation, which was stopped, has some there
             folder.parent.rmdir()
             folder.parent.parent.rmdir()
+
+
+def find_same(networks: Sequence[ScoredNetwork]) -> dict[str, str]:
+    """Of each network that has the weights of another one, and adapts in the same way, the name of that, which alone is
+    scored: the starting one, where it is among them, else the first."""
+    same: dict[str, str] = {}
+    for network in networks:
+        own = (network.identity, network.adaptation)
+        alike = [each.name for each in networks if (each.identity, each.adaptation) == own]
+        original = "starting" if "starting" in alike else alike[0]
+        if network.name != original:
+            same[network.name] = original
+    return same
 
 
 def _score(method: Method, asked: Asked, is_stopped: Callable[[], bool]) -> None:
@@ -145,18 +168,25 @@ def evaluate_candidates(
 
     The first one is also the one that the verdicts are about, `against` those of the others that are named, and against
     the strongest of its `rivals` (unset: all others). All need the same tokenizer. Returns the content of
-    `evaluation.json`: see `distmeta.evaluate.table.evaluation_report`, and `overlap`: see `count_overlap`.
+    `evaluation.json`: see `distmeta.evaluate.table.evaluation_report`, `overlap`: see `count_overlap`, and `similarity`
+    where `evaluate.similarity` asks for it: see `measure_similarity`.
 
     Raises:
-        UserError: the held-out classes cannot fill the episodes, or a network is not there.
+        UserError: the held-out classes cannot fill the episodes, a network is not there, or pairs of texts cannot be
+            read.
         Interrupted: `is_stopped` said so before the last episode.
     """
     setup = candidates[0].setup
     options = setup.config.evaluate
+    groups = read_pairs(options.similarity, options.similarity_pairs) if options.similarity else {}
     source = setup.evaluation_tasks()
     say(f"evaluating {len(candidates)} networks on {options.episodes} episodes of meta-{options.split} classes")
-    asked = Asked(source, options.episodes, kept)
-    score_networks(candidates, [asked], say, executor=executor or LocalExecutor(), work=work, is_stopped=is_stopped)
+    asked, executor, same = Asked(source, options.episodes, kept), executor or LocalExecutor(), find_same(candidates)
+    score_networks(candidates, [asked], say, executor=executor, work=work, is_stopped=is_stopped)
+    similarity = {}
+    if options.similarity:
+        distinct = [candidate for candidate in candidates if candidate.name not in same]
+        similarity = measure_similarity(distinct, options.similarity, groups, executor, is_stopped=is_stopped)
     overlap = count_overlap(setup, trained or setup, options.split) if is_trained_known else {}
     for line in describe_overlap(overlap, options.split):
         say(line)
@@ -169,8 +199,9 @@ def evaluate_candidates(
         judged=candidates[0].name,
         against=against,
         rivals=rivals,
+        same=same,
     )
-    return report | {"overlap": overlap}
+    return report | {"overlap": overlap} | ({"similarity": similarity} if similarity else {})
 
 
 def _scores(score: EpisodeScore) -> Score:

@@ -10,7 +10,7 @@ import torch
 from distmeta.compute.batch import TaskBatch, TokenBatch, collate_task
 from distmeta.compute.precision import passes_in
 from distmeta.evaluate.baselines import logistic_regression, nearest_prototype
-from distmeta.evaluate.results import Use
+from distmeta.evaluate.results import NETWORK_USES, Use
 from distmeta.meta import Algorithm
 from distmeta.models import Network, Parameters
 from distmeta.tasks.episode import Task
@@ -57,9 +57,7 @@ class Scorer:
     precision: str
     pad_token_id: int
 
-    def score(
-        self, tasks: Iterable[Task], uses: Sequence[Use] = ("inner-loop", "prototype", "logistic-regression")
-    ) -> Iterator[dict[Use, EpisodeScore]]:
+    def score(self, tasks: Iterable[Task], uses: Sequence[Use] = NETWORK_USES) -> Iterator[dict[Use, EpisodeScore]]:
         """The scores of each episode, by use. First-order adaptation only: no graph outlives an inner step."""
         device = next(iter(self.parameters.values())).device
         training = self.network.training

@@ -71,3 +71,24 @@ def describe_used(report: Mapping[str, Any]) -> list[str]:
         f"Used: {used['encoder']}; {names}; {queries}; {read} test texts as unlabelled text; {seen} test texts in "
         "training tasks."
     ]
+
+
+def describe_similarity(report: Mapping[str, Any]) -> list[str]:
+    """A sentence about what was paid: how each network tells alike texts, and the difference to the starting one."""
+    found = report.get("similarity")
+    if not found:
+        return []
+    means = {name: each["mean"] for name, each in found["networks"].items() if "mean" in each}
+    start = means.get("starting")
+
+    def told(name: str, mean: float) -> str:
+        paid = "" if start is None or name == "starting" else f" ({100 * (mean - start):+.1f})"
+        return f"{name} {100 * mean:.1f}{paid}"
+
+    pairs, groups = sum(found["pairs"].values()), len(found["pairs"])
+    over = f", mean of {groups} groups" if groups > 1 else ""
+    each = ", ".join(told(name, mean) for name, mean in means.items()) or "not defined for any network"
+    return [
+        f"What was paid: similarity of {pairs:,} pairs of texts without training (100 x Pearson of the cosine of mean "
+        f"features{over}): {each}."
+    ]

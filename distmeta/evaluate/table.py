@@ -7,7 +7,14 @@ from typing import Any
 
 from distmeta.evaluate.kept import other_corpus
 from distmeta.evaluate.results import USES, MethodResult
-from distmeta.evaluate.sentences import bounds, describe_used, findings, interval_text, same_networks
+from distmeta.evaluate.sentences import (
+    bounds,
+    describe_similarity,
+    describe_used,
+    findings,
+    interval_text,
+    same_networks,
+)
 from distmeta.evaluate.statistics import mean_ci95, paired_gain
 from distmeta.evaluate.verdict import verdict
 from distmeta.tasks.config import Split, as_words
@@ -78,7 +85,7 @@ def evaluation_table(report: Mapping[str, Any], question: str = "Did meta-pretra
         "In %, with 95% intervals over the episodes. Before: accuracy before the inner loop. Gain: paired",
         "difference to the starting network in the same use (tf-idf: to its logistic regression).",
     ]
-    lines += _wrapped([*same_networks(report), *describe_used(report)])
+    lines += _wrapped([*same_networks(report), *describe_used(report), *describe_similarity(report)])
     if found := report.get("verdict"):
         lines += ["", question, *_wrapped([found["text"], *findings(report), *found["notes"]], "  ")]
     return "\n".join(lines)

@@ -52,7 +52,11 @@ def verdict(
     """
     own = [result for result in results if result.network == judged]
     others = [result for result in results if (result.network in rivals if rivals else result.network != judged)]
-    others = [result for result in others if result.network not in (judged, same_as)]
+    others = [
+        result
+        for result in others
+        if result.network != judged and (result.network != same_as or result.use == "fine-tuning")
+    ]
     if not own or not others:
         return None
     level = 1 - 0.05 / len(own)

@@ -4,7 +4,7 @@ from typing import Any
 
 from distmeta.evaluate.kept import other_corpus
 from distmeta.evaluate.overlap import describe_overlap
-from distmeta.evaluate.sentences import describe_used, findings, same_networks
+from distmeta.evaluate.sentences import describe_similarity, describe_used, findings, same_networks
 from distmeta.report.blocks import Cell, Column, Section, Table
 from distmeta.report.read import Json
 from distmeta.report.run_pictures import methods_plot
@@ -111,6 +111,7 @@ def _section(evaluation: Json, title: str) -> Section:
             *(f"{line[0].upper()}{line[1:]}." for line in other_corpus(evaluation)),
             *same_networks(evaluation),
             *describe_used(evaluation),
+            *describe_similarity(evaluation),
         ],
         tables=[Table([Column("method", is_text=True), *map(Column, columns)], rows, caption, sortable=True)],
     )
