@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from distmeta.compute.batch import collate_task
+from distmeta.compute.batch import TokenBatch, collate_task
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.evaluate import fine_tuning, run
 from distmeta.evaluate.fine_tuning import FineTuningUnit, fine_tune, tuned_weights
@@ -28,7 +29,7 @@ def starting(tmp_path_factory: pytest.TempPathFactory) -> Candidate:
     return Candidate("starting", Setup(config, run), run.starting_weights, fine_tuning_episodes=2)
 
 
-def test_it_is_adamw_on_all_weights_and_a_head_that_starts_at_the_prototypes(starting: Candidate) -> None:
+def test_it_is_adamw_on_all_weights_and_a_head_that_starts_at_the_logistic_regression(starting: Candidate) -> None:
     """Written out with the model itself and padded texts."""
     task = starting.setup.evaluation_tasks().draw(0)
     scorer = load(starting.place)
@@ -40,48 +41,59 @@ def test_it_is_adamw_on_all_weights_and_a_head_that_starts_at_the_prototypes(sta
     network = starting.setup.network().eval()
     bert = copy.deepcopy(network.model.bert)
 
-    def scores(half: object, w: torch.Tensor) -> torch.Tensor:
-        hidden = bert(half.input_ids, half.attention_mask).last_hidden_state  # type: ignore[attr-defined]
-        mask = half.attention_mask[..., None]  # type: ignore[attr-defined]
-        means = (hidden * mask).sum(1) / mask.sum(1)
-        return functional.normalize(means), functional.normalize(means) @ functional.normalize(w).t() / 0.1  # type: ignore[return-value]
+    def features(half: TokenBatch) -> torch.Tensor:
+        hidden = bert(half.input_ids, half.attention_mask).last_hidden_state
+        mask = half.attention_mask[..., None]
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+    def unit(rows: torch.Tensor) -> torch.Tensor:
+        return rows / rows.norm(dim=1, keepdim=True)
 
     with torch.no_grad():
-        features, _ = scores(batch.support, torch.ones(1, bert.config.hidden_size))
-    w = torch.stack([features[batch.support_labels == label].mean(0) for label in range(batch.n_way)]).requires_grad_()
+        rows = unit(features(batch.support))
+        centre = rows.mean(0)
+        rows = unit(rows - centre)
+    regression = LogisticRegression(C=10.0, max_iter=10_000, tol=1e-8).fit(rows.numpy(), batch.support_labels.numpy())
+    w, b = (torch.tensor(value, dtype=torch.float32) for value in (regression.coef_, regression.intercept_))
+    w.requires_grad_()
+    b.requires_grad_()
+
+    def scores(half: TokenBatch) -> torch.Tensor:
+        return unit(unit(features(half)) - centre) @ w.t() + b
+
     optimizer = torch.optim.AdamW(
         [
             {"params": list(bert.parameters()), "lr": fine_tuning.LEARNING_RATE, "weight_decay": 0.01},
-            {"params": [w], "lr": fine_tuning.HEAD_RATE, "weight_decay": 0.0},
+            {"params": [w, b], "lr": fine_tuning.HEAD_RATE, "weight_decay": 0.0},
         ]
     )
     losses = []
     for _ in range(fine_tuning.STEPS):
         optimizer.zero_grad()
-        loss = functional.cross_entropy(scores(batch.support, w)[1], batch.support_labels)
+        loss = functional.cross_entropy(scores(batch.support), batch.support_labels)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([*bert.parameters(), w], 1.0)
+        torch.nn.utils.clip_grad_norm_([*bert.parameters(), w, b], 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
-    torch.testing.assert_close(head, w.detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(head.weight, w, rtol=0.01, atol=0.02)
     name = "model.bert.encoder.layer.0.intermediate.dense.weight"
     moved = (weights[name] - before[name]).norm()
     assert moved > 0
     # Adam makes much of rounding where a gradient is tiny.
     assert (weights[name] - bert.encoder.layer[0].intermediate.dense.weight).norm() < 0.02 * moved
     with torch.no_grad():
-        expected = scores(batch.query, w)[1].argmax(1).numpy()
+        expected = scores(batch.query).argmax(1).numpy()
     found = fine_tune(FineTuningUnit(starting.place, task))
     assert np.mean(found.predictions == expected) > 0.8
     assert found.labels.tolist() == batch.query_labels.tolist()
 
 
-def test_without_a_step_it_is_the_nearest_prototype(starting: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_step_it_is_the_logistic_regression(starting: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fine_tuning, "STEPS", 0)
     for index in range(2):
         task = starting.setup.evaluation_tasks().draw(index)
-        scored = next(load(starting.place).score([task], ("prototype",)))["prototype"]
+        scored = next(load(starting.place).score([task], ("logistic-regression",)))["logistic-regression"]
         assert fine_tune(FineTuningUnit(starting.place, task)).predictions.tolist() == scored.predictions.tolist()
 
 

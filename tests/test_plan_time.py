@@ -236,16 +236,18 @@ def test_baselines_are_in_the_time_of_the_command(opened: tuple[Config, RunDirec
     config = opened[0].model_copy(deep=True)
     measured = calibrate.Calibration(
         warmup_step=0.0, task_step=0.5, validation=2.0, checkpoint=0.0, startup=9.0, export=1.0, first_episode=3.0,
-        episode=1.0, workers=1, memory_without_model=0, peak_memory=0,
+        episode=1.0, fine_tuned_episode=4.0, similarity=7.0, workers=1, memory_without_model=0, peak_memory=0,
     )  # fmt: skip
     alone = forecast._time(config, measured)
     assert alone["baseline_seconds"] == 0
-    evaluation = alone["evaluation_seconds"]
+    tuned = 4.0 * min(config.evaluate.fine_tuning_episodes, config.evaluate.episodes)
+    evaluation = alone["evaluation_seconds"] - tuned
+    assert evaluation == 3 + (config.evaluate.episodes - 1) + 2 * 7
     config.evaluate.language_model_baseline = config.evaluate.multitask_baseline = True
     both = forecast._time(config, measured)
     steps, all_of_it = alone["seconds_of"]["steps with tasks"], alone["wall_seconds"]
     assert both["baseline_seconds"] == steps + 9 + all_of_it + 9  # the multi-task baseline is validated, too
-    assert both["evaluation_seconds"] == 2 * evaluation  # four networks where there were two
+    assert both["evaluation_seconds"] == 2 * evaluation + tuned  # four networks where there were two
     assert both["command_seconds"] == alone["command_seconds"] + both["baseline_seconds"] + evaluation
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,18 +12,42 @@ from torch.nn import functional
 
 from distmeta.compute.batch import TokenBatch, collate_task
 from distmeta.compute.precision import passes_in
+from distmeta.evaluate.baselines import C
+from distmeta.evaluate.logistic import fit
 from distmeta.evaluate.networks import Place, load
 from distmeta.evaluate.score import EpisodeScore, Scorer
-from distmeta.meta.protonet import class_means
 from distmeta.tasks.episode import Task
 
 STEPS = 10
 LEARNING_RATE = 5e-5
 HEAD_RATE = 1e-3
 WEIGHT_DECAY = 0.01
-TEMPERATURE = 0.1
 MOST_TEXTS = 32
 """Texts of a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A linear head on features of length 1, centred on the support set's mean."""
+
+    centre: Tensor
+    weight: Tensor
+    """(n_way, width)."""
+    bias: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, n_way: int) -> Self:
+        """The logistic regression on a support set's features, as the frozen use of that name has it."""
+        rows = functional.normalize(features)
+        centre = rows.mean(0)
+        rows = functional.normalize(rows - centre)
+        a, b = fit((rows @ rows.t())[None], labels[None], n_way, C)
+        return cls(centre, (a[0].t() @ rows).requires_grad_(), b[0].clone().requires_grad_())
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Scores of each text for each class: (texts, n_way)."""
+        rows = functional.normalize(functional.normalize(features) - self.centre)
+        return functional.linear(rows, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +71,37 @@ def fine_tune(unit: FineTuningUnit) -> EpisodeScore:
             tuned, head = tuned_weights(scorer, batch.support, batch.support_labels, batch.n_way)
             seconds = time.perf_counter() - started
             with torch.no_grad():
-                parts = [_scores(scorer, tuned, head, part) for part in batch.query.split(MOST_TEXTS)]
+                parts = [head.scores(scorer.network.features(tuned, part)) for part in batch.query.split(MOST_TEXTS)]
     finally:
         scorer.network.train(was_training)
     predictions = torch.cat(parts).argmax(1).cpu().numpy()
     return EpisodeScore(np.asarray(batch.query_labels.cpu()), predictions, None, seconds)
 
 
-def tuned_weights(scorer: Scorer, support: TokenBatch, labels: Tensor, n_way: int) -> tuple[dict[str, Tensor], Tensor]:
-    """All weights after fine-tuning on a support set, and the head's: (n_way, width)."""
+def tuned_weights(scorer: Scorer, support: TokenBatch, labels: Tensor, n_way: int) -> tuple[dict[str, Tensor], Head]:
+    """All weights after fine-tuning on a support set, and the head's."""
     weights = {
         name: value.detach().clone().requires_grad_(name.startswith("model.") and value.is_floating_point())
         for name, value in scorer.parameters.items()
     }
     with torch.no_grad():
-        features = torch.cat(
-            [functional.normalize(scorer.network.features(weights, part)) for part in support.split(MOST_TEXTS)]
-        )
-        head = class_means(features, labels, n_way, None).requires_grad_()
+        features = torch.cat([scorer.network.features(weights, part) for part in support.split(MOST_TEXTS)])
+        head = Head.of(features, labels, n_way)
     body = [value for value in weights.values() if value.requires_grad]
     optimizer = torch.optim.AdamW(
         [
             {"params": body, "lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY},
-            {"params": [head], "lr": HEAD_RATE, "weight_decay": 0.0},
+            {"params": [head.weight, head.bias], "lr": HEAD_RATE, "weight_decay": 0.0},
         ]
     )
     for part in _steps(len(labels)):
+        part = part.to(labels.device)
         optimizer.zero_grad()
-        scores = _scores(scorer, weights, head, support.take(part.to(labels.device)))
+        scores = head.scores(scorer.network.features(weights, support.take(part)))
         functional.cross_entropy(scores, labels[part]).backward()
-        torch.nn.utils.clip_grad_norm_([*body, head], 1.0)
+        torch.nn.utils.clip_grad_norm_([*body, head.weight, head.bias], 1.0)
         optimizer.step()  # a weight that nothing depends on has no gradient, and stays
-    return {name: value.detach() for name, value in weights.items()}, head.detach()
+    return {name: value.detach() for name, value in weights.items()}, head
 
 
 def _steps(texts: int) -> Sequence[Tensor]:
@@ -89,8 +113,3 @@ def _steps(texts: int) -> Sequence[Tensor]:
     while len(batches) < max(STEPS, 2 * texts / MOST_TEXTS):
         batches += torch.randperm(texts, generator=generator).split(MOST_TEXTS)
     return batches
-
-
-def _scores(scorer: Scorer, weights: dict[str, Tensor], head: Tensor, batch: TokenBatch) -> Tensor:
-    features = scorer.network.features(weights, batch)
-    return functional.normalize(features) @ functional.normalize(head).t() / TEMPERATURE

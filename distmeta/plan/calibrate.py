@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from distmeta.cluster.machine import available_cpus
 from distmeta.config import Config
+from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
 from distmeta.plan.memory import on_gpu
 from distmeta.rundir import RunDirectory
@@ -38,6 +39,9 @@ STEPS = 8
 
 EPISODES = 3
 """Episodes of the evaluation, after a first one."""
+
+PAIRS = 50
+"""Pairs of texts of which the similarity is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,10 @@ class Calibration:
     """Seconds of an evaluation of these two on one episode, all that is done once included."""
     episode: float | None
     """Seconds of each further episode."""
+    fine_tuned_episode: float | None
+    """Seconds of an episode on which the starting network is fine-tuned; 0 where none is."""
+    similarity: float | None
+    """Seconds in which a network's similarity of pairs of texts is measured; 0 where that is not asked for."""
     workers: int
     """Workers that ran."""
     memory_without_model: int
@@ -125,6 +133,8 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
         export=outcome.get("export"),
         first_episode=outcome.get("first_episode"),
         episode=outcome.get("episode"),
+        fine_tuned_episode=outcome.get("fine_tuned_episode"),
+        similarity=outcome.get("similarity"),
         workers=workers,
         memory_without_model=outcome["memory_without_model"],
         peak_memory=progress.get("peak_memory_bytes", outcome.get("peak_memory")),
@@ -263,7 +273,9 @@ def _ending(config: Config, run: RunDirectory) -> dict[str, float]:
     """Seconds of what the command does after training, in one process with the whole machine to itself."""
     import torch
 
-    from distmeta.evaluate.run import Candidate, evaluate_candidates
+    from distmeta.evaluate.fine_tuning import FineTuningUnit, fine_tune
+    from distmeta.evaluate.run import Candidate, evaluate_candidates, find_same
+    from distmeta.evaluate.similarity import measure_similarity, read_pairs
     from distmeta.pipeline import write_models
     from distmeta.setup import Setup
 
@@ -274,6 +286,8 @@ def _ending(config: Config, run: RunDirectory) -> dict[str, float]:
     exported = time.perf_counter()
     weights = {"meta-pretrained": run.best_weights, "starting": run.starting_weights}
     candidates = [Candidate(name, setup, each) for name, each in weights.items()]
+    networks = len(candidates) / (len(candidates) - len(find_same(candidates)))  # of which so few steps may keep one
+    similarity, config.evaluate.similarity = config.evaluate.similarity, None
     spent = []
     with contextlib.redirect_stderr(io.StringIO()):  # of the progress bar
         for episodes in (1, 1 + EPISODES):
@@ -281,5 +295,23 @@ def _ending(config: Config, run: RunDirectory) -> dict[str, float]:
             begun = time.perf_counter()
             evaluate_candidates(candidates, lambda _: None)
             spent.append(time.perf_counter() - begun)
-    episode = max(0.0, spent[1] - spent[0]) / EPISODES
-    return {"export": exported - started, "first_episode": spent[0], "episode": episode}
+        fine_tuned, measured = 0.0, 0.0
+        if config.evaluate.fine_tuning_episodes:
+            begun = time.perf_counter()
+            fine_tune(FineTuningUnit(candidates[1].place, setup.evaluation_tasks().draw(0)))
+            fine_tuned = time.perf_counter() - begun
+        if similarity:
+            groups = read_pairs(similarity, config.evaluate.similarity_pairs)
+            name, pairs = next(iter(groups.items()))
+            some = replace(pairs, texts=pairs.texts[:PAIRS], scores=pairs.scores[:PAIRS])
+            begun = time.perf_counter()
+            measure_similarity(candidates[1:], similarity, {name: some}, LocalExecutor())
+            total = sum(len(each.scores) for each in groups.values())
+            measured = (time.perf_counter() - begun) * total / len(some.scores)
+    return {
+        "export": exported - started,
+        "first_episode": networks * spent[0],
+        "fine_tuned_episode": fine_tuned,
+        "similarity": measured,
+        "episode": networks * max(0.0, spent[1] - spent[0]) / EPISODES,  # the last one, which ends the waiting for it
+    }

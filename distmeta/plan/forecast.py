@@ -128,7 +128,11 @@ def _time(config: Config, measured: "Calibration") -> dict[str, Any]:
         baselines.append(seconds_of["warm-up steps"] + seconds_of["steps with tasks"])
     if config.evaluate.multitask_baseline:
         baselines.append(wall_seconds)
-    evaluation *= (2 + len(baselines)) / 2  # networks
+    networks = 2 + len(baselines)
+    evaluation = evaluation / 2 * networks + (measured.similarity or 0.0) * networks
+    evaluation += (measured.fine_tuned_episode or 0.0) * min(
+        config.evaluate.fine_tuning_episodes, config.evaluate.episodes
+    )
     baseline = sum(baselines) + measured.startup * len(baselines)
     return {
         "seconds_of": seconds_of,
