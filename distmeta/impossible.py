@@ -94,6 +94,8 @@ def impossible(config: "Config") -> Iterable[str]:
     ):
         if is_set and not has_labels:
             yield f"{key}: has a head over the classes of labelled sets, and words of SMLMT are none; leave it out"
+    if meta.algorithm == "multitask" and tasks.smlmt_share:
+        yield "tasks.smlmt_share: multitask has heads over classes of labelled sets, and words of SMLMT are none; set 0"
     if meta.algorithm == "multitask" and config.evaluate.multitask_baseline:
         yield "evaluate.multitask_baseline: meta.algorithm is multitask already; leave it out"
     at_a_time = config.engine.tasks_at_a_time or 1

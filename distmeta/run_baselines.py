@@ -53,6 +53,9 @@ def baselines(
             _language_model(baseline, run, progress)
         else:
             say("training the multi-task baseline on the same texts and steps")
+            if baseline.tasks.smlmt_share:
+                say("SMLMT tasks are left out of it: its heads are over the classes of labelled sets")
+                baseline.tasks.smlmt_share = 0.0
             baseline.meta = MetaConfig(
                 algorithm="multitask", **{key: getattr(config.meta, key) for key in OF_EVERY_ALGORITHM}
             )

@@ -251,9 +251,13 @@ class Setup:
         """The classes of meta-train by labelled data set, where the algorithm has a head over them."""
         if not algorithm_class(self.config.meta.algorithm).needs_training_classes:
             return None
-        parts = self.manifest.class_parts(self.corpus, "train")
-        names = {name for part in parts for name in pq.read_table(part, columns=["class"])["class"].to_pylist()}
-        return TrainingClasses({"": sorted(names)})
+        names: dict[str, set[str]] = {}
+        for dataset in self.manifest.datasets:
+            if dataset.labelled:
+                parts = self.manifest.class_parts(self.corpus, "train", dataset.name)
+                found = (pq.read_table(part, columns=["class"])["class"].unique().to_pylist() for part in parts)
+                names[dataset.name] = {name for each in found for name in each}
+        return TrainingClasses({name: sorted(classes) for name, classes in names.items() if classes})
 
     def tasks(
         self,

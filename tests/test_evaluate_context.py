@@ -54,6 +54,15 @@ def test_what_was_not_run_is_said(settings: list[str], others: list[Any], said: 
     assert all(note in table for note in report["verdict"]["notes"])
 
 
+def test_what_multi_task_training_left_out_is_said() -> None:
+    settings = [*LABELLED, "tasks.smlmt_share=0.5", "corpus.sources=[a.csv, {path: b.csv, label_column: x, name: b}]"]
+    config = load_config(None, settings, check=False)
+    results = [*OWN, method("multitask", "prototype", 0.5)]
+    report = evaluation_report(results, split="test", n_way=5, k_shot=1, query_per_class=3)
+    notes = with_context(report | {"overlap": OVERLAP}, config, {})["verdict"]["notes"]
+    assert "Multi-task training had the texts of labelled sets alone: it has no head over the words of SMLMT." in notes
+
+
 def test_what_the_results_used_stands_beside_them() -> None:
     report = report_of([], settings=LABELLED)
     assert report["used"] == {

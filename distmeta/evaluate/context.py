@@ -55,6 +55,10 @@ def with_context(report: dict[str, Any], config: Config, progress: Mapping[str, 
         found = found | {"text": found["text"].replace("Yes: ", f"Yes, against what was run, but {absent}: ", 1)}
         notes.append(f"{absent[0].upper()}{absent[1:]} (evaluate.language_model_baseline).")
     labelled = any(dataset.labelled and dataset.role != "test" for dataset in datasets_of(config.corpus, config.tasks))
+    if "multitask" in networks and config.tasks.smlmt_share:
+        notes.append(
+            "Multi-task training had the texts of labelled sets alone: it has no head over the words of SMLMT."
+        )
     if labelled and "multitask" not in networks and config.meta.algorithm != "multitask":
         notes.append("Multi-task training on the same labelled texts was not run (evaluate.multitask_baseline).")
     if not any(method["use"] == "fine-tuning" for method in report["methods"]):

@@ -46,7 +46,7 @@ class WorkSource:
             drawn = self._tasks.draw(index)
             task = collate_task(drawn, self._tokenizer.pad_token_id, self._device)
             if self._classes is not None:
-                task = replace(task, head=self._classes.rows("", drawn.classes, self._device))
+                task = replace(task, head=self._classes.rows(drawn.source, drawn.classes, self._device))
         text = None
         if self._text is not None and (task is None or self._config.lm_weight):
             size = self._config.lm_batch_size
