@@ -31,6 +31,9 @@ def test_a_source_with_settings_of_its_own_is_called_as_its_path_is() -> None:
             "mails": ["in/mails.jsonl.gz"],
         }
     assert found([{"path": "a.csv", "text_column": "body"}, "b.csv"], label_column="y") == {"": ["a.csv", "b.csv"]}
+    own: dict[str, Any] = {"path": "a.csv", "label_column": "z", "text_column": "b", "text_pair_column": "c"}
+    [dataset] = datasets_of(CorpusConfig(sources=[own]), TasksConfig(label_column="y", text_pair_column="second"))
+    assert (dataset.label_column, dataset.text_column, dataset.pair_column) == ("z", "b", "c")
 
 
 @pytest.mark.parametrize(

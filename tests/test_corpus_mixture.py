@@ -103,7 +103,7 @@ def test_the_order_of_sources_weights_and_shares_make_no_other_mixture(tmp_path:
     assert other == manifest
     renamed = [source | {"name": "rock"} if source.get("name") == "songs" else source for source in sources]
     assert prepare_mixture(tmp_path / "third", renamed).content_digest != manifest.content_digest
-    moved = [source | {"role": "train"} if source.get("name") == "pairs" else source for source in sources]
+    moved = [source | {"role": "test"} if source.get("name") == "valid" else source for source in sources]
     assert prepare_mixture(tmp_path / "fourth", moved, splits=()).content_digest != manifest.content_digest
 
 
@@ -118,9 +118,10 @@ def test_language_modelling_reads_no_text_of_a_class_or_data_set_that_is_held_ou
 def test_repeats_are_dropped_within_a_data_set_and_counted_across(tmp_path: Path) -> None:
     both = numbered("A text that two sets have", 6)
     once = write_set(tmp_path / "a.jsonl", {"x": [*both, *both[:2], "A text, that two sets HAVE"], "y": numbered("y")})
-    other = write_set(tmp_path / "b.jsonl", {"x": [*both, "a text that two sets have!"], "z": numbered("z")})
+    more = ["a text that two sets have!", "z number 1 of 8. Z number 2 of 8"]
+    other = write_set(tmp_path / "b.jsonl", {"x": [*both, *more], "z": numbered("z")})
     text = tmp_path / "c.txt"
-    text.write_text("\n".join([*sentences(), f"Before it. {both[0]}", "z number 1 of 8. Z number 2 of 8."]))
+    text.write_text("\n".join([*sentences(), f"Before it. {both[0]}", "Z number 1 of 8. Z number 2 of 8."]))
     sources = [
         {"path": str(once), "label_column": "y", "role": "train"},
         {"path": str(other), "label_column": "y", "role": "test"},
@@ -130,9 +131,10 @@ def test_repeats_are_dropped_within_a_data_set_and_counted_across(tmp_path: Path
     assert manifest.rows.dropped == manifest.dataset("a").rows.dropped == {"repeat": 2}
     assert (manifest.dataset("a").repeats, manifest.dataset("b").repeats) == (2, 0)
     leaks = {(leak.dataset, leak.split, leak.trained): (leak.texts, leak.exact, leak.near) for leak in manifest.leaks}
-    assert leaks == {("b", "test", "a"): (15, 6, 7), ("b", "test", ""): (15, 1, 3)}
+    # Of the text, a sentence to the character, two but for case and signs, and a whole line of two sentences.
+    assert leaks == {("b", "test", "a"): (16, 6, 7), ("b", "test", ""): (16, 1, 4)}
     assert (
-        "b: 7 of 15 meta-test texts stand in a (6 to the character): they are counted, not dropped"
+        "b: 7 of 16 meta-test texts stand in a (6 to the character): they are counted, not dropped"
         in manifest.describe()
     )
 
