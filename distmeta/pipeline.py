@@ -59,7 +59,7 @@ def prepare(config: Config, run: RunDirectory, say: Say) -> None:
     setup = Setup(config, run)
     for split in SPLITS:
         try:
-            setup.tasks(split).draw(0)
+            setup.tasks(split).check()
         except UserError as error:
             say(f"no tasks yet: {error}")
 

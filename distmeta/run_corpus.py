@@ -190,10 +190,10 @@ def own_setup(config: Config, run: RunDirectory) -> OwnSetup:
 def check_tasks(config: Config, run: RunDirectory) -> None:
     """Draws one task of each kind that the run will need, so that what cannot be drawn is told now."""
     setup = Setup(config, run)
-    setup.tasks("train").draw(0)
+    setup.tasks("train").check()
     if config.train.validate_every:
-        setup.tasks("valid").draw(0)
-    setup.evaluation_tasks().draw(0)
+        setup.tasks("valid").check()
+    setup.evaluation_tasks().check()
 
 
 def _without_sources(config: Config, run: RunDirectory) -> tuple[Manifest, str] | None:

@@ -1,13 +1,17 @@
 """What a configuration stands for, once its corpus is prepared: network, tokenizer, tasks and text."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
+from typing import TypedDict
 
 import pyarrow.parquet as pq
 
 from distmeta.config import Config
 from distmeta.corpus.config import SHORTEST
+from distmeta.corpus.dataset_report import DatasetReport
+from distmeta.corpus.datasets import datasets_of, serves
 from distmeta.corpus.manifest import Manifest
 from distmeta.corpus.tokenizer import load_source
 from distmeta.errors import UserError
@@ -27,8 +31,10 @@ from distmeta.models.look import look_at_weights
 from distmeta.models.on_disk import parameters_on_disk
 from distmeta.packages import local_folder
 from distmeta.rundir import RunDirectory
+from distmeta.tasks.class_shards import ClassReader
 from distmeta.tasks.config import Split, bounds
 from distmeta.tasks.draw import TaskSource
+from distmeta.tasks.mixture import Mixture, shares_of
 from distmeta.tasks.text import TextSource
 
 
@@ -45,7 +51,7 @@ def resolve(config: Config) -> Config:
         source = local_folder(config.tokenizer.name_or_path, "tokenizer.name_or_path")
         refuse_missing(source, "tokenizer.name_or_path")
         check_small_files(source, "tokenizer.name_or_path")
-    smlmt = config.tasks.label_column is None
+    smlmt = not any(dataset.labelled for dataset in datasets_of(config.corpus, config.tasks))
     config.model.pooling = resolve_pooling(config.model.pooling, model_kind(hf_config), smlmt)
     if algorithm_class(config.meta.algorithm).needs_language_model and model_kind(hf_config) != "decoder":
         raise UserError(f"meta.algorithm: {config.meta.algorithm} needs a decoder, and {hf_config.model_type} is none")
@@ -191,6 +197,13 @@ def differentiates_twice(config: Config) -> bool:
     return algorithm_class(config.meta.algorithm).differentiates_twice(config.meta)
 
 
+class _Shape(TypedDict):
+    n_way: int | list[int] | str
+    k_shot: int | list[int]
+    query_per_class: int
+    seed: int
+
+
 class Setup:
     """The parts of a run, made from a resolved configuration and a prepared corpus."""
 
@@ -267,20 +280,61 @@ class Setup:
         k_shot: int | list[int] | None = None,
         query_per_class: int | None = None,
         seed: int | None = None,
-    ) -> TaskSource:
-        """The tasks of a split; what is not given is as in training."""
-        tasks = self.config.tasks
-        return TaskSource(
-            self.manifest.class_parts(self.corpus, split),
-            split,
-            n_way=tasks.n_way if n_way is None else n_way,
-            k_shot=tasks.k_shot if k_shot is None else k_shot,
-            query_per_class=tasks.query_per_class if query_per_class is None else query_per_class,
-            seed=self.config.train.seed if seed is None else seed,
-            max_texts=tasks.max_texts,
-        )
+        in_turn: bool | None = None,
+    ) -> TaskSource | Mixture:
+        """The tasks of a split; what is not given is as in training.
 
-    def evaluation_tasks(self) -> TaskSource:
+        Of several data sets each has its share of the training tasks. Otherwise (`in_turn`, by default in every split
+        but train) one comes after the other, and one with fewer classes than `n_way` has tasks of all its classes.
+
+        Raises:
+            UserError: see `TaskSource` and `Mixture`.
+        """
+        tasks, manifest = self.config.tasks, self.manifest
+        in_turn = split != "train" if in_turn is None else in_turn
+        shape: _Shape = {
+            "n_way": tasks.n_way if n_way is None else n_way,
+            "k_shot": tasks.k_shot if k_shot is None else k_shot,
+            "query_per_class": tasks.query_per_class if query_per_class is None else query_per_class,
+            "seed": self.config.train.seed if seed is None else seed,
+        }
+        count = len(manifest.datasets)
+        several = count > 1
+        here = [each for each in manifest.datasets if not several or serves(each, split, count, tasks)]
+        sources = [
+            TaskSource(
+                manifest.class_parts(self.corpus, split, each.name),
+                split,
+                **shape,
+                max_texts=tasks.max_texts,
+                name=each.name,
+                bounded=several and in_turn,
+                reader=self._classes,
+            )
+            for each in here
+        ]
+        if not several:
+            return sources[0]
+        if not sources:
+            raise UserError(f"meta-{split} has no data set: give one the role {split} in corpus.sources")
+        shares = None if in_turn else self._shares(here, sources)
+        return Mixture(sources, shares, split=split, **shape)
+
+    def _shares(self, datasets: Sequence[DatasetReport], sources: Sequence[TaskSource]) -> list[float]:
+        tasks = self.config.tasks
+        weights = {each.name: each.weight for each in datasets_of(self.config.corpus, tasks)}
+        sizes = [
+            (each.labelled, weights.get(each.name, 1.0), source.texts)
+            for each, source in zip(datasets, sources, strict=True)
+        ]
+        return shares_of(sizes, tasks.source_power, tasks.smlmt_share)
+
+    @cached_property
+    def _classes(self) -> ClassReader:
+        """One for all tasks, so that they hold no more together than one alone."""
+        return ClassReader()
+
+    def evaluation_tasks(self) -> TaskSource | Mixture:
         """The episodes that `evaluate` describes."""
         options = self.config.evaluate
         return self.tasks(
@@ -289,6 +343,7 @@ class Setup:
             k_shot=options.k_shot,
             query_per_class=options.query_per_class,
             seed=options.seed,
+            in_turn=True,
         )
 
     def text(self) -> TextSource | None:

@@ -235,7 +235,8 @@ def test_what_does_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     assert groups(packed, work, inner_clipping=1.0) == [1, 1, 1]
     assert groups(packed, work, algorithm="maml") == [3]
     assert groups(packed, work, algorithm="maml", inner_optimizer="momentum") == [1, 1, 1]
-    assert groups(packed, [*work, Work(3, task_batch(random_task(3, n_way=2)), None)]) == [3, 1]
+    mixed = [*work[:2], Work(3, task_batch(random_task(3, n_way=2)), None), *work[2:]]
+    assert groups(packed, mixed) == [1, 3]  # those of as many classes, wherever they stand
     tokens = sum(item.task.query.num_tokens for item in work[:2])
     monkeypatch.setitem(learner_module.MOST_NUMBERS, "cpu", tokens * packed.hidden_size)
     assert groups(packed, work) == [2, 1]

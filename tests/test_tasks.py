@@ -37,8 +37,8 @@ def shard(tmp_path):
     )
 
 
-def source(*parts, n_way=5, k_shot=2, query_per_class=3, seed=0, split="train"):
-    return TaskSource(parts, split, n_way=n_way, k_shot=k_shot, query_per_class=query_per_class, seed=seed)
+def source(*parts, split="train", **shape):
+    return TaskSource(parts, split, **{"n_way": 5, "k_shot": 2, "query_per_class": 3, "seed": 0, **shape})
 
 
 def test_a_task_depends_on_seed_split_and_index_alone(shard):

@@ -26,7 +26,7 @@ def evaluation_report(
     results: Sequence[MethodResult],
     *,
     split: Split,
-    n_way: int | list[int],
+    n_way: int | list[int] | str,
     k_shot: int | list[int],
     query_per_class: int,
     judged: str = "meta-pretrained",

@@ -196,7 +196,11 @@ class Learner:
         return own * self.algorithm.copies
 
     def _groups(self, work: Sequence[Work], parameters: Parameters, threads: int) -> Iterator[list[Work]]:
-        """The work in pieces, each of as many tasks as go side by side, with the text beside them."""
+        """The work in pieces, each of as many tasks as go side by side, with the text beside them.
+
+        Those of as many classes follow one another. Nothing but the order in which numbers are added depends on it.
+        """
+        work = sorted(work, key=lambda item: item.task.n_way if item.task else 0)
         most = math.ceil(min(len(work), self.tasks_at_a_time or len(work)) / threads)
         group: list[Work] = []
         for item in work:

@@ -1,6 +1,7 @@
 """The page of one run."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from distmeta.report import run_pictures as pictures
 from distmeta.report.blocks import Page, Picture, Section
@@ -8,6 +9,7 @@ from distmeta.report.evaluation import best_method, evaluation_section, helped, 
 from distmeta.report.plan import plan_section
 from distmeta.report.read import Run, Settings, kept_network
 from distmeta.report.units import NONE, count, duration, memory, money, percent, setting
+from distmeta.tasks.config import as_words
 
 
 def run_page(run: Run) -> Page:
@@ -107,7 +109,11 @@ def _subtitle(run: Run) -> str:
         ("engine.zero_stage", "ZeRO {}"),
     )
     values = [(run.settings.get(key), text) for key, text in keys]
-    return ", ".join([state(run), *(text.format(setting(value)) for value, text in values if value is not None)])
+    return ", ".join([state(run), *(text.format(_words(value)) for value, text in values if value is not None)])
+
+
+def _words(value: Any) -> str:
+    return as_words(value) if isinstance(value, list) else setting(value)
 
 
 def _drawn(drawings: Iterable[tuple[Picture | None, str]], missing: list[str]) -> list[Picture]:

@@ -210,7 +210,8 @@ def methods_plot(evaluation: Json) -> Picture:
 
 
 def _is_accuracy(key: str) -> bool:
-    return key not in ("outer_step", "not_finite") and not key.endswith("_ci95")
+    # One with a slash is of a single data set, of which there may be many.
+    return key not in ("outer_step", "not_finite") and not key.endswith("_ci95") and "/" not in key
 
 
 def _mean_by_position(lists: Sequence[Sequence[float]]) -> list[float]:

@@ -119,6 +119,14 @@ class TaskSource:
             "one class a task; ask for fewer ways or shots, or give more text"
         )
 
+    def whole_turns(self, episodes: int) -> int:
+        """As many episodes: see `Mixture`."""
+        return episodes
+
+    def check(self) -> None:
+        """Draw a task. Raises UserError where none can be drawn."""
+        self.draw(0)
+
     def _size(self, random: np.random.Generator) -> tuple[int, int]:
         """Ways and shots of a task, each drawn evenly from its range as far as texts and classes allow.
 

@@ -83,5 +83,6 @@ class Task:
         for label, name in enumerate(self.classes):
             lines.append(f"  {label}: {name}")
             for kind, examples in (("support", self.support), ("query", self.query)):
-                lines += [f"     {kind:<7} {example.shown}" for example in examples if example.label == label]
+                shown = (example.shown.replace("\n", f"\n{'':13}") for example in examples if example.label == label)
+                lines += [f"     {kind:<7} {text}" for text in shown]
         return "\n".join(lines)

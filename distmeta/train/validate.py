@@ -15,6 +15,10 @@ from distmeta.meta import Algorithm
 from distmeta.models import Network, Parameters
 from distmeta.setup import Setup
 from distmeta.tasks.draw import TaskSource
+from distmeta.tasks.mixture import Mixture
+
+Accuracies = dict[str, dict[str, list[float]]]
+"""Those of episodes, by use and data set."""
 
 
 class Validator:
@@ -30,14 +34,18 @@ class Validator:
         # An all-way episode holds every class, so a tenth as many tell as much; an inner loop on so many texts would
         # cost more than the training that it is to judge.
         n_way_uses: tuple[Use, ...] = ("inner-loop", "prototype")
-        self._sources: list[tuple[str, TaskSource, int, tuple[Use, ...]]] = [
-            ("", setup.tasks("valid"), episodes, n_way_uses),
-            ("-all-way", setup.tasks("valid", n_way="all"), max(1, episodes // 10), ("prototype",)),
+        n_way, all_way = setup.tasks("valid"), setup.tasks("valid", n_way="all")
+        self._sources: list[tuple[str, TaskSource | Mixture, int, tuple[Use, ...]]] = [
+            ("", n_way, n_way.whole_turns(episodes), n_way_uses),
+            ("-all-way", all_way, all_way.whole_turns(max(1, episodes // 10)), ("prototype",)),
         ]
 
     def score(self, parameters: Parameters, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
         """Mean accuracy as `inner-loop`, `prototype` and `prototype-all-way`, and half the width of its 95% interval as
         `inner-loop_ci95` and so on (absent for a single episode), the same on every worker, which all have to call it.
+
+        Of several data sets, which have as many episodes each, it is the mean over them, and `inner-loop/NAME` and so
+        on are those of each.
 
         None: `is_stopping`, which is asked before each episode, said so on one of them.
         """
@@ -50,13 +58,13 @@ class Validator:
             config.engine.precision,
             self._setup.tokenizer.pad_token_id,
         )
-        accuracies: dict[str, list[float]] = {}
+        accuracies: Accuracies = {}
         for suffix, source, episodes, uses in self._sources:
             indices = takewhile(lambda _: not is_stopping(), range(self._rank, episodes, self._world_size))
-            tasks = (source.draw(index) for index in indices)
-            for scores in scorer.score(tasks, uses):
-                for use, score in scores.items():
-                    accuracies.setdefault(use + suffix, []).append(score.accuracy)
+            for task in map(source.draw, indices):
+                for scores in scorer.score([task], uses):
+                    for use, score in scores.items():
+                        accuracies.setdefault(use + suffix, {}).setdefault(task.source, []).append(score.accuracy)
         return None if self._any(is_stopping()) else self._means(accuracies)
 
     @property
@@ -72,15 +80,17 @@ class Validator:
         episodes: `inner-loop` and its interval."""
         _, source, episodes, _ = self._sources[0]
         pad, device = self._setup.tokenizer.pad_token_id, self._device
-        accuracies = []
+        accuracies: dict[str, list[float]] = {}
         for first in range(0, episodes, self._world_size):  # a round of an episode a worker, some of the last without
             if self._any(is_stopping()):
                 return None
             indices = range(first + self._rank, min(first + self._rank + 1, episodes))
-            tasks = [collate_task(source.draw(index), pad, device) for index in indices]
-            for task, found in zip(tasks, scores(tasks), strict=True):
-                accuracies.append(float((found.argmax(1) == task.query_labels).float().mean()))
-        return self._means({"inner-loop": accuracies})
+            drawn = [source.draw(index) for index in indices]
+            tasks = [collate_task(task, pad, device) for task in drawn]
+            for whole, task, found in zip(drawn, tasks, scores(tasks), strict=True):
+                accuracy = float((found.argmax(1) == task.query_labels).float().mean())
+                accuracies.setdefault(whole.source, []).append(accuracy)
+        return self._means({"inner-loop": accuracies} if accuracies else {})
 
     def _any(self, flag: bool) -> bool:
         """Whether it is set on any worker."""
@@ -90,8 +100,8 @@ class Validator:
         torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
         return bool(value)
 
-    def _means(self, accuracies: dict[str, list[float]]) -> dict[str, float]:
-        gathered: list[dict[str, list[float]] | None] = [accuracies]
+    def _means(self, accuracies: Accuracies) -> dict[str, float]:
+        gathered: list[Accuracies | None] = [accuracies]
         if self._world_size > 1:
             gathered = [None] * self._world_size
             torch.distributed.all_gather_object(gathered, accuracies)
@@ -99,8 +109,16 @@ class Validator:
         # As every worker has them, those without an episode included.
         for name in dict.fromkeys(name for part in gathered if part for name in part):
             # Sorted, so that the mean does not depend on which worker scored which episode.
-            values = sorted(value for part in gathered if part for value in part.get(name, []))
-            means[name], half_width = mean_ci95(values)
+            there = [part[name] for part in gathered if part and name in part]
+            scored = {
+                dataset: mean_ci95(sorted(value for part in there for value in part.get(dataset, [])))
+                for dataset in sorted({dataset for part in there for dataset in part})
+            }
+            means[name] = sum(mean for mean, _ in scored.values()) / len(scored)
+            # The data sets are the same every time, and only their episodes are a sample.
+            half_width = math.hypot(*(width for _, width in scored.values())) / len(scored)
             if math.isfinite(half_width):
                 means[f"{name}_ci95"] = half_width
+            if len(scored) > 1:
+                means |= {f"{name}/{dataset}": mean for dataset, (mean, _) in scored.items()}
         return means
