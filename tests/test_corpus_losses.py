@@ -11,8 +11,10 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
+from distmeta.corpus.config import SourceConfig
 from distmeta.corpus.manifest import Manifest
 from distmeta.corpus.records import RecordSettings
+from distmeta.corpus.sources import resolve_sources
 from distmeta.errors import UserError
 from tests.preparing import prepare_small, sentences, write_sentences
 from tests.test_corpus_kinds import archive
@@ -73,14 +75,20 @@ def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
 def test_settings_of_a_source_that_say_nothing_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "a.txt").write_text("a\n")
     for key, value, name in (
         ("encoding", "cp1252", "a.parquet"),
         ("columns", ["text"], "a.jsonl"),
         ("split", "test", "a.jsonl"),
         ("config", "en", "a.jsonl"),
+        ("text_column", "body", "a.txt"),
     ):
         with pytest.raises(UserError, match=rf"`{key}` says nothing"):
             read({"path": str(tmp_path / name), key: value})
+    with pytest.raises(UserError, match="`text_column` says nothing"):
+        resolve_sources([SourceConfig(path="builtin:python-docs", text_column="text")])
+    [docstrings] = resolve_sources([SourceConfig(path="builtin:python-docstrings", text_column="text")]).files
+    assert docstrings.text_column == "text"
 
 
 def labelled(folder: Path) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
-from distmeta.corpus.config import BUILTIN, CorpusConfig
+from distmeta.corpus.config import CorpusConfig
 from distmeta.corpus.datasets import Dataset
 from distmeta.corpus.executor import Executor
 from distmeta.corpus.ingest import STEP as RECORDS
@@ -66,8 +66,8 @@ class DatasetRows:
         reports, left = [], iter(self.tallies)
         for name, pieces, content in self.found.contents():
             first, own = pieces[0].piece, list(islice(left, len(pieces)))
-            dataset = self.found.dataset.name
-            reports.append(report_source(name, first.path or BUILTIN, first.size, content, own, dataset))
+            path = f"builtin:{first.path}" if first.format == "builtin" else first.path
+            reports.append(report_source(name, path, first.size, content, own, self.found.dataset.name))
         return reports
 
     def vanished(self) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.fs
 
-from distmeta.corpus.builtin import SIZES
+from distmeta.corpus.builtin import DOCS, SIZES
 from distmeta.corpus.config import BUILTINS, CorpusConfig, SourceConfig
 from distmeta.corpus.hub import is_saved_dataset, load_dataset
 from distmeta.corpus.kinds import COMPRESSIONS
@@ -150,7 +150,7 @@ def _refuse_idle_settings(source: SourceConfig, found: Sequence[Piece]) -> None:
         "encoding": source.encoding and not formats & {"text", "jsonl", "csv", "tsv"},
         "config": source.config and "huggingface" not in formats,
         "split": source.split != "train" and "huggingface" not in formats,
-        "text_column": source.text_column and not formats - {"text", "builtin", UNKNOWN},
+        "text_column": source.text_column and not any(map(_has_columns, found)),
     }
     for key, is_idle in idle.items():
         if is_idle:
@@ -158,6 +158,10 @@ def _refuse_idle_settings(source: SourceConfig, found: Sequence[Piece]) -> None:
                 f"corpus.sources: {source.path}: `{key}` says nothing of what is there ({', '.join(sorted(formats))}): "
                 "leave it out"
             )
+
+
+def _has_columns(file: Piece) -> bool:
+    return file.format not in ("text", UNKNOWN) and (file.format, file.path) != ("builtin", DOCS)
 
 
 def _find(path: str, directory: Path | None) -> Iterator[tuple[str, pa.fs.FileInfo, bool]]:
