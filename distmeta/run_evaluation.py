@@ -44,11 +44,13 @@ def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
             "content_digest": setup.manifest.content_digest,
             "is_of_the_run": own_parts.is_of_the_run,
         }
+        tuned = config.evaluate.fine_tuning_episodes
+        if tuned and config.engine.weights == "partitioned":
+            say("not fine-tuned on support sets: a network whose weights are partitioned is too large for that")
+            tuned = 0
         candidates = [
             Candidate("meta-pretrained", setup, run.best_weights),
-            Candidate(
-                "starting", setup, run.starting_weights, fine_tuning_episodes=config.evaluate.fine_tuning_episodes
-            ),
+            Candidate("starting", setup, run.starting_weights, fine_tuning_episodes=tuned),
         ]
         for name in wanted(config):
             baseline, directory = trained_baseline(config, run, setup, name)

@@ -35,7 +35,7 @@ def test_it_is_adamw_on_all_weights_and_a_head_that_starts_at_the_logistic_regre
     scorer = load(starting.place)
     before = {name: value.clone() for name, value in scorer.parameters.items()}
     batch = collate_task(task, scorer.pad_token_id, CPU)
-    weights, head = tuned_weights(scorer, batch.support, batch.support_labels, batch.n_way)
+    weights, head = tuned_weights(scorer.network, scorer.parameters, batch.support, batch.support_labels, batch.n_way)
     assert all(torch.equal(value, before[name]) for name, value in scorer.parameters.items())
 
     network = starting.setup.network().eval()

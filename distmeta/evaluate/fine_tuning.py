@@ -15,7 +15,8 @@ from distmeta.compute.precision import passes_in
 from distmeta.evaluate.baselines import C
 from distmeta.evaluate.logistic import fit
 from distmeta.evaluate.networks import Place, load
-from distmeta.evaluate.score import EpisodeScore, Scorer
+from distmeta.evaluate.score import EpisodeScore
+from distmeta.models import Network, Parameters
 from distmeta.tasks.episode import Task
 
 STEPS = 10
@@ -68,24 +69,29 @@ def fine_tune(unit: FineTuningUnit) -> EpisodeScore:
     try:
         with passes_in(scorer.precision):
             started = time.perf_counter()
-            tuned, head = tuned_weights(scorer, batch.support, batch.support_labels, batch.n_way)
+            # Of the word embedding the rows of these texts alone, which for so few texts is most of the work.
+            local = scorer.network.localized(scorer.parameters, [batch.support, batch.query])
+            support, query = local.batches
+            tuned, head = tuned_weights(scorer.network, local.parameters, support, batch.support_labels, batch.n_way)
             seconds = time.perf_counter() - started
             with torch.no_grad():
-                parts = [head.scores(scorer.network.features(tuned, part)) for part in batch.query.split(MOST_TEXTS)]
+                parts = [head.scores(scorer.network.features(tuned, part)) for part in query.split(MOST_TEXTS)]
     finally:
         scorer.network.train(was_training)
     predictions = torch.cat(parts).argmax(1).cpu().numpy()
     return EpisodeScore(np.asarray(batch.query_labels.cpu()), predictions, None, seconds)
 
 
-def tuned_weights(scorer: Scorer, support: TokenBatch, labels: Tensor, n_way: int) -> tuple[dict[str, Tensor], Head]:
+def tuned_weights(
+    network: Network, parameters: Parameters, support: TokenBatch, labels: Tensor, n_way: int
+) -> tuple[Parameters, Head]:
     """All weights after fine-tuning on a support set, and the head's."""
     weights = {
         name: value.detach().clone().requires_grad_(name.startswith("model.") and value.is_floating_point())
-        for name, value in scorer.parameters.items()
+        for name, value in parameters.items()
     }
     with torch.no_grad():
-        features = torch.cat([scorer.network.features(weights, part) for part in support.split(MOST_TEXTS)])
+        features = torch.cat([network.features(weights, part) for part in support.split(MOST_TEXTS)])
         head = Head.of(features, labels, n_way)
     body = [value for value in weights.values() if value.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -97,7 +103,7 @@ def tuned_weights(scorer: Scorer, support: TokenBatch, labels: Tensor, n_way: in
     for part in _steps(len(labels)):
         part = part.to(labels.device)
         optimizer.zero_grad()
-        scores = head.scores(scorer.network.features(weights, support.take(part)))
+        scores = head.scores(network.features(weights, support.take(part)))
         functional.cross_entropy(scores, labels[part]).backward()
         torch.nn.utils.clip_grad_norm_([*body, head.weight, head.bias], 1.0)
         optimizer.step()  # a weight that nothing depends on has no gradient, and stays
