@@ -133,7 +133,8 @@ def _chosen_method(run: Run) -> Json | None:
 
 
 def _results(runs: Sequence[Run]) -> Table:
-    columns = ["kept step", "meta-valid accuracy", "evaluation accuracy", "paired gain (points)", "time", "worker time"]
+    columns = ["kept step", "meta-valid accuracy", "evaluation accuracy", "paired gain (points)"]
+    columns += ["to the strongest rival (points)", "time", "worker time"]
     rows = []
     for run in runs:
         summary, method, kept, spent = run.summary or {}, _chosen_method(run) or {}, kept_network(run), cost(run)
@@ -146,6 +147,7 @@ def _results(runs: Sequence[Run]) -> Table:
                 Cell(percent(kept.accuracy, kept.half_width), kept.accuracy),
                 Cell(score(method, "accuracy"), method.get("accuracy")),
                 Cell(points(method.get("paired_gain"), method.get("paired_gain_ci95")), method.get("paired_gain")),
+                _strongest_rival(run),
                 _cell(duration, run.total("wall_seconds")),
                 _cell(duration, run.total("worker_seconds")),
                 Cell(money(spent, summary.get("currency", "")), spent),
@@ -156,9 +158,17 @@ def _results(runs: Sequence[Run]) -> Table:
     numbers = [Column(title) for title in (*columns, "cost", "peak memory")]
     caption = (
         "95% intervals. Evaluation accuracy and its paired gain over the starting network: of the kept network, in the "
-        "use that chose it, on the classes and in the ways of its own evaluation."
+        "use that chose it, on the classes and in the ways of its own evaluation. To the strongest rival: of its best "
+        "use, as the run's own page has it."
     )
     return Table([*texts, *numbers], rows, caption, sortable=True)
+
+
+def _strongest_rival(run: Run) -> Cell:
+    found = (run.evaluation or {}).get("verdict")
+    if not found:
+        return Cell(NONE)
+    return Cell(f"{points(found['gain'], found.get('gain_ci95'))} ({found['against']})", found["gain"])
 
 
 def _differences(runs: Sequence[Run]) -> list[Section]:

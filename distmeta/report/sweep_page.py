@@ -69,7 +69,7 @@ def _answer(sweep: Sweep) -> tuple[str, list[str]]:
     found[-1] += "."
     if not sweep.summary:
         return f"Trial {best.trial_id} is best so far.", found
-    _, verdicts = helped(sweep.evaluation)
+    against_all, verdicts = helped(sweep.evaluation)
     beats_default = better_than(sweep.evaluation, f"trial {DEFAULT_TRIAL}")
     if best is default:
         answer = "The default setting is the best one."
@@ -77,7 +77,8 @@ def _answer(sweep: Sweep) -> tuple[str, list[str]]:
         answer = f"Trial {best.trial_id}. Better than the default? {beats_default}"
     else:
         answer = f"Trial {best.trial_id} is best on the meta-valid classes."
-    return answer, found + verdicts + best_method(sweep.evaluation)
+    held = [f"Better than everything else in its table? {against_all}"] if sweep.evaluation else []
+    return answer, found + held + verdicts + best_method(sweep.evaluation)
 
 
 def _facts(sweep: Sweep, currency: str) -> list[tuple[str, str]]:
