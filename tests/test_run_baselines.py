@@ -1,16 +1,22 @@
 """What a run trains to be held against, without Ray: what it is, and that it stands in the run's table."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from distmeta.config import load_config
 from distmeta.errors import UserError
+from distmeta.files import write_text
 from distmeta.opening import reopen_run
 from distmeta.pipeline import evaluate
 from distmeta.run_baselines import baselines, check_baselines
-from distmeta.setup import resolve
+from distmeta.rundir import RunDirectory
+from distmeta.setup import Setup, resolve
+from distmeta.train.work import WorkSource
+from tests.mixtures import mixture, prepared_mixture
 from tests.runs import begun_run, quiet
 from tests.training import read_rows, run_training
 
@@ -62,3 +68,36 @@ def test_partitioned_weights_have_no_multi_task_baseline() -> None:
     config = load_config(None, [*labelled, "engine.weights=partitioned", "engine.zero_stage=3"])
     with pytest.raises(UserError, match=r"evaluate.multitask_baseline: needs engine.weights whole"):
         check_baselines(config)
+
+
+def test_in_a_mixture_each_labelled_set_has_a_head_of_its_own_and_words_have_none(tmp_path: Path) -> None:
+    prepared_mixture(tmp_path)
+    config = mixture(tmp_path, train={"outer_steps": 4}, evaluate={"multitask_baseline": True})
+    run = RunDirectory(tmp_path / "run")
+    write_text(run.environment, "{}")
+    said: list[str] = []
+    ((baseline, directory),) = baselines(config, run, PROGRESS, said.append)
+    assert "SMLMT tasks are left out of it: its heads are over the classes of labelled sets" in said
+    setup = Setup(baseline, directory)
+    assert setup.training_classes is not None
+    in_training = 2 + 2 + setup.manifest.dataset("topics").classes["train"].count
+    assert len(setup.training_classes) == in_training  # none of those that are held out, and no word
+    work = WorkSource(setup, torch.device("cpu"), 0, 1)
+    spans: dict[str, set[tuple[int, int]]] = {}
+    for step in range(4):
+        for piece in work.take(step):
+            source = setup.tasks("train").draw(piece.index).source
+            assert piece.task is not None
+            assert piece.task.head is not None
+            (rows,), (span,) = piece.task.head.rows, piece.task.head.spans
+            assert span[0] <= int(rows.min())
+            assert int(rows.max()) < span[1]
+            spans.setdefault(source, set()).add(span)
+    work.close()
+    assert spans.keys() <= {"moods", "pairs", "topics"}
+    assert len(spans) > 1
+    ends = sorted(span for each in spans.values() for span in each)
+    assert len(ends) == len(spans)
+    assert all(first[1] <= second[0] for first, second in pairwise(ends))
+    run_training(baseline.model_dump(), directory.path)
+    assert all("query_loss" in row for row in read_rows(directory.path))
