@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from distmeta.evaluate.baselines import fit_and_predict, logistic_regression, ne
 from distmeta.evaluate.episodes import Episode
 from distmeta.evaluate.features import Features
 from distmeta.evaluate.fine_tuning import FineTuningUnit, fine_tune
-from distmeta.evaluate.networks import Place, ScoredNetwork, Tokens, load
+from distmeta.evaluate.networks import OfFeatures, Place, ScoredNetwork, Tokens, load
 from distmeta.evaluate.results import Use
 from distmeta.evaluate.score import EpisodeScore
 from distmeta.evaluate.tf_idf import TfIdf
@@ -66,8 +67,12 @@ def methods_of(
         units = [FineTuningUnit(network.place, episode.encoded(tokens)) for episode in episodes]
         yield from executor.map(fine_tune, units, f"fine-tuning {network.name}")
 
+    if network.of_features:
+        adapting = [frozen("inner-loop", partial(_by_scores, network.of_features))]
+    else:
+        adapting = [Method(network.name, "inner-loop", inner_loop)] if network.adapts else []
     found = [
-        *([Method(network.name, "inner-loop", inner_loop)] if network.adapts else []),
+        *adapting,
         frozen("prototype", nearest_prototype),
         frozen("logistic-regression", logistic_regression),
     ]
@@ -91,6 +96,14 @@ class InnerLoopUnit:
 
 def _inner_loop(unit: InnerLoopUnit) -> EpisodeScore:
     return next(load(unit.place).score([unit.task], ("inner-loop",)))["inner-loop"]
+
+
+def _by_scores(
+    of_features: OfFeatures, support: np.ndarray, labels: np.ndarray, query: np.ndarray, n_way: int
+) -> np.ndarray:
+    """Predicts the query texts of each of several episodes, as `nearest_prototype` does."""
+    parts = zip(torch.from_numpy(support), torch.from_numpy(labels), torch.from_numpy(query), strict=True)
+    return torch.stack([of_features(a, b, c, n_way).argmax(1) for a, b, c in parts]).numpy()
 
 
 def _of_features(

@@ -1,7 +1,7 @@
 """Networks that are scored: where each is, so that any process can load it, and what it makes of a text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 Tokens = tuple[tuple[int, ...], int]
 """Token ids of a text with special tokens, and the position of the mask, -1 for none."""
+
+
+OfFeatures = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""Scores, from a support set's features, their labels, the features of queries, and the number of classes."""
 
 
 class Place(Protocol):
@@ -71,6 +75,12 @@ class ScoredNetwork(Protocol):
         ...
 
     @property
+    def of_features(self) -> OfFeatures | None:
+        """What its algorithm makes of features alone (`Algorithm.of_features`); None where it has an inner loop that
+        changes them, or no algorithm."""
+        ...
+
+    @property
     def place(self) -> Place: ...
     @property
     def identity(self) -> str:
@@ -101,6 +111,12 @@ class Candidate:
         """See `ScoredNetwork`."""
         config = self.setup.config
         return digest([config.meta.model_dump(), config.evaluate.inner_steps] if self.adapts else [])
+
+    @property
+    def of_features(self) -> OfFeatures | None:
+        """See `ScoredNetwork`."""
+        meta = self.setup.config.meta
+        return algorithm_class(meta.algorithm).of_features(meta) if self.adapts else None
 
     def with_mean_features(self) -> "Candidate":
         """See `ScoredNetwork`."""
@@ -168,6 +184,7 @@ class Model:
     adapts: bool = False
     fine_tuning_episodes: int = 0
     adaptation: str = ""
+    of_features: OfFeatures | None = None
 
     def with_mean_features(self) -> "Model":
         """See `ScoredNetwork`."""

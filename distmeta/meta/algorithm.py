@@ -153,6 +153,13 @@ class Algorithm(ABC):
         """Whether the network's own passes are differentiated twice, which fused attention cannot be."""
         return (cls.second_order if config.second_order is None else config.second_order) and config.adapt != "head"
 
+    @classmethod
+    def of_features(cls, config: MetaConfig) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
+        """What makes scores of features that are there already, where `fit` asks the network for no more than those of
+        each text: of a support set's features, their labels, the features of queries, and `n_way`. Scores are as those
+        of `fit` but for a factor above 0. None where `fit` needs the network itself."""
+        return None
+
     @abstractmethod
     def task_gradient(self, parameters: Parameters, task: TaskBatch, progress: float = 1.0) -> TaskResult:
         """The task's part of the meta-gradient.

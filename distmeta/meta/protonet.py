@@ -8,6 +8,7 @@ The temperature may be learned: it is kept as its logarithm.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,12 +56,18 @@ class PrototypicalNetwork(Algorithm):
         """Never."""
         return False
 
+    @classmethod
+    def of_features(cls, config: Any) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+        """See `Algorithm`."""
+
+        def scores(support: Tensor, labels: Tensor, query: Tensor, n_way: int) -> Tensor:
+            return -_distances(config, class_means(support, labels, n_way, None), query)
+
+        return scores
+
     def scores(self, parameters: Parameters, centers: Tensor, features: Tensor) -> Tensor:
         """Scores of each text for each class: (sequences, n_way)."""
-        if self.config.distance == "cosine":
-            distances = 1 - functional.normalize(features) @ functional.normalize(centers).t()
-        else:
-            distances = (features[:, None] - centers[None]).square().sum(2)
+        distances = _distances(self.config, centers, features)
         learned = parameters.get("learned.log_temperature")
         return -distances / (_temperature(self.config) if learned is None else learned.exp())
 
@@ -97,6 +104,12 @@ class PrototypicalNetwork(Algorithm):
             return self.scores(parameters, centers, self.network.features(parameters, query))
 
         return classify
+
+
+def _distances(config: Any, centers: Tensor, features: Tensor) -> Tensor:
+    if config.distance == "cosine":
+        return 1 - functional.normalize(features) @ functional.normalize(centers).t()
+    return (features[:, None] - centers[None]).square().sum(2)
 
 
 def _temperature(config: Any) -> float:
