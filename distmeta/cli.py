@@ -137,20 +137,110 @@ def pretrain(
 
 
 @app.command()
-def evaluate(config: ConfigOfRun = None, set: Overrides = None, run_dir: RunDir = None) -> None:
-    """Score the kept network of a run on held-out classes again, for example with other ways and shots.
+def evaluate(
+    config: ConfigOfRun = None,
+    set: Overrides = None,
+    run_dir: RunDir = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="A network: a run (the one it keeps), an exported folder, any encoder or decoder (a folder, a hub "
+            "name, package:NAME/FOLDER). Repeatable: the first one is judged, the others are its rivals; with "
+            "--run-dir they are rivals of the run.",
+        ),
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The labelled set to evaluate on: whatever corpus.sources takes. Without it, the held-out classes of "
+            "the run.",
+        ),
+    ] = None,
+    on_split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split of a set on a hub. Default: train.")
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of FILE with the text. Default: text.")
+    ] = None,
+    text_pair_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column with the second text, where it has pairs.")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column with the class.")] = None,
+    part_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Column that says which rows are for training and which for testing: these are the episodes then.",
+        ),
+    ] = None,
+    train_part: Annotated[
+        str | None, typer.Option(metavar="VALUE", help="What it has of training rows. Default: train.")
+    ] = None,
+    draw_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column with the draw: each one is an episode.")
+    ] = None,
+    shots_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column with the shots: each number is an evaluation.")
+    ] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Test the first so many rows of a draw alone.")
+    ] = None,
+    n_way: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N|all", help="Classes of an episode. Repeatable: each with each --k-shot."),
+    ] = None,
+    k_shot: Annotated[list[str] | None, typer.Option(metavar="K", help="Support texts a class. Repeatable.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NxK", help="Ways and shots that go together, such as allx1. Repeatable."),
+    ] = None,
+    query_per_class: Annotated[int | None, typer.Option(min=1, metavar="Q", help="Query texts a class.")] = None,
+    episodes: Annotated[int | None, typer.Option(min=1, metavar="E", help="Episodes of each evaluation.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=lambda text: local_path(text, "--output"),
+            help="Without --run-dir: evaluations are kept in DIR/evaluations. Default: runs/evaluation.",
+        ),
+    ] = None,
+) -> None:
+    """Score networks on few-shot episodes: those of a run, or any, on held-out classes or on a labelled set.
 
-    Without --config the run's own is used: distmeta evaluate --run-dir runs/demo --set evaluate.n_way=all
+    \b
+    distmeta evaluate --run-dir runs/demo --n-way all --n-way 5
+    distmeta evaluate --run-dir runs/demo --on texts.csv --label-column label
+    distmeta evaluate --model runs/demo --model bert-base-uncased --on texts.csv --label-column label --output out
 
-    Each is kept in DIR/evaluations under what it is of. One that was stopped goes on when it is asked for again.
+    Each is kept in DIR/evaluations under what it is of, and none takes the place of another. One that was stopped goes
+    on when it is asked for again. `distmeta report DIR` makes a page of them.
     """
-    from distmeta.opening import reopen_run
+    from distmeta.evaluation_request import EvaluationRequest
 
-    run = reopen_run(config, set or [], run_dir)
+    request = EvaluationRequest(
+        model=tuple(model or ()),
+        on=on,
+        on_split=on_split,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        part_column=part_column,
+        train_part=train_part,
+        draw_column=draw_column,
+        shots_column=shots_column,
+        max_queries=max_queries,
+        n_way=tuple(n_way or ()),
+        k_shot=tuple(k_shot or ()),
+        shape=tuple(shape or ()),
+        query_per_class=query_per_class,
+        episodes=episodes,
+        output=output,
+    )
+    from distmeta.evaluation_command import evaluate
 
-    from distmeta.pipeline import evaluate
-
-    print(evaluate(*run, say))
+    print("\n\n".join(evaluate(request, config, set or [], run_dir, say)))
 
 
 @app.command()

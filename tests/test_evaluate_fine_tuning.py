@@ -11,7 +11,6 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 from distmeta.compute.batch import TokenBatch, collate_task
-from distmeta.corpus.executor import LocalExecutor
 from distmeta.evaluate import fine_tuning, run
 from distmeta.evaluate.fine_tuning import FineTuningUnit, fine_tune, tuned_weights
 from distmeta.evaluate.networks import Candidate, load
@@ -111,7 +110,7 @@ def test_it_stands_in_the_table_on_the_first_episodes_and_the_same_network_is_sc
     scored = []
     original = run.methods_of
     monkeypatch.setattr(run, "methods_of", lambda each, *rest: scored.append(each.name) or original(each, *rest))
-    report = evaluate_candidates([kept, starting], lambda _: None, executor=LocalExecutor())
+    report = evaluate_candidates([kept, starting], lambda _: None)
     assert scored == ["starting"]
     assert report["same"] == {"meta-pretrained": "starting"}
     methods = {method["name"]: method for method in report["methods"]}

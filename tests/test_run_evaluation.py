@@ -25,7 +25,7 @@ TIMES = {"adapt_seconds"}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run that has been evaluated as its configuration says."""
-    config, run = begun_run(tmp_path_factory.mktemp("project"), evaluate={"episodes": 4})
+    config, run = begun_run(tmp_path_factory.mktemp("project"), evaluate={"episodes": 4, "fine_tuning_episodes": 0})
     evaluate(config, run, quiet)
     return run
 
@@ -150,7 +150,7 @@ def test_features_of_a_stopped_pass_are_not_computed_again(run: RunDirectory, mo
 
 def test_another_network_or_another_configuration_is_another_evaluation(run: RunDirectory) -> None:
     """A run that was trained further has another network; and a resume may change what is asked for."""
-    config, other = begun_run(run.path.parent, "other", evaluate={"episodes": 2})
+    config, other = begun_run(run.path.parent, "other", evaluate={"episodes": 2, "fine_tuning_episodes": 0})
     first = evaluate(config, other, quiet)
     (kept,) = other.evaluations.iterdir()
     before = kept.read_bytes()

@@ -5,13 +5,13 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LINES, MOST_SECONDS_BETWEEN_LINES = 5.0, 60.0
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -41,18 +41,25 @@ class LocalExecutor:
 
     def map(self, function: Callable[[Unit], Result], units: Sequence[Unit], description: str) -> Iterator[Result]:
         """Yield `function(unit)` in order."""
-        return _with_progress(map(function, units), len(units), description)
+        return with_progress(map(function, units), len(units), description)
 
 
 class RayExecutor:
-    """Does the units as a Ray Data pipeline, on the CPUs that the cluster has free. The caller has initialised Ray."""
+    """Does the units as a Ray Data pipeline, on the CPUs that the cluster has free. The caller has initialised Ray.
+
+    Args:
+        num_gpus: GPUs of a unit.
+    """
+
+    def __init__(self, num_gpus: float = 0) -> None:
+        self._num_gpus = num_gpus
 
     def map(self, function: Callable[[Unit], Result], units: Sequence[Unit], description: str) -> Iterator[Result]:
         """Yield `function(unit)` in order."""
-        return _with_progress(_map_with_ray(function, units), len(units), description)
+        return with_progress(_map_with_ray(function, units, self._num_gpus), len(units), description)
 
 
-def _map_with_ray(function: Callable[[Unit], Result], units: Sequence[Unit]) -> Iterator[Result]:
+def _map_with_ray(function: Callable[[Unit], Result], units: Sequence[Unit], num_gpus: float) -> Iterator[Result]:
     import ray.data
 
     if not units:
@@ -70,19 +77,21 @@ def _map_with_ray(function: Callable[[Unit], Result], units: Sequence[Unit]) -> 
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     with ray.data.DataContext.current(context):
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work)
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work, num_gpus=num_gpus or None)
     for row in results.iter_rows():
         yield pickle.loads(row["result"])
 
 
-def _with_progress(results: Iterator[Result], total: int, description: str) -> Iterator[Result]:
+def with_progress(results: Iterable[Result], total: int, description: str, unit: str = "part") -> Iterator[Result]:
+    """The same results, with a bar on a terminal. A log gets a line now and then, of what is long."""
     if sys.stderr.isatty():
-        yield from tqdm(results, description, total, unit="part", leave=False)
+        yield from tqdm(results, description, total, unit=unit, leave=False)
         return
-    # A log wants a sign of life of what is long, and nothing of what is over at once.
     start = said = time.monotonic()
     for done, result in enumerate(results, 1):
         yield result
-        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            print(f"{description}: {done} of {total} parts, {said - start:.0f} s", file=sys.stderr, flush=True)
+        now = time.monotonic()
+        # The longer it takes, the more time between two lines.
+        if now - said > min(max(SECONDS_BETWEEN_LINES, (now - start) / 10), MOST_SECONDS_BETWEEN_LINES):
+            said = now
+            print(f"{description}: {done} of {total} {unit}s, {said - start:.0f} s", file=sys.stderr, flush=True)

@@ -193,7 +193,8 @@ class Model:
         return Model(self.name, config)
 
     @property
-    def _source(self) -> str:
+    def source(self) -> str:
+        """What it was asked for by."""
         assert self.config.model.name_or_path is not None
         return self.config.model.name_or_path
 
@@ -206,22 +207,23 @@ class Model:
     def identity(self) -> str:
         """A hash of what its features depend on, beside the tokens of a text."""
         hf_config = load_model_config(self.config.model)
-        files = find_weights(local_folder(self._source, "model.name_or_path"), hf_config)
+        files = find_weights(local_folder(self.source, "model.name_or_path"), hf_config)
         model = self.config.model.model_dump(exclude={"name_or_path"})
-        contents = [file_digest(path) for path in files.paths]
-        return digest([model, self.config.engine.precision, hf_config.to_json_string(), contents])
+        contents = [*map(file_digest, files.paths), self.tokenizer_identity]
+        settings = [model, self.config.engine.precision, self.config.tokenizer.max_length]
+        return digest([settings, hf_config.to_json_string(), contents])
 
     def encode(self, examples: Sequence[Example]) -> list[Tokens]:
         """The tokens of each text, by its own tokenizer."""
         with TemporaryDirectory() as folder:
-            save_tokenizer(load_source(self._source, quietly=True), self.config.tokenizer.max_length, Path(folder))
+            save_tokenizer(load_source(self.source, quietly=True), self.config.tokenizer.max_length, Path(folder))
             encoder = Encoder(Path(folder))
         return _tokens(examples, encoder, self.config.tokenizer.max_length)
 
     @property
     def tokenizer_identity(self) -> object:
         """What determines its tokenizer."""
-        return tokenizer_identity(self._source)
+        return tokenizer_identity(self.source)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from distmeta.corpus.executor import Executor, LocalExecutor
 from distmeta.errors import Interrupted
+from distmeta.evaluate.config import EvaluateConfig
 from distmeta.evaluate.episodes import Episode, EpisodeSource, Texts, draw_episodes
 from distmeta.evaluate.features import compute_features
 from distmeta.evaluate.kept import KeptEvaluation, Score
@@ -23,9 +24,8 @@ from distmeta.evaluate.score import EpisodeScore
 from distmeta.evaluate.similarity import measure_similarity, read_pairs
 from distmeta.evaluate.statistics import classification_scores
 from distmeta.evaluate.table import evaluation_report
-from distmeta.setup import Setup
 
-__all__ = ["Asked", "Candidate", "evaluate_candidates", "score_networks"]
+__all__ = ["Asked", "Candidate", "evaluate_candidates", "evaluate_networks"]
 
 SECONDS_KEPT = 1.0
 """What is scored is written down this often (seconds)."""
@@ -147,29 +147,69 @@ def _missing(method: Method, episodes: Sequence[Episode]) -> Iterator[EpisodeSco
     return method.score(episodes) if episodes else iter(())
 
 
+def evaluate_networks(
+    networks: Sequence[ScoredNetwork],
+    asked: Sequence[Asked],
+    say: Callable[[str], None],
+    *,
+    options: EvaluateConfig,
+    against: Sequence[str] = ("starting", "language-model"),
+    rivals: Sequence[str] | None = None,
+    executor: Executor,
+    work: Path | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
+    """Scores networks as `score_networks` does, and returns the report of each evaluation that is asked for: see
+    `distmeta.evaluate.table.evaluation_report`, and `similarity`, where `options` ask for it: see `measure_similarity`.
+
+    The first network is the one that the verdicts are about, `against` those of the others that are named, and against
+    the strongest of its `rivals` (unset: all others). Of the `options`, their split says whose classes the episodes are
+    of; their ways and shots are those of each evaluation.
+
+    Raises:
+        UserError: the classes cannot fill the episodes, a network is not there, or pairs of texts cannot be read.
+        Interrupted: `is_stopped` said so before the end.
+    """
+    groups = read_pairs(options.similarity, options.similarity_pairs) if options.similarity else {}
+    score_networks(networks, asked, say, executor=executor, work=work, is_stopped=is_stopped)
+    same, more = find_same(networks), {}
+    if options.similarity:
+        distinct = [network for network in networks if network.name not in same]
+        found = measure_similarity(distinct, options.similarity, groups, executor, is_stopped=is_stopped)
+        more = {"similarity": found}
+    return [
+        evaluation_report(
+            each.results(),
+            split=options.split,
+            n_way=each.source.n_way,
+            k_shot=each.source.k_shot,
+            query_per_class=each.source.query_per_class,
+            judged=networks[0].name,
+            against=against,
+            rivals=rivals,
+            same=same,
+        )
+        | more
+        for each in asked
+    ]
+
+
 def evaluate_candidates(
     candidates: Sequence[Candidate],
     say: Callable[[str], None],
     against: Sequence[str] = ("starting", "language-model"),
     *,
     rivals: Sequence[str] | None = None,
-    trained: Setup | None = None,
-    is_trained_known: bool = True,
     kept: KeptEvaluation | None = None,
     work: Path | None = None,
-    executor: Executor | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Scores every candidate in every use, and TF-IDF, on the episodes that the first one's `evaluate` describes.
+    """Scores every candidate in every use, and TF-IDF, on the episodes that the first one's `evaluate` describes, in
+    this process.
 
-    What the networks were `trained` on is taken to be the corpus of the episodes, unless it is given, or is not known.
-
-    Goes on behind the scores that are `kept` already, and keeps each one there as soon as it is there.
-
-    The first one is also the one that the verdicts are about, `against` those of the others that are named, and against
-    the strongest of its `rivals` (unset: all others). All need the same tokenizer. Returns the content of
-    `evaluation.json`: see `distmeta.evaluate.table.evaluation_report`, `overlap`: see `count_overlap`, and `similarity`
-    where `evaluate.similarity` asks for it: see `measure_similarity`.
+    Goes on behind the scores that are `kept` already, and keeps each one there as soon as it is there. All need the
+    same tokenizer, and were trained on the corpus of the episodes. Returns the content of `evaluation.json`: see
+    `evaluate_networks`, and `overlap`: see `count_overlap`.
 
     Raises:
         UserError: the held-out classes cannot fill the episodes, a network is not there, or pairs of texts cannot be
@@ -178,30 +218,22 @@ def evaluate_candidates(
     """
     setup = candidates[0].setup
     options = setup.config.evaluate
-    groups = read_pairs(options.similarity, options.similarity_pairs) if options.similarity else {}
-    source = setup.evaluation_tasks()
     say(f"evaluating {len(candidates)} networks on {options.episodes} episodes of meta-{options.split} classes")
-    asked, executor, same = Asked(source, options.episodes, kept), executor or LocalExecutor(), find_same(candidates)
-    score_networks(candidates, [asked], say, executor=executor, work=work, is_stopped=is_stopped)
-    similarity = {}
-    if options.similarity:
-        distinct = [candidate for candidate in candidates if candidate.name not in same]
-        similarity = measure_similarity(distinct, options.similarity, groups, executor, is_stopped=is_stopped)
-    overlap = count_overlap(setup, trained or setup, options.split) if is_trained_known else {}
-    for line in describe_overlap(overlap, options.split):
-        say(line)
-    report = evaluation_report(
-        asked.results(),
-        split=options.split,
-        n_way=source.n_way,
-        k_shot=source.k_shot,
-        query_per_class=source.query_per_class,
-        judged=candidates[0].name,
+    (report,) = evaluate_networks(
+        candidates,
+        [Asked(setup.evaluation_tasks(), options.episodes, kept)],
+        say,
         against=against,
         rivals=rivals,
-        same=same,
+        options=options,
+        executor=LocalExecutor(),
+        work=work,
+        is_stopped=is_stopped,
     )
-    return report | {"overlap": overlap} | ({"similarity": similarity} if similarity else {})
+    overlap = count_overlap(setup, setup, options.split)
+    for line in describe_overlap(overlap, options.split):
+        say(line)
+    return report | {"overlap": overlap}
 
 
 def _scores(score: EpisodeScore) -> Score:

@@ -1,7 +1,9 @@
-"""What is said of an evaluation, from its report alone; imports nothing, so that pages are made at once."""
+"""What is said of an evaluation, from its report alone; imports next to nothing, so that pages are made at once."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from distmeta.tasks.config import as_words
 
 NAMES = {
     "starting": "the starting network",
@@ -36,6 +38,17 @@ def interval_text(mean: float, half_width: float | None) -> str:
     if mean - half_width < low or mean + half_width > high:
         return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
     return f"{100 * mean:.1f} ± {100 * half_width:.1f}"
+
+
+def episodes_text(report: Mapping[str, Any]) -> str:
+    """The episodes that an evaluation is made of: `200 episodes of meta-test classes, 5-way 1-shot, 5 queries a class`,
+    or `the 10 given draws of airline, 3-way 4-shot, 400 queries each`."""
+    ways = f"{as_words(report['n_way'])}-way {as_words(report['k_shot'])}-shot"
+    if given := report.get("given"):
+        queries = as_words(given["queries"])
+        return f"the {report['episodes']} given draws of {report['on']['name']}, {ways}, {queries} queries each"
+    classes = f"classes of {report['on']['name']}" if "on" in report else f"meta-{report['split']} classes"
+    return f"{report['episodes']} episodes of {classes}, {ways}, {report['query_per_class']} queries a class"
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:

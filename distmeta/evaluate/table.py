@@ -11,13 +11,14 @@ from distmeta.evaluate.sentences import (
     bounds,
     describe_similarity,
     describe_used,
+    episodes_text,
     findings,
     interval_text,
     same_networks,
 )
 from distmeta.evaluate.statistics import mean_ci95, paired_gain
 from distmeta.evaluate.verdict import verdict
-from distmeta.tasks.config import Split, as_words
+from distmeta.tasks.config import Split
 
 WIDTH = 100
 
@@ -28,7 +29,7 @@ def evaluation_report(
     split: Split,
     n_way: int | list[int] | str,
     k_shot: int | list[int],
-    query_per_class: int,
+    query_per_class: int | None,
     judged: str = "meta-pretrained",
     against: Sequence[str] = ("starting", "language-model"),
     rivals: Sequence[str] | None = None,
@@ -70,8 +71,7 @@ def evaluation_table(report: Mapping[str, Any], question: str = "Did meta-pretra
     rows = [header, *(_cells(method) for method in report["methods"] if method["network"] not in same)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [
-        f"{report['split']} classes, {as_words(report['n_way'])}-way {as_words(report['k_shot'])}-shot, "
-        f"{report['query_per_class']} queries a class, the same {report['episodes']} episodes for every method",
+        f"{episodes_text(report)}, the same for every method",
         *other_corpus(report),
         "",
     ]

@@ -4,7 +4,7 @@ from typing import Any
 
 from distmeta.evaluate.kept import other_corpus
 from distmeta.evaluate.overlap import describe_overlap
-from distmeta.evaluate.sentences import describe_similarity, describe_used, findings, same_networks
+from distmeta.evaluate.sentences import describe_similarity, describe_used, episodes_text, findings, same_networks
 from distmeta.report.blocks import Cell, Column, Section, Table
 from distmeta.report.read import Json
 from distmeta.report.run_pictures import methods_plot
@@ -118,16 +118,9 @@ def _section(evaluation: Json, title: str) -> Section:
 
 
 def ways(evaluation: Json) -> str:
-    """Whose classes an evaluation is of, and in what ways: `meta-test, 5-way 5-shot`."""
-    return f"meta-{evaluation['split']}, {as_words(evaluation['n_way'])}-way {as_words(evaluation['k_shot'])}-shot"
-
-
-def episodes_text(evaluation: Json) -> str:
-    """The shape of the episodes that an evaluation is made of."""
-    return (
-        f"{evaluation['episodes']} episodes of meta-{evaluation['split']} classes, {as_words(evaluation['n_way'])}-way "
-        f"{as_words(evaluation['k_shot'])}-shot, {evaluation['query_per_class']} queries a class"
-    )
+    """What an evaluation is of, and in what ways: `meta-test, 5-way 5-shot`."""
+    name = evaluation["on"]["name"] if "on" in evaluation else f"meta-{evaluation['split']}"
+    return f"{name}, {as_words(evaluation['n_way'])}-way {as_words(evaluation['k_shot'])}-shot"
 
 
 def _percent_cell(value: Any) -> Cell:
