@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from distmeta.corpus import source_keys
-from distmeta.corpus.config import HUGGING_FACE, CorpusConfig, TokenizerConfig, is_remote
+from distmeta.corpus.config import HUGGING_FACE, CorpusConfig, SourceConfig, TokenizerConfig, is_remote
 from distmeta.engine.config import EngineConfig
 from distmeta.errors import UserError, one_line
 from distmeta.evaluate.config import EvaluateConfig
@@ -267,7 +267,7 @@ def _place(details: ErrorDetails, tree: dict[str, Any]) -> str:
         if is_step:
             node = node[part]
             if parts == ["corpus", "sources"] and isinstance(node, dict) and isinstance(node.get("name"), str):
-                part = node["name"]
+                part = node["name"] or part
         if is_step or (part == last and details["type"] in ("missing", "invalid_key") and part != "[key]"):
             parts.append(one_line(str(part)))
     return ".".join(parts)
@@ -286,6 +286,11 @@ def _shown(value: object) -> str:
 
 def _unknown(key: str) -> str:
     """The value is not shown: people put keys and passwords where they don't belong."""
+    if key.startswith(source_keys.PREFIX):
+        last = key.rpartition(".")[2].lower().replace("-", "_")
+        near = difflib.get_close_matches(last, SourceConfig.model_fields, n=1, cutoff=0.5)
+        told = f"did you mean {near[0]}?" if near else f"a source has {', '.join(SourceConfig.model_fields)}"
+        return f"{key}: unknown key; {told}"
     known = valid_keys() + [name for name, _ in _sections()]
     plain = key.lower().replace("-", "_")
     near = difflib.get_close_matches(plain, known, n=1, cutoff=0.5) or [

@@ -135,6 +135,21 @@ def test_what_no_mixture_can_do_is_told_in_one_line_before_anything_is_read(
     assert told in line
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"wieght": 1}, "corpus.sources.0.wieght: unknown key; did you mean weight?"),
+        ({"name": "x", "xyz": 1}, "corpus.sources.x.xyz: unknown key; a source has path, format, "),
+        ({"name": "", "role": "train"}, "corpus.sources.0.name: "),
+        ({"name": "x", "role": "held"}, "corpus.sources.x.role: should be 'train', 'valid' or 'test', got 'held'"),
+    ],
+)
+def test_a_wrong_key_or_value_of_a_source_is_told_with_its_place(source: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_config(None, [f"corpus.sources={json.dumps([MAIL | source])}"], files=False)
+    assert str(refused.value).startswith(told)
+
+
 def test_mixtures_that_can_be_are_not_refused() -> None:
     for sources, settings in (
         ([MAIL, TEXT], ["tasks.smlmt_share=0.0"]),
