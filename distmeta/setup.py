@@ -1,5 +1,6 @@
 """What a configuration stands for, once its corpus is prepared: network, tokenizer, tasks and text."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -32,7 +33,7 @@ from distmeta.models.on_disk import parameters_on_disk
 from distmeta.packages import local_folder
 from distmeta.rundir import RunDirectory
 from distmeta.tasks.class_shards import ClassReader
-from distmeta.tasks.config import Split, bounds
+from distmeta.tasks.config import Split, bounds, most_shots, most_ways
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.mixture import Mixture, shares_of
 from distmeta.tasks.text import TextSource
@@ -175,8 +176,12 @@ def _check_prompts(config: Config, limit: int) -> None:
     for section, options in (("tasks", config.tasks), ("evaluate", config.evaluate)):
         ways, shots = options.n_way, options.k_shot
         if ways is None or ways == "all" or shots is None:
-            raise UserError(f"{section}.n_way: metaicl has all classes in its prompt; give a number")
-        ways, shots = bounds(ways)[1], bounds(shots)[1]
+            raise UserError(f"{section}.n_way: metaicl has all classes in its prompt; give a number, or [low, high]")
+        queries = options.query_per_class or config.tasks.query_per_class
+        most = config.tasks.max_texts
+        high = most_ways(ways, shots, queries, most)
+        possible = range(bounds(ways)[0] if most else high, high + 1)
+        ways, shots = max(((each, most_shots(each, shots, queries, most)) for each in possible), key=math.prod)
         longest = ways * shots * (config.tokenizer.max_length + 1) + config.tokenizer.max_length
         if longest > limit:
             raise UserError(

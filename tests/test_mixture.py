@@ -12,8 +12,10 @@ from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.mixture import Mixture, shares_of
+from distmeta.train.validate import Validator
 from tests.mixtures import mixture, prepared_mixture
 from tests.test_tasks import source, write_classes
+from tests.training import GPT2
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +69,10 @@ def test_a_task_of_a_mixture_is_the_one_of_that_number_in_its_data_set(folder: P
         task = train.draw(index)
         assert task == alone[task.source].draw(index)
         assert {example.pair is not None for example in (*task.support, *task.query)} == {task.source == "pairs"}
-    assert [tasks_of(folder).draw(index).digest for index in reversed(range(60))] == digests[::-1]
+    again, others = tasks_of(folder), tasks_of(folder, train={"seed": 8})
+    assert [again.draw(index).digest for index in reversed(range(60))] == digests[::-1]
     assert len(set(digests)) > 55
-    assert digests != [tasks_of(folder, train={"seed": 8}).draw(index).digest for index in range(60)]
+    assert digests != [others.draw(index).digest for index in range(60)]
 
 
 def test_the_data_set_is_part_of_a_task_as_it_is_shown_and_named(tmp_path: Path) -> None:
@@ -145,9 +148,36 @@ def test_an_evaluation_bounds_the_ways_to_what_a_data_set_has(folder: Path) -> N
         setup.tasks("train", n_way=3)
 
 
-def test_a_validation_is_the_mean_over_data_sets(folder: Path) -> None:
-    from distmeta.train.validate import Validator
+def test_the_longest_prompt_of_metaicl_is_told_at_the_start(folder: Path) -> None:
+    """Of 2 to 4 ways and 1 to 3 shots in at most 16 texts, 3 x 3 are the most examples of a prompt."""
+    for positions, fits in ((329, True), (328, False)):
+        settings = {"model": {"config": {**GPT2, "n_positions": positions}}, "meta": {"algorithm": "metaicl"}}
+        if fits:
+            mixture(folder, **settings)
+        else:
+            told = r"may have tasks\.n_way 3 x k_shot 3 x \(tokenizer\.max_length 32 \+ 1\) \+ 32 = 329 tokens"
+            with pytest.raises(UserError, match=told):
+                mixture(folder, **settings)
 
+
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        ({"max_texts": 5}, "tasks.max_texts: 5 is below tasks.n_way 2 x (tasks.k_shot + tasks.query_per_class) 3"),
+        ({"n_way": [4, 2]}, "tasks.n_way: should have its lower end first"),
+        ({"k_shot": [0, 2]}, "tasks.k_shot: should be 1 or more"),
+        ({"n_way": [2]}, "tasks.n_way: should be a number, or two as [low, high]"),
+        ({"max_classes": 5}, "tasks.max_classes: 5 cannot give three splits of tasks.n_way 2 classes"),
+    ],
+)
+def test_what_no_task_can_be_is_told_in_one_line(tasks: dict[str, Any], told: str, folder: Path) -> None:
+    with pytest.raises(UserError) as error:
+        mixture(folder, tasks=tasks)
+    assert str(error.value).startswith(told)
+    assert "\n" not in str(error.value)
+
+
+def test_a_validation_is_the_mean_over_data_sets(folder: Path) -> None:
     validator = Validator.__new__(Validator)
     validator._world_size = 1
     found = validator._means({"prototype": {"a": [1.0, 0.0, 0.5, 0.5], "b": [1.0]}, "inner-loop": {"": [0.0, 1.0]}})

@@ -35,6 +35,18 @@ def as_words(value: int | str | list[int] | None) -> str:
     return "{} to {}".format(*value) if isinstance(value, list) else str(value)
 
 
+def most_ways(n_way: int | list[int], k_shot: int | list[int], query_per_class: int, max_texts: int | None) -> int:
+    """The most classes of a task, as far as `max_texts` allows; what the low ends need is always allowed."""
+    low, high = bounds(n_way)
+    return high if max_texts is None else max(low, min(high, max_texts // (bounds(k_shot)[0] + query_per_class)))
+
+
+def most_shots(ways: int, k_shot: int | list[int], query_per_class: int, max_texts: int | None) -> int:
+    """The most support examples a class of a task of so many classes."""
+    low, high = bounds(k_shot)
+    return high if max_texts is None else max(low, min(high, max_texts // ways - query_per_class))
+
+
 class SplitFiles(Section):
     """The classes of each split, by file."""
 

@@ -6,7 +6,6 @@ index mod W = r. The B virtual streams of a run are thus the indices that are eq
 """
 
 import hashlib
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from distmeta.errors import UserError
 from distmeta.tasks.class_shards import ClassReader, IndexedClass, read_index
-from distmeta.tasks.config import Split, as_words, bounds
+from distmeta.tasks.config import Split, as_words, bounds, most_shots, most_ways
 from distmeta.tasks.episode import Example, Task
 
 ATTEMPTS = 100
@@ -65,7 +64,7 @@ class TaskSource:
         self.split, self.k_shot, self.query_per_class, self.seed = split, k_shot, query_per_class, seed
         self.name = name
         self._reader = reader or ClassReader()
-        self._shots, self._most_texts = bounds(k_shot), max_texts or sys.maxsize
+        self._shots, self._max_texts = bounds(k_shot), max_texts
         needed = self._shots[0] + query_per_class
         self._classes: list[IndexedClass] = [each for each in read_index(parts) if each.texts >= needed]
         there = len(self._classes)
@@ -132,13 +131,12 @@ class TaskSource:
 
         For plain numbers nothing is drawn.
         """
-        ways, most = self._ways
-        if most > ways:
-            most = max(ways, min(most, len(self._classes), self._most_texts // (self._shots[0] + self.query_per_class)))
-            ways = int(random.integers(ways, most, endpoint=True))
-        shots, most = self._shots
-        if most > shots:
-            most = max(shots, min(most, self._most_texts // ways - self.query_per_class))
+        ways, shots = self._ways[0], self._shots[0]
+        if ways < self._ways[1]:
+            most = most_ways(self.n_way, self.k_shot, self.query_per_class, self._max_texts)
+            ways = int(random.integers(ways, min(most, len(self._classes)), endpoint=True))
+        if shots < self._shots[1]:
+            most = most_shots(ways, self.k_shot, self.query_per_class, self._max_texts)
             shots = int(random.integers(shots, most, endpoint=True))
         return ways, shots
 
