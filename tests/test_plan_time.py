@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -236,7 +237,8 @@ def test_baselines_are_in_the_time_of_the_command(opened: tuple[Config, RunDirec
     config = opened[0].model_copy(deep=True)
     measured = calibrate.Calibration(
         warmup_step=0.0, task_step=0.5, validation=2.0, checkpoint=0.0, startup=9.0, export=1.0, first_episode=3.0,
-        episode=1.0, fine_tuned_episode=4.0, similarity=7.0, workers=1, memory_without_model=0, peak_memory=0,
+        episode=1.0, fine_tuned_episode=4.0, similarity=7.0, steps=range(1), tasks_per_step=4,
+        workers=1, memory_without_model=0, peak_memory=0,
     )  # fmt: skip
     alone = forecast._time(config, measured)
     assert alone["baseline_seconds"] == 0
@@ -249,6 +251,22 @@ def test_baselines_are_in_the_time_of_the_command(opened: tuple[Config, RunDirec
     assert both["baseline_seconds"] == steps + 9 + all_of_it + 9  # the multi-task baseline is validated, too
     assert both["evaluation_seconds"] == 2 * evaluation + tuned  # four networks where there were two
     assert both["command_seconds"] == alone["command_seconds"] + both["baseline_seconds"] + evaluation
+
+
+def test_tasks_of_other_sizes_than_those_that_were_measured_are_in_the_time(opened: tuple[Config, RunDirectory]):
+    config, run = opened[0].model_copy(deep=True), opened[1]
+    measured = SimpleNamespace(steps=range(10, 13), tasks_per_step=4)
+    assert forecast._beside_measured(Setup(config, run), measured) == (1.0, 1.0)  # type: ignore[arg-type]
+    config.tasks.n_way, config.tasks.k_shot = [2, 3], [1, 8]
+    setup = Setup(config, run)
+    source = WorkSource(setup, torch.device("cpu"), 0, 1)
+    tasks = [piece.task for step in range(4, 68) for piece in source.take(step) if piece.task]  # behind the warm-up
+    source.close()
+    tokens = [2 * task.support.num_tokens + task.query.num_tokens for task in tasks]
+    longer, larger = forecast._beside_measured(setup, measured)  # type: ignore[arg-type]
+    steps = [sum(tokens[4 * step - 16 : 4 * step - 12]) for step in range(10, 13)]
+    assert longer == pytest.approx(4 * sum(tokens) / len(tokens) / sorted(steps)[1], rel=0.1)
+    assert larger == pytest.approx(max(tokens) / max(tokens[24:36]))
 
 
 @pytest.mark.slow

@@ -68,6 +68,10 @@ class Calibration:
     """Seconds of an episode on which the starting network is fine-tuned; 0 where none is."""
     similarity: float | None
     """Seconds in which a network's similarity of pairs of texts is measured; 0 where that is not asked for."""
+    steps: range
+    """The outer steps, from 0, whose median `task_step` is."""
+    tasks_per_step: int
+    """Of all workers that ran."""
     workers: int
     """Workers that ran."""
     memory_without_model: int
@@ -116,6 +120,7 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
         outcome, rows = _run(short, RunDirectory(Path(scratch) / "run"), workers)
     first, rows = rows[0], rows[1:]  # the first step pays for what is made once
     with_tasks = [row["seconds"] for row in rows if "query_loss" in row]
+    last_step = max((row["outer_step"] for row in rows if "query_loss" in row), default=0)
     without = [row["seconds"] for row in rows if "query_loss" not in row]
     progress = outcome.get("progress", {})
     if not with_tasks:
@@ -127,6 +132,8 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
     return Calibration(
         warmup_step=statistics.median(without) if without else 0.0,
         task_step=statistics.median(with_tasks[1:] or with_tasks),
+        steps=range(last_step - max(1, len(with_tasks) - 1), last_step),
+        tasks_per_step=short.meta.meta_batch_size,
         validation=validation if config.train.validate_every else 0.0,
         checkpoint=progress["phase_seconds"]["checkpoint"] if progress else None,
         startup=outcome["startup"],

@@ -1,8 +1,9 @@
 """The forecast of a run, and of a sweep of such runs: the content of `plan.json`."""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config import Config
@@ -14,6 +15,8 @@ from distmeta.plan.table import size_lines
 from distmeta.run_corpus import check_tasks, prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
+from distmeta.tasks.draw import TaskSource
+from distmeta.tasks.mixture import Mixture
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_cost
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 DRAWN = 8
 """Outer steps whose work is drawn to count its tokens."""
+SAMPLE = 256
+"""Tasks that are drawn where they differ in size."""
 
 
 def make_plan(
@@ -43,13 +48,13 @@ def make_plan(
     `zero_stage`, `weights` (whole or partitioned), `offload_optimizer`, `outer_steps`, `warmup_steps`.
 
     Where steps were run also `memory`, what the peak is made of (bytes): `without_model`, a process with its libraries;
-    `model_states`, see `ModelStates`; `working`, the rest. `seconds_of`, what the time was added up from;
-    `startup_seconds`, `evaluation_seconds`, `export_seconds`, and `command_seconds`, all of them and the training
-    together, but not what Ray needs to start and to end, nor the preparation of the corpus. Evaluation is measured on
-    a few of its own episodes by the networks of the calibration. A language-model baseline, which trains for as many
-    tokens, is taken to last as long as the steps, and a multi-task baseline, which has the same texts, steps and
-    validations, as long as the run (`baseline_seconds`). `unmeasured` names what was not come to in time,
-    and is in none of these numbers.
+    `model_states`, see `ModelStates`; `working`, the rest, taken to grow with the largest task where tasks differ in
+    size. `seconds_of`, what the time was added up from; `startup_seconds`, `evaluation_seconds`, `export_seconds`, and
+    `command_seconds`, all of them and the training together, but not what Ray needs to start and to end, nor the
+    preparation of the corpus. Evaluation is measured on a few of its own episodes by the networks of the calibration. A
+    language-model baseline, which trains for as many tokens, is taken to last as long as the steps, and a multi-task
+    baseline, which has the same texts, steps and validations, as long as the run (`baseline_seconds`). `unmeasured`
+    names what was not come to in time, and is in none of these numbers.
 
     Args:
         config: the run.
@@ -100,10 +105,12 @@ def make_plan(
             by_formula = {"peak_memory_bytes": states, "memory_by_stage": memory_by_stage(config, sizes, workers, 0.0)}
             say("\n".join(size_lines(plan | by_formula)))  # what there is
             raise
-        plan |= _time(config, measured)
+        longer, larger = _beside_measured(setup, measured)
+        plan |= _time(config, replace(measured, task_step=measured.task_step * longer))
         calibrated = worker_bytes(config, states_of(config, sizes, workers=measured.workers))
         other = max(0.0, (measured.peak_memory or 0) - calibrated)
         without_model = min(other, measured.memory_without_model)
+        other += (larger - 1) * (other - without_model)
         plan["memory"] = {"without_model": without_model, "model_states": states, "working": other - without_model}
     plan["peak_memory_bytes"] = states + other
     plan["memory_by_stage"] = memory_by_stage(config, sizes, workers, other)
@@ -146,6 +153,30 @@ def _time(config: Config, measured: "Calibration") -> dict[str, Any]:
     }
 
 
+def _beside_measured(setup: Setup, measured: "Calibration") -> tuple[float, float]:
+    """Where tasks differ in size: how many times as long an average step of the run takes as those that were measured,
+    and how many times as large its largest task is, by their tokens."""
+    source = setup.tasks("train")
+    if not _differ_in_size(source):
+        return 1.0, 1.0
+
+    def tokens(index: int) -> int:
+        task = source.draw(index)
+        support, query = (sum(len(each.input_ids) for each in half) for half in (task.support, task.query))
+        return setup.config.meta.inner_steps * support + query
+
+    count = measured.tasks_per_step
+    steps = [[tokens(index) for index in range(step * count, (step + 1) * count)] for step in measured.steps]
+    run = [tokens(index) for index in range(SAMPLE)]
+    longer = statistics.mean(run) * count / statistics.median(map(sum, steps))
+    return longer, max(1.0, max(run) / max(map(max, steps)))
+
+
+def _differ_in_size(source: TaskSource | Mixture) -> bool:
+    """Whether tasks have different numbers of texts, or texts of several data sets."""
+    return isinstance(source, Mixture) or not (isinstance(source.n_way, int) and isinstance(source.k_shot, int))
+
+
 def _tokens(setup: Setup, *, with_tasks: bool) -> StepTokens:
     """Mean tokens of an outer step over all workers, counted on some that the run will draw."""
     import torch
@@ -157,7 +188,8 @@ def _tokens(setup: Setup, *, with_tasks: bool) -> StepTokens:
         return StepTokens()
     source = WorkSource(setup, torch.device("cpu"), 0, 1)
     first = config.meta.lm_warmup_steps if with_tasks else 0
-    count = DRAWN if with_tasks else min(DRAWN, config.meta.lm_warmup_steps)
+    drawn = math.ceil(SAMPLE / config.meta.meta_batch_size) if _differ_in_size(setup.tasks("train")) else DRAWN
+    count = drawn if with_tasks else min(DRAWN, config.meta.lm_warmup_steps)
     pieces = [piece for step in range(first, first + count) for piece in source.take(step)]
     source.close()
     batches = {"support": [], "query": [], "lm": []}  # type: dict[str, list[Any]]
