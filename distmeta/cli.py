@@ -277,7 +277,11 @@ def sweep(
 def report(
     directories: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", parser=lambda text: local_path(text, "DIR"), help="Runs, or one sweep."),
+        typer.Argument(
+            metavar="DIR...",
+            parser=lambda text: local_path(text, "DIR"),
+            help="Runs, one sweep, or one --output of evaluate.",
+        ),
     ],
     output: Annotated[
         Path | None,

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,22 @@ def test_several_networks_and_shapes_are_evaluated_in_one_call(
     }
     assert all(len(values) == 5 for values in accuracies(report).values())
     assert not (folder / "out" / "evaluations" / "unfinished").exists()
+
+
+def test_one_page_shows_all_evaluations_of_a_folder(
+    evaluated: tuple[dict[str, dict[str, Any]], Any], folder: Path
+) -> None:
+    done = distmeta_here("report", "out", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    reports, _ = evaluated
+    for report in reports.values():
+        title = f"texts, {report['n_way']}-way {report['k_shot']}-shot"
+        assert page.count(f"<h2>{title}, 5 episodes, seed 1</h2>") == 1
+        for method in report["methods"]:
+            assert f"{100 * method['accuracy']:.1f}" in page
+    assert page.count("<svg") == 4
+    assert len({*re.findall(r'id="(methods-\d)-', page)}) == 4
 
 
 def test_features_are_computed_once_a_network_and_text_whatever_the_shapes(evaluated: tuple[Any, Any]) -> None:

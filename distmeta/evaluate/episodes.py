@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from distmeta.corpus.executor import with_progress
 from distmeta.tasks.config import Split
 from distmeta.tasks.episode import Example, Task
 
@@ -108,10 +109,9 @@ def draw_episodes(
 ) -> list[Episode]:
     """The first `count` episodes of a source, fewer where it `is_stopped`; their texts are added to `texts`."""
     episodes = []
-    for index in range(count):
+    for task in with_progress(map(source.draw, range(count)), count, "drawing episodes", "episode"):
         if is_stopped():
             break
-        task = source.draw(index)
         episodes.append(
             Episode(
                 task.index,

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from distmeta.corpus.executor import Executor
+from distmeta.corpus.executor import Executor, with_progress
 from distmeta.evaluate.baselines import fit_and_predict, logistic_regression, nearest_prototype
 from distmeta.evaluate.episodes import Episode
 from distmeta.evaluate.features import Features
@@ -57,7 +57,11 @@ def methods_of(
     those that need them."""
 
     def frozen(use: Use, predict: Callable[..., np.ndarray]) -> Method:
-        return Method(network.name, use, lambda episodes: _of_features(features(), episodes, predict))
+        def scores(episodes: Sequence[Episode]) -> Iterator[EpisodeScore]:
+            found = _of_features(features(), episodes, predict)
+            return with_progress(found, len(episodes), f"{network.name} {use}", "episode")
+
+        return Method(network.name, use, scores)
 
     def inner_loop(episodes: Sequence[Episode]) -> Iterator[EpisodeScore]:
         units = [InnerLoopUnit(network.place, episode.encoded(tokens)) for episode in episodes]
@@ -83,7 +87,11 @@ def methods_of(
 
 def tf_idf() -> Method:
     """The method that knows no network."""
-    return Method("tf-idf", "logistic-regression", _tf_idf)
+
+    def scores(episodes: Sequence[Episode]) -> Iterator[EpisodeScore]:
+        return with_progress(_tf_idf(episodes), len(episodes), "tf-idf", "episode")
+
+    return Method("tf-idf", "logistic-regression", scores)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,10 +64,10 @@ def best_method(evaluation: Json | None) -> list[str]:
     return [f"Highest accuracy of the table: {method['name']}, {score(method, 'accuracy')}."]
 
 
-def evaluation_section(evaluation: Json) -> Section:
-    """The table, and the same as a picture."""
-    section = _section(evaluation, "Few-shot evaluation")
-    section.pictures.append(methods_plot(evaluation))
+def evaluation_section(evaluation: Json, title: str = "Few-shot evaluation", name: str = "methods") -> Section:
+    """The table, and the same as a picture, which has a `name` of its own on the page."""
+    section = _section(evaluation, title)
+    section.pictures.append(methods_plot(evaluation, name))
     return section
 
 

@@ -249,11 +249,16 @@ def _trial(sweep: SweepDirectory, row: Json, unreadable: list[str]) -> Trial:
     )
 
 
+def read_evaluation_files(folder: Path, unreadable: list[str]) -> list[Json]:
+    """The evaluations in a folder, by their names."""
+    found = [_json(file, unreadable) for file in sorted(folder.glob("*.json"))]
+    return [each for each in found if isinstance(each, dict) and "methods" in each]
+
+
 def _others(folder: Path, own: Json | None, unreadable: list[str]) -> list[Json]:
     """The evaluations in a folder but for the run's own."""
-    found = [_json(file, unreadable) for file in sorted(folder.glob("*.json"))]
     known = own.get("identity") if own else None
-    return [each for each in found if isinstance(each, dict) and "methods" in each and each.get("identity") != known]
+    return [each for each in read_evaluation_files(folder, unreadable) if each.get("identity") != known]
 
 
 def _settings(path: Path, unreadable: list[str]) -> Settings:

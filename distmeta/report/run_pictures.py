@@ -181,14 +181,15 @@ def time_by_phase(run: Run) -> Picture | None:
     )
 
 
-def methods_plot(evaluation: Json) -> Picture:
+def methods_plot(evaluation: Json, name: str = "methods") -> Picture:
     """Accuracy of every method of the few-shot table with its 95% interval, grouped by use."""
     methods: Sequence[Json] = evaluation["methods"]
     networks = list(dict.fromkeys(method["network"] for method in methods))
     uses = list(dict.fromkeys(method["use"] for method in methods))
     # Half a row of room between two uses.
     places = [row + 0.5 * uses.index(method["use"]) for row, method in enumerate(methods)]
-    with drawing("methods", f"Accuracy on meta-{evaluation['split']} classes", height=1.2 + 0.27 * places[-1]) as drawn:
+    classes = evaluation["on"]["name"] if "on" in evaluation else f"meta-{evaluation['split']} classes"
+    with drawing(name, f"Accuracy on {classes}", height=1.2 + 0.27 * places[-1]) as drawn:
         axes = drawn.axes
         for place, method in zip(places, methods, strict=True):
             style = {**LINES[networks.index(method["network"]) % len(LINES)], "linestyle": "none"}
