@@ -125,6 +125,22 @@ def test_kinds_of_tasks_that_take_turns(learner: Learner, monkeypatch: pytest.Mo
     assert learner._replay.recordings == 2
 
 
+def test_of_many_kinds_of_tasks_the_first_are_remembered(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the others are computed as ever, so that memory does not grow with a mixture's ways and shots."""
+    monkeypatch.setattr(replay, "MOST_KINDS", 2)
+    learner.tasks_at_a_time = 1
+    parameters = dict(learner.network.named_parameters())
+    plain = Learner(learner.network, learner.config, "fp32", 0, 1)
+    assert learner._replay is not None
+    for k_shot in (1, 2, 3, 4, 1):
+        work = [Work(0, task_batch(random_task(0, k_shot=k_shot)), None)]
+        found, _ = learner.gradient(parameters, work, 1)
+        for name, gradient in plain.gradient(parameters, work, 1)[0].items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+    assert len(learner._replay._kinds) == 2
+    assert learner._replay.recordings == 1
+
+
 def test_what_cannot_be_recorded_is_computed_as_ever(
     learner: Learner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -30,6 +30,8 @@ STEP = 16
 """Sizes are multiples of this."""
 MOST_RECORDINGS = 8
 """Each holds the memory of its tensors."""
+MOST_KINDS = 64
+"""Of which sizes are remembered; a mixture with ranges of ways and shots has more than can ever be recorded."""
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Replay:
 
     The first tasks of some sizes are computed as ever, the second ones are recorded and played, later ones are played.
     What cannot be recorded (a model that waits for a number, or too little memory) is computed as ever from then on, as
-    is what comes when there are `MOST_RECORDINGS`.
+    is what comes when there are `MOST_RECORDINGS` or `MOST_KINDS`.
     """
 
     def __init__(self) -> None:
@@ -91,6 +93,9 @@ class Replay:
         """See `GradientBased.task_gradient`; the gradients are valid until the next call."""
         halves = (task.support, task.query)
         texts = tuple(half.texts_per_task or len(half.input_ids) for half in halves)
+        if (texts, task.n_way) not in self._kinds and len(self._kinds) >= MOST_KINDS:
+            result: TaskResult = algorithm.task_gradient(parameters, task, progress)
+            return result
         kind = self._kinds.setdefault((texts, task.n_way), _Kind())
         task = replace(task, support=kind.support.hold(task.support), query=kind.query.hold(task.query))
         prepared = algorithm.prepared(parameters, task, kind.rows)
