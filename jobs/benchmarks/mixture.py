@@ -1,6 +1,6 @@
 """How many tasks a second a mixture gives and trains on, beside each of its data sets alone.
 
-    python jobs/benchmarks/mixture.py [--config FILE] [--set KEY=VALUE ...] [--turns 3] [--tasks 8] [--draws 200]
+    python jobs/benchmarks/mixture.py [--config FILE] [--set KEY=VALUE ...] [--turns 3] [--tasks 8] [--draws 500]
 
 All draw from one prepared corpus, a data set alone by a weight of 0 for the others, and take turns in random order,
 each turn with tasks of its own. Drawing is timed from the shards to token ids, training is the meta-gradient of one
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="sets one key; repeatable")
     parser.add_argument("--turns", type=int, default=3, help="turns of each")
     parser.add_argument("--tasks", type=int, default=8, help="tasks to train on in a turn")
-    parser.add_argument("--draws", type=int, default=200, help="tasks to draw in a turn")
+    parser.add_argument("--draws", type=int, default=500, help="tasks to draw in a turn")
     options = parser.parse_args(arguments)
     if not 1 <= options.tasks <= options.draws or options.turns < 1:
         parser.error("--turns and --tasks must be at least 1, and --draws at least --tasks")
