@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +264,66 @@ def test_what_was_trained_without_labels_reads_labelled_text_by_its_mean(tmp_pat
     assert {method["use"] for method in read(file)["methods"]} >= {"inner-loop", "prototype", "logistic-regression"}
     done = distmeta_here("evaluate", "--run-dir", "run", "--model", "run", "--shape", "2x1", cwd=tmp_path)
     assert (done.returncode, "words that are hidden in sentences (SMLMT)" in done.stderr) == (2, True)
+
+
+def test_episodes_of_several_data_sets_are_also_told_apart(tmp_path: Path) -> None:
+    sources = []
+    for number, classes in enumerate((6, 5)):
+        write_labelled_csv(tmp_path / f"set{number}.csv", classes, 14)
+        sources.append({"path": f"set{number}.csv", "label_column": "label", "role": ("train", "test")[number]})
+    sources.append({**sources[1], "path": "texts.csv"})
+    write_labelled_csv(tmp_path / "texts.csv", 4, 14)
+    tasks = {"n_way": 3, "k_shot": 1, "query_per_class": 2, "label_column": None}
+    begun_run(tmp_path, corpus={"sources": sources}, tasks=tasks)
+    done = distmeta_here("evaluate", "--run-dir", "run", "--episodes", "5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "run" / "evaluations").glob("*.json")
+    report = read(file)
+    assert {name: found["episodes"] for name, found in report["by_dataset"].items()} == {"set1": 3, "texts": 2}
+    values = accuracies(report)["starting prototype"]
+    for name, own in (("set1", values[0::2]), ("texts", values[1::2])):
+        (method,) = (each for each in report["by_dataset"][name]["methods"] if each["name"] == "starting prototype")
+        assert method["accuracy"] == pytest.approx(np.mean(own))
+        assert f"\n{name}, {len(own)} of the episodes:" in done.stdout
+    distmeta_here("report", "run", cwd=tmp_path)
+    assert "Accuracy by data set" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+RAY = """
+import ray
+from distmeta.corpus.executor import LocalExecutor, RayExecutor
+from distmeta.evaluate import features
+from distmeta.evaluate.run import Asked, score_networks
+from distmeta.opening import reopen_run
+from distmeta.run_evaluation import networks_of
+from distmeta.setup import Setup
+from pathlib import Path
+
+features.UNIT_TOKENS = 500
+config, run = reopen_run(None, ["evaluate.fine_tuning_episodes=1"], Path("run"))
+ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+found = []
+for executor in (LocalExecutor(), RayExecutor()):
+    setup = Setup(config, run)
+    asked = Asked(setup.evaluation_tasks(), 3)
+    score_networks(networks_of(config, run, setup, print), [asked], print, executor=executor)
+    found.append({method: [score["accuracy"] for score in scores] for method, scores in asked.scores.items()})
+assert len(found[0]) == 8 and found[0] == found[1], found
+"""
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_cluster_find_what_one_process_finds(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RAY],
+        cwd=folder,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 REFUSED = {

@@ -1,5 +1,6 @@
 """A few-shot evaluation: every network and every use of it on the same episodes."""
 
+import math
 import shutil
 import time
 from collections import defaultdict
@@ -22,7 +23,7 @@ from distmeta.evaluate.overlap import count_overlap, describe_overlap
 from distmeta.evaluate.results import MethodResult
 from distmeta.evaluate.score import EpisodeScore
 from distmeta.evaluate.similarity import measure_similarity, read_pairs
-from distmeta.evaluate.statistics import classification_scores
+from distmeta.evaluate.statistics import classification_scores, mean_ci95
 from distmeta.evaluate.table import evaluation_report
 
 __all__ = ["Asked", "Candidate", "evaluate_candidates", "evaluate_networks"]
@@ -189,9 +190,30 @@ def evaluate_networks(
             rivals=rivals,
             same=same,
         )
+        | _by_dataset(each)
         | more
         for each in asked
     ]
+
+
+def _by_dataset(asked: Asked) -> dict[str, Any]:
+    """Where the episodes are of several data sets: `by_dataset`, of each the number of its `episodes`, and `methods`,
+    the mean accuracy of each and half the width of its interval."""
+    names = sorted({episode.source for episode in asked.drawn})
+    if len(names) < 2:
+        return {}
+    found: dict[str, Any] = {}
+    for name in names:
+        own = [number for number, episode in enumerate(asked.drawn) if episode.source == name]
+        methods = []
+        for result in asked.results():
+            values = [result.accuracy[number] for number in own if number < len(result.accuracy)]
+            if values:
+                mean, half_width = mean_ci95(values)
+                interval = {"accuracy_ci95": half_width} if math.isfinite(half_width) else {}
+                methods.append({"name": result.name, "accuracy": mean, **interval})
+        found[name] = {"episodes": len(own), "methods": methods}
+    return {"by_dataset": found}
 
 
 def evaluate_candidates(

@@ -85,10 +85,23 @@ def evaluation_table(report: Mapping[str, Any], question: str = "Did meta-pretra
         "In %, with 95% intervals over the episodes. Before: accuracy before the inner loop. Gain: paired",
         "difference to the starting network in the same use (tf-idf: to its logistic regression).",
     ]
+    lines += _by_dataset(report)
     lines += _wrapped([*same_networks(report), *describe_used(report), *describe_similarity(report)])
     if found := report.get("verdict"):
         lines += ["", question, *_wrapped([found["text"], *findings(report), *found["notes"]], "  ")]
     return "\n".join(lines)
+
+
+def _by_dataset(report: Mapping[str, Any]) -> list[str]:
+    """Where there are several data sets: the accuracy of each method on each of them."""
+    lines = []
+    for name, found in report.get("by_dataset", {}).items():
+        lines += ["", f"{name or 'without a name'}, {found['episodes']} of the episodes:"]
+        width = max(len(method["name"]) for method in found["methods"])
+        for method in found["methods"]:
+            text = interval_text(method["accuracy"], method.get("accuracy_ci95"))
+            lines.append(f"  {method['name'].ljust(width)}  {text}")
+    return lines
 
 
 def _wrapped(lines: Sequence[str], indent: str = "") -> list[str]:

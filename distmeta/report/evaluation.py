@@ -103,6 +103,7 @@ def _section(evaluation: Json, title: str) -> Section:
         "95% intervals over the episodes. Paired gain: mean difference to the starting network in the same use on the "
         "same episodes (tf-idf: to its logistic regression). Adaptation: seconds from a support set to a classifier."
     )
+    main = Table([Column("method", is_text=True), *map(Column, columns)], rows, caption, sortable=True)
     return Section(
         title,
         paragraphs=[
@@ -113,8 +114,29 @@ def _section(evaluation: Json, title: str) -> Section:
             *describe_used(evaluation),
             *describe_similarity(evaluation),
         ],
-        tables=[Table([Column("method", is_text=True), *map(Column, columns)], rows, caption, sortable=True)],
+        tables=[main, *_by_dataset(evaluation)],
     )
+
+
+def _by_dataset(evaluation: Json) -> list[Table]:
+    """Where the episodes are of several data sets: the accuracy of each method on each of them."""
+    found = evaluation.get("by_dataset", {})
+    if not found:
+        return []
+    methods = [{method["name"]: method for method in own["methods"]} for own in found.values()]
+    columns = [Column("method", is_text=True)]
+    columns += [Column(f"{name or 'without a name'} ({own['episodes']})") for name, own in found.items()]
+    rows = [
+        [
+            Cell(name, name),
+            *(
+                Cell(score(each[name], "accuracy"), each[name]["accuracy"]) if name in each else Cell(NONE)
+                for each in methods
+            ),
+        ]
+        for name in dict.fromkeys(name for each in methods for name in each)
+    ]
+    return [Table(columns, rows, "Accuracy by data set, with the number of its episodes.", sortable=True)]
 
 
 def ways(evaluation: Json) -> str:
