@@ -69,8 +69,11 @@ def test_a_class_is_a_word_and_its_examples_its_sentences(tmp_path: Path) -> Non
             assert (ids[0], ids[-1]) == (2, 3)
 
 
-def test_classes_are_whole_in_one_part_sorted_and_disjoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_draw, "EXAMPLES_PER_PART", 60)
+@pytest.mark.parametrize(("bound", "value"), [("EXAMPLES_PER_PART", 60), ("CLASSES_PER_PART", 4)])
+def test_classes_are_whole_in_one_part_sorted_and_disjoint(
+    bound: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_draw, bound, value)
     monkeypatch.setattr("distmeta.corpus.ingest.SHARD_BYTES", 2000)
     source = write_sentences(tmp_path / "a.txt")
     manifest = prepare_small(tmp_path / "out", [source], tasks={"max_sentences": 30})
@@ -85,6 +88,7 @@ def test_classes_are_whole_in_one_part_sorted_and_disjoint(tmp_path: Path, monke
                 for row in examples(tmp_path / "out", manifest.model_copy(update={"classes": {split: part}}), (split,))
             ]
             assert names == sorted(names)
+            assert len(set(names)) <= 4
             seen.update(set(names))
     assert set(seen.values()) == {1}
     assert [manifest.classes[split].count for split in SPLITS] == [13, 5, 4]

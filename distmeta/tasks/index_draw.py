@@ -35,6 +35,8 @@ from distmeta.tasks.index_examples import EXAMPLES, NAMES, DistinctExamples, mix
 from distmeta.tasks.smlmt import encode_masked, split_at_word
 
 EXAMPLES_PER_PART = 30_000
+CLASSES_PER_PART = 64
+"""A draw opens the files of its classes, which takes the longer the more classes each has."""
 DRAWN, TABLE = "drawn.arrow", "classes.parquet"
 
 
@@ -190,12 +192,12 @@ def gather_classes(
 
 
 def _groups(classes: Sequence[ChosenClass], max_examples: int) -> list[tuple[int, int]]:
-    """Cut the classes into runs of one split with about EXAMPLES_PER_PART examples."""
+    """Cut the classes into runs of one split with about EXAMPLES_PER_PART examples, or CLASSES_PER_PART classes."""
     groups, low, size = [], 0, 0
     for number, each in enumerate(classes):
         size += min(each.count, max_examples)
         is_last = number + 1 == len(classes) or classes[number + 1].split != each.split
-        if size >= EXAMPLES_PER_PART or is_last:
+        if size >= EXAMPLES_PER_PART or number + 1 - low == CLASSES_PER_PART or is_last:
             groups.append((low, number + 1))
             low, size = number + 1, 0
     return groups
