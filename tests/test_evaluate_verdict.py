@@ -70,6 +70,17 @@ def test_yes_needs_every_rival_to_be_worse_and_not_the_strongest_alone() -> None
     assert verdict([*OWN, others[0]], "meta-pretrained")["answer"] == "yes"  # type: ignore[index]
 
 
+def test_the_rival_that_is_named_is_the_strongest_and_not_the_least_sure_one() -> None:
+    """Fine-tuning on a few episodes has a wide interval, and is no stronger for that."""
+    others = [
+        method("starting", "prototype", 0.71, noise=4.0),
+        method("starting", "fine-tuning", 0.65, 9.0, episodes=3),
+    ]
+    found = verdict([*OWN, *others], "meta-pretrained")
+    assert found is not None
+    assert (found["answer"], found["against"]) == ("open", "starting prototype")
+
+
 def test_what_has_the_first_episodes_alone_is_compared_on_those() -> None:
     found = verdict([*OWN, method("starting", "fine-tuning", 0.5, noise=1.0, episodes=4)], "meta-pretrained")
     assert found is not None

@@ -82,13 +82,12 @@ def _compare(method: MethodResult, rival: MethodResult, level: float) -> _Compar
 
 
 def _decisive(comparisons: Sequence[_Comparison]) -> _Comparison:
-    """The one that decides: with the strongest of those that are better, else with whichever is least surely worse,
-    and where all are surely worse with the strongest of them."""
+    """The one that decides, with the strongest rival of its kind: of those that are surely better; where there are
+    none, of those that are not surely worse, whose number of episodes may be small; and where all are surely worse, of
+    these."""
     better = [each for each in comparisons if each.is_worse]
     not_shown = [each for each in comparisons if not each.is_better]
-    if not better and not_shown:
-        return min(not_shown, key=lambda each: each.gain - each.half_width)
-    return min(better or comparisons, key=lambda each: each.gain)
+    return min(better or not_shown or comparisons, key=lambda each: each.gain)
 
 
 def _sentence(found: _Comparison) -> str:
