@@ -88,7 +88,9 @@ def alone(worlds: dict[int, World], folder: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize(
-    "engine", [{"zero_stage": stage} for stage in range(4)] + [{"weights": "partitioned"}], ids=str
+    "engine",
+    [*({"zero_stage": stage} for stage in range(4)), pytest.param({"weights": "partitioned"}, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_a_mixture_gives_the_same_losses_at_every_stage_and_after_a_resume(
     engine: dict[str, Any], alone: list[dict[str, Any]], worlds: dict[int, World], folder: Path, tmp_path: Path
