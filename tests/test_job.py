@@ -128,7 +128,11 @@ def test_a_submitted_job_is_the_command(terminal: Terminal, tmp_path: Path):
 @pytest.mark.parametrize(
     ("run", "more", "line"),
     [
-        ("/tmp/x", ["--set", "train.num_workers=3"], "3 workers of 1 CPUs need 3, the cluster has 2"),
+        (
+            "/tmp/x",
+            ["--set", "train.num_workers=3", "--set", "meta.meta_batch_size=3"],
+            "3 workers of 1 CPUs need 3, the cluster has 2",
+        ),
         pytest.param("runs/x", [], "is in the job's copy of the code, which Ray deletes", marks=pytest.mark.slow),
     ],
 )
