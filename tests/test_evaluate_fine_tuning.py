@@ -15,7 +15,7 @@ from distmeta.evaluate import fine_tuning, run
 from distmeta.evaluate.fine_tuning import FineTuningUnit, fine_tune, tuned_weights
 from distmeta.evaluate.networks import Candidate, load
 from distmeta.evaluate.run import evaluate_candidates, find_same
-from distmeta.models import save_weights
+from distmeta.models import load_weights, save_weights
 from distmeta.setup import Setup
 from tests.runs import begun_run
 
@@ -129,3 +129,14 @@ def test_it_stands_in_the_table_on_the_first_episodes_and_the_same_network_is_sc
     adapted.config = starting.setup.config.model_copy(deep=True)
     adapted.config.meta.inner_lr = 0.5
     assert find_same([replace(kept, setup=adapted), starting]) == {}  # its inner loop is another one
+
+    # The head of multi-task training is in the file of its weights, and features don't depend on it.
+    headed = tmp_path / "headed.safetensors"
+    weights, _ = load_weights(starting.weights, torch.device("cpu"))
+    save_weights(headed, weights | {"learned.head": torch.ones(3, 2)}, 0)
+    multitask = replace(kept, name="multitask", weights=headed, adapts=False)
+    assert find_same([kept, starting, multitask]) == {"meta-pretrained": "starting", "multitask": "starting"}
+    assert "multitask inner-loop" not in {
+        method["name"] for method in evaluate_candidates([starting, multitask], lambda _: None)["methods"]
+    }
+    assert find_same([replace(kept, weights=headed), starting]) == {}  # what it learned may be of its inner loop

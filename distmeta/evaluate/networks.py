@@ -20,6 +20,7 @@ from distmeta.meta import algorithm_class
 from distmeta.models import load_network, load_tokenizer, load_weights
 from distmeta.models.load import load_model_config
 from distmeta.models.weight_files import find_weights
+from distmeta.models.weights import weights_digest
 from distmeta.packages import local_folder
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
@@ -110,7 +111,10 @@ class Candidate:
     def adaptation(self) -> str:
         """See `ScoredNetwork`."""
         config = self.setup.config
-        return digest([config.meta.model_dump(), config.evaluate.inner_steps] if self.adapts else [])
+        if not self.adapts:
+            return digest([])
+        learned = weights_digest(self.weights, learned=True)
+        return digest([config.meta.model_dump(), config.evaluate.inner_steps, learned])
 
     @property
     def of_features(self) -> OfFeatures | None:
@@ -137,7 +141,7 @@ class Candidate:
     def identity(self) -> str:
         """A hash of what its features depend on, beside the tokens of a text."""
         model = self.setup.config.model.model_dump()
-        return digest([model, self.setup.config.engine.precision, file_digest(self.weights)])
+        return digest([model, self.setup.config.engine.precision, weights_digest(self.weights, learned=False)])
 
     def encode(self, examples: Sequence[Example]) -> list[Tokens]:
         """The tokens of each text."""

@@ -98,8 +98,10 @@ def score_networks(
     for each in asked:
         _score(method, each, is_stopped)
         each.scores = {name: each.scores[name] for name in names}  # in this order, also where some were there before
-        for name, other in same.items():
-            each.scores |= {f"{name} {use}": each.scores[f"{other} {use}"] for use in uses[other]}
+        for network in networks:
+            if other := same.get(network.name):
+                own = [use for use in uses[other] if use != "inner-loop" or network.adapts]
+                each.scores |= {f"{network.name} {use}": each.scores[f"{other} {use}"] for use in own}
 
 
 def _remove(folders: Sequence[Path]) -> None:
@@ -111,12 +113,15 @@ def _remove(folders: Sequence[Path]) -> None:
 
 
 def find_same(networks: Sequence[ScoredNetwork]) -> dict[str, str]:
-    """Of each network that has the weights of another one, and adapts in the same way, the name of that, which alone is
-    scored: the starting one, where it is among them, else the first."""
+    """Of each network that has the weights of another one, and adapts in the same way or not at all, the name of that,
+    which alone is scored: the starting one, where it is among them, else the first."""
     same: dict[str, str] = {}
     for network in networks:
-        own = (network.identity, network.adaptation)
-        alike = [each.name for each in networks if (each.identity, each.adaptation) == own]
+        alike = [
+            each.name
+            for each in networks
+            if each.identity == network.identity and (not network.adapts or each.adaptation == network.adaptation)
+        ]
         original = "starting" if "starting" in alike else alike[0]
         if network.name != original:
             same[network.name] = original

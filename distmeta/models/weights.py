@@ -1,5 +1,6 @@
 """Meta-parameters in a safetensors file, by the names that they have in the network (adapters apart, not merged)."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,3 +32,18 @@ def load_weights(path: Path, device: torch.device) -> tuple[Parameters, int]:
     with safe_open(path, framework="pt", device=str(device)) as file:
         step = int(file.metadata()["outer_step"])
         return {name: file.get_tensor(name) for name in file.keys()}, step  # noqa: SIM118 (it is no mapping)
+
+
+LEARNED = "learned."
+"""What the names of parameters that are learned beside the network begin with."""
+
+
+def weights_digest(path: Path, *, learned: bool) -> str:
+    """32 hexadecimal digits that name the network's parameters in such a file, or those `learned` beside it."""
+    content = hashlib.blake2b(digest_size=16)
+    with safe_open(path, framework="pt") as file:
+        for name in sorted(name for name in file.keys() if name.startswith(LEARNED) == learned):  # noqa: SIM118
+            value = file.get_tensor(name)
+            content.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+            content.update(value.reshape(-1).view(torch.uint8).numpy())
+    return content.hexdigest()
