@@ -74,7 +74,8 @@ class Scorer:
     def _score(self, batch: TaskBatch, uses: Sequence[Use]) -> dict[Use, EpisodeScore]:
         scores: dict[Use, EpisodeScore] = {}
         labels = batch.query_labels.cpu().numpy()
-        if "inner-loop" in uses:
+        of_features = self.algorithm.of_features(self.algorithm.config) if self.algorithm else None
+        if "inner-loop" in uses and not of_features:
             assert self.algorithm is not None
             start = time.perf_counter()
             classify = self.algorithm.fit(
@@ -85,12 +86,18 @@ class Scorer:
             # The argmax of equal scores is the first class.
             before = float((labels == 0).mean()) if self.algorithm.starts_at_chance else None
             scores["inner-loop"] = EpisodeScore(labels, predictions, before, seconds)
-        if "prototype" in uses or "logistic-regression" in uses:
+        if of_features or "prototype" in uses or "logistic-regression" in uses:
             start = time.perf_counter()
             support = self._frozen_features(batch.support)
             features_seconds = time.perf_counter() - start
             query = self._frozen_features(batch.query)
             support_labels = batch.support_labels.cpu().numpy()
+            if "inner-loop" in uses and of_features:
+                start = time.perf_counter()
+                halves = torch.from_numpy(support), torch.from_numpy(support_labels), torch.from_numpy(query)
+                predictions = of_features(*halves, batch.n_way).argmax(1).numpy()
+                seconds = features_seconds + time.perf_counter() - start
+                scores["inner-loop"] = EpisodeScore(labels, predictions, None, seconds)
             if "prototype" in uses:
                 start = time.perf_counter()
                 predictions = nearest_prototype(support, support_labels, query, batch.n_way)
