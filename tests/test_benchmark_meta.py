@@ -50,6 +50,7 @@ def rows_of(folder: Path) -> list[dict]:
     return json.loads((folder / "benchmark.json").read_text())["rows"]
 
 
+@pytest.mark.slow  # of the parts each has a test of its own
 def test_all_workloads_end_to_end(benchmark, tmp_path, capsys):
     arguments = [*TINY, "--skip-memory", "--contestants", *OURS_AND_BY_HAND, "--output", str(tmp_path)]
     assert benchmark.main(arguments) == 0

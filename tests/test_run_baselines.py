@@ -24,7 +24,9 @@ PROGRESS = {"tokens": 3000}
 PROTONET = {"algorithm": "protonet", "distance": "cosine", "outer_lr": 0.002, "meta_batch_size": 2, "lm_weight": 0.5}
 
 
-@pytest.mark.parametrize("asked", ["language_model_baseline", "multitask_baseline"])
+@pytest.mark.parametrize(
+    "asked", [pytest.param("language_model_baseline", marks=pytest.mark.slow), "multitask_baseline"]
+)
 def test_a_baseline_has_what_the_run_had_but_for_the_tasks(asked: str, tmp_path: Path) -> None:
     """Trained and evaluated in this process."""
     sections = {"evaluate": {"episodes": 2, asked: True}, "train": {"outer_steps": 3, "validate_every": 3}}
