@@ -1,6 +1,6 @@
 """What `distmeta evaluate` is asked for, and what of it makes no sense together."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,6 @@ class EvaluationRequest:
         for name in names:
             if getattr(self, name) not in (None, ()):
                 raise UserError(f"--{name.replace('_', '-')}: {why}")
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing is asked for beside the run's own evaluation."""
-        return all(getattr(self, each.name) in (None, ()) for each in fields(self))
 
     def shapes(self) -> list[dict[str, Any]]:
         """The settings of `evaluate` for each evaluation that is asked for, by dotted key: every way with every shot,

@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
-import pyarrow.parquet as pq
-
 from distmeta.config import Config
 from distmeta.corpus.config import SHORTEST
 from distmeta.corpus.dataset_report import DatasetReport
@@ -32,7 +30,7 @@ from distmeta.models.look import look_at_weights
 from distmeta.models.on_disk import parameters_on_disk
 from distmeta.packages import local_folder
 from distmeta.rundir import RunDirectory
-from distmeta.tasks.class_shards import ClassReader
+from distmeta.tasks.class_shards import ClassReader, read_index
 from distmeta.tasks.config import Split, bounds, most_shots, most_ways
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.mixture import Mixture, shares_of
@@ -269,13 +267,12 @@ class Setup:
         """The classes of meta-train by labelled data set, where the algorithm has a head over them."""
         if not algorithm_class(self.config.meta.algorithm).needs_training_classes:
             return None
-        names: dict[str, set[str]] = {}
-        for dataset in self.manifest.datasets:
-            if dataset.labelled:
-                parts = self.manifest.class_parts(self.corpus, "train", dataset.name)
-                found = (pq.read_table(part, columns=["class"])["class"].unique().to_pylist() for part in parts)
-                names[dataset.name] = {name for each in found for name in each}
-        return TrainingClasses({name: sorted(classes) for name, classes in names.items() if classes})
+        names = {
+            each.name: [one.name for one in read_index(self.manifest.class_parts(self.corpus, "train", each.name))]
+            for each in self.manifest.datasets
+            if each.labelled
+        }
+        return TrainingClasses({name: classes for name, classes in names.items() if classes})
 
     def tasks(
         self,

@@ -139,6 +139,21 @@ def test_repeats_are_dropped_within_a_data_set_and_counted_across(tmp_path: Path
     )
 
 
+def test_a_text_under_two_labels_of_a_data_set_is_no_leak_across(tmp_path: Path) -> None:
+    """It is counted as what it is, though one label is held out and the other trained on."""
+    shared = numbered("said under every label", 4)
+    split = write_set(tmp_path / "a.jsonl", {name: [*shared, *numbered(name)] for name in "uvwxyz"})
+    other = write_set(tmp_path / "b.jsonl", {name: numbered(f"other {name}") for name in "uv"})
+    sources = [
+        {"path": str(split), "label_column": "y"},
+        {"path": str(other), "label_column": "y", "role": "train"},
+        {"path": str(write_sentences(tmp_path / "text.txt"))},
+    ]
+    manifest = prepare_mixture(tmp_path / "out", sources)
+    assert manifest.dataset("a").texts_under_two_labels == len(shared)
+    assert manifest.leaks == []
+
+
 def test_a_hub_data_set_and_text_with_columns_of_its_own_stand_in_a_mixture(tmp_path: Path) -> None:
     import datasets
 

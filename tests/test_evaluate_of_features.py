@@ -57,4 +57,16 @@ def test_prototypes_from_features_are_those_of_the_network(
 
 def test_no_other_algorithm_does_without_the_network() -> None:
     taking = {name for name in algorithm_names() if algorithm_class(name).of_features(MetaConfig(algorithm=name))}
-    assert taking == {"protonet"}
+    assert taking == {"protonet", "multitask"}
+
+
+def test_a_multi_task_network_is_used_by_what_is_computed_once(tmp_path: Path) -> None:
+    config, run = begun_run(tmp_path, meta={"algorithm": "multitask"})
+    network = Candidate("meta-pretrained", Setup(config, run), run.best_weights)
+    texts = Texts()
+    episodes = draw_episodes(network.setup.evaluation_tasks(), 5, texts, lambda: False)
+    tokens = network.encode(texts.examples)
+    scorer = load(network.place)
+    own, *_ = methods_of(network, tokens, lambda: compute_features(network, tokens, LocalExecutor()), LocalExecutor())
+    for each, found in zip(episodes, own.score(episodes), strict=True):
+        assert np.array_equal(found.predictions, fitted(scorer, each.encoded(tokens)))

@@ -74,23 +74,17 @@ class Episode:
         """The examples of these numbers."""
         return [self.texts.examples[number] for number in numbers]
 
-    @property
-    def task(self) -> Task:
-        """The task as it was drawn."""
-        return self.as_task(lambda number, example: example)
-
     def encoded(self, tokens: Sequence[tuple[tuple[int, ...], int]]) -> Task:
         """The task with each text's token ids, and the position of its mask, by the text's number."""
-        return self.as_task(
-            lambda number, example: replace(example, input_ids=tokens[number][0], mask_position=tokens[number][1])
-        )
-
-    def as_task(self, of_text: Callable[[int, Example], Example]) -> Task:
-        """The task, of what is made of each text."""
 
         def half(numbers: Numbers, labels: Numbers) -> tuple[Example, ...]:
             return tuple(
-                replace(of_text(number, self.texts.examples[number]), label=int(label))
+                replace(
+                    self.texts.examples[number],
+                    label=int(label),
+                    input_ids=tokens[number][0],
+                    mask_position=tokens[number][1],
+                )
                 for number, label in zip(numbers.tolist(), labels, strict=True)
             )
 

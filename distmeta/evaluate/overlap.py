@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from distmeta.corpus.datasets import serves
 from distmeta.corpus.overlap import MEASURES, Texts, count_each, has_hashes
+from distmeta.tasks.class_shards import read_index
 
 if TYPE_CHECKING:
     from distmeta.corpus.dataset_report import DatasetReport
@@ -73,8 +72,7 @@ def _all(parts: Sequence[Sequence[Path]]) -> list[Path]:
 
 
 def _classes(dataset: str, parts: Iterable[Path], is_same: bool) -> set[ClassName]:
-    names = (name for part in parts for name in pq.read_table(part, columns=["class"])["class"].unique().to_pylist())
-    return {(dataset if is_same else "", name) for name in names}
+    return {(dataset if is_same else "", each.name) for each in read_index(parts)}
 
 
 def _named(name: str, counts: Mapping[str, int]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
-from distmeta.evaluate.baselines import Features, fit_and_predict
+from distmeta.evaluate.baselines import Features
 
 Rows = NDArray[np.int64]
 
@@ -54,19 +54,6 @@ class TfIdf:
             across = own[part].multiply(np.square(idf) / own_length[part, None]).T.toarray()
             products[:, part], query_products[:, part] = own @ across, others @ across
         return products / own_length[:, None], query_products / length[:, None]
-
-
-def tf_idf_logistic_regression(
-    support_texts: Sequence[str], support_labels: NDArray[np.integer], query_texts: Sequence[str]
-) -> NDArray[np.integer]:
-    """Predicts the query texts by a logistic regression on TF-IDF, fitted on the support texts alone; returns (query,).
-
-    Labels are 0 to the number of classes - 1.
-    """
-    numbers = np.arange(len(support_texts) + len(query_texts))
-    support, query = np.split(numbers, [len(support_texts)])
-    products, query_products = TfIdf([*support_texts, *query_texts]).products(support, query)
-    return fit_and_predict(products, support_labels, query_products, int(support_labels.max()) + 1)
 
 
 def _lengths(rows: sparse.csr_matrix, idf: Features) -> Features:

@@ -7,7 +7,7 @@
 The heads serve training alone: whoever uses the network, on classes that have no vector, takes its features.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -114,16 +114,24 @@ class MultiTask(Algorithm):
         head = parameters[HEAD][span[0] : span[1]]
         return functional.normalize(features) @ functional.normalize(head).t() / TEMPERATURE
 
+    @classmethod
+    def of_features(cls, config: Any) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+        """See `Algorithm`. New classes have no vectors: the means of their support examples stand for them."""
+
+        def scores(support: Tensor, labels: Tensor, query: Tensor, n_way: int) -> Tensor:
+            centers = class_means(functional.normalize(support), labels, n_way, None)
+            return functional.normalize(query) @ functional.normalize(centers).t() / TEMPERATURE
+
+        return scores
+
     @torch.no_grad()
     def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
-        """See `Algorithm`. New classes have no vectors: the means of their support examples stand for them."""
-        centers = functional.normalize(
-            class_means(functional.normalize(self.network.features(parameters, support)), labels, n_way, support)
-        )
+        """See `Algorithm`."""
+        own = self.network.features(parameters, support)
 
         @torch.no_grad()
         def classify(query: Any) -> Tensor:
-            return functional.normalize(self.network.features(parameters, query)) @ centers.t() / TEMPERATURE
+            return self.of_features(self.config)(own, labels, self.network.features(parameters, query), n_way)
 
         return classify
 
