@@ -136,7 +136,7 @@ def paper_answer(case: Case, network: Network, task: TaskBatch, prompt_order: Se
     )
     if case.algorithm == "protonet":
         by = None if config.learn_temperature else config.temperature or 1.0
-        if not config.learn_temperature and config.distance == "cosine":
+        if not config.learn_temperature and config.distance != "euclidean":
             by = 0.1
         answer = references.protonet(network, task, config.distance, by)
     elif case.algorithm == "multitask":

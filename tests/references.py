@@ -295,9 +295,15 @@ def leopard(network: Network, task: TaskBatch, setting: Setting) -> Answer:
 def protonet(network: Network, task: TaskBatch, distance: str, temperature: float | None) -> Answer:
     """Snell et al. 2017: scores are -d(f, c_k) / temperature; temperature unset: exp of the learned parameter."""
     theta = double_parameters(network)
-    centers = by_class(features(network, theta, task.support), task.support_labels, task.n_way)
+    support, query = (features(network, theta, half) for half in (task.support, task.query))
+    if distance == "centred-cosine":
+        support, query = (half / half.norm(dim=1, keepdim=True) for half in (support, query))
+    centers = by_class(support, task.support_labels, task.n_way)
+    if distance == "centred-cosine":
+        middle = centers.mean(0)
+        centers, query = centers - middle, query - middle
     rows = []
-    for text in features(network, theta, task.query):
+    for text in query:
         if distance == "euclidean":
             row = [((text - center) ** 2).sum() for center in centers]
         else:

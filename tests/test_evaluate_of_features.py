@@ -29,11 +29,11 @@ def fitted(scorer: Scorer, task: Task) -> np.ndarray:
     return classify(batch.query).argmax(1).numpy()
 
 
-@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("distance", ["cosine", "centred-cosine", "euclidean"])
 def test_prototypes_from_features_are_those_of_the_network(
     distance: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With two examples a class the two distances, and prototypes of normalised features, are three classifiers."""
+    """With two examples a class the distances, and prototypes of normalised features, are classifiers of their own."""
     config, run = begun_run(tmp_path, meta={"algorithm": "protonet", "distance": distance, "learn_temperature": True})
     network = Candidate("meta-pretrained", Setup(config, run), run.best_weights)
     texts = Texts()

@@ -55,6 +55,7 @@ CASES = [
     case("protonet", distance="cosine"),
     case("protonet", temperature=3.0),
     case("protonet", distance="cosine", learn_temperature=True),
+    case("protonet", distance="centred-cosine"),
     case("metaicl"),
     case("multitask"),
     # The inner loop's settings.

@@ -38,10 +38,11 @@ class MetaConfig(Section):
     """layer_step: learn a rate for each parameter tensor and inner step, from `inner_lr` on (MAML++)."""
     multi_step_loss: float = Field(default=0.0, ge=0, le=1)
     """Share of the outer steps in which the query loss after every inner step counts, ever less (MAML++); 0: none."""
-    distance: Literal["euclidean", "cosine"] = "euclidean"
-    """protonet: how far a text is from a prototype; euclidean is squared."""
+    distance: Literal["euclidean", "cosine", "centred-cosine"] = "euclidean"
+    """protonet: how far a text is from a prototype; euclidean is squared; centred-cosine takes away first what the
+    classes of a task have in common."""
     temperature: float | None = Field(default=None, gt=0)
-    """protonet: what distances are divided by; unset: 1 for euclidean, 0.1 for cosine."""
+    """protonet: what distances are divided by; unset: 1 for euclidean, 0.1 for the cosines."""
     learn_temperature: bool = False
     """protonet: learn it, from there on."""
     outer_lr: float = Field(default=1e-3, gt=0)

@@ -5,6 +5,11 @@
     outer    gradient of the cross-entropy of the query set's scores; there is no inner loop
 
 The temperature may be learned: it is kept as its logarithm.
+
+By `centred-cosine` features have length 1, and the mean of the prototypes is taken from prototypes and queries before
+their cosine, as SimpleShot (Wang et al. 2019, https://arxiv.org/abs/1911.04623) does with the mean of its training
+classes: what all classes of a task share, such as its subject, does not count. A loaded encoder then need not forget how
+alike texts are across tasks in order to tell classes apart within one.
 """
 
 import math
@@ -18,6 +23,9 @@ from torch.nn import functional
 from distmeta.compute.batch import TaskBatch, concatenate, texts_of_tasks
 from distmeta.meta.algorithm import Algorithm, Classifier, Outcome, Parameters, TaskResult, accuracy
 from distmeta.meta.inner_loop import total_loss
+
+CENTRED = "centred-cosine"
+"""The `meta.distance` of features about the middle of a task's prototypes."""
 
 
 def class_means(rows: Tensor, labels: Tensor, n_way: int, support: Any) -> Tensor:
@@ -61,7 +69,7 @@ class PrototypicalNetwork(Algorithm):
         """See `Algorithm`."""
 
         def scores(support: Tensor, labels: Tensor, query: Tensor, n_way: int) -> Tensor:
-            return -_distances(config, class_means(support, labels, n_way, None), query)
+            return -_distances(config, _prototypes(config, support, labels, n_way, None), query)
 
         return scores
 
@@ -80,7 +88,7 @@ class PrototypicalNetwork(Algorithm):
             support, query = both.split([len(task.support_labels), len(task.query_labels)])
         else:
             support, query = (self.network.features(theta, batch) for batch in local.batches)
-        centers = class_means(support, task.support_labels, task.n_way, task.support)
+        centers = _prototypes(self.config, support, task.support_labels, task.n_way, task.support)
         parts = (
             zip(centers.unbind(), query.split(list(task.query_sizes)), strict=True)
             if task.query_sizes
@@ -97,7 +105,7 @@ class PrototypicalNetwork(Algorithm):
     @torch.no_grad()
     def fit(self, parameters: Parameters, support: Any, labels: Tensor, n_way: int, inner_steps: int) -> Classifier:
         """See `Algorithm`."""
-        centers = class_means(self.network.features(parameters, support), labels, n_way, support)
+        centers = _prototypes(self.config, self.network.features(parameters, support), labels, n_way, support)
 
         @torch.no_grad()
         def classify(query: Any) -> Tensor:
@@ -106,13 +114,22 @@ class PrototypicalNetwork(Algorithm):
         return classify
 
 
+def _prototypes(config: Any, rows: Tensor, labels: Tensor, n_way: int, support: Any) -> Tensor:
+    """See `class_means`."""
+    return class_means(functional.normalize(rows) if config.distance == CENTRED else rows, labels, n_way, support)
+
+
 def _distances(config: Any, centers: Tensor, features: Tensor) -> Tensor:
-    if config.distance == "cosine":
-        return 1 - functional.normalize(features) @ functional.normalize(centers).t()
-    return (features[:, None] - centers[None]).square().sum(2)
+    """Of each feature from each prototype, (features, n_way)."""
+    if config.distance == "euclidean":
+        return (features[:, None] - centers[None]).square().sum(2)
+    if config.distance == CENTRED:
+        middle = centers.mean(0)
+        features, centers = functional.normalize(features) - middle, centers - middle
+    return 1 - functional.normalize(features) @ functional.normalize(centers).t()
 
 
 def _temperature(config: Any) -> float:
     if config.temperature is not None:
         return config.temperature
-    return 0.1 if config.distance == "cosine" else 1.0
+    return 1.0 if config.distance == "euclidean" else 0.1
