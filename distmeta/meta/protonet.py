@@ -8,8 +8,8 @@ The temperature may be learned: it is kept as its logarithm.
 
 By `centred-cosine` features have length 1, and the mean of the prototypes is taken from prototypes and queries before
 their cosine, as SimpleShot (Wang et al. 2019, https://arxiv.org/abs/1911.04623) does with the mean of its training
-classes: what all classes of a task share, such as its subject, does not count. A loaded encoder then need not forget how
-alike texts are across tasks in order to tell classes apart within one.
+classes: what all classes of a task share, such as its subject, does not count. A loaded encoder then need not forget
+how alike texts are across tasks in order to tell classes apart within one.
 """
 
 import math
