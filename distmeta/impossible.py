@@ -47,7 +47,7 @@ def impossible(config: "Config") -> Iterable[str]:
         yield f"tasks.split_ratio: must be three shares that sum to 1, got {tasks.split_ratio}"
     yield from contradictions_of_datasets(config.corpus, tasks)
     needed: dict[str, str] = {"train": "is trained on", config.evaluate.split: "evaluate.split names"}
-    needed |= {"valid": "train.validate_every needs"} if train.validate_every else {}
+    needed |= {"valid": "train.validate_every needs"} if train.validates else {}
     yield from splits_without_data(config.corpus, tasks, needed)
     if tasks.max_sentences is not None and tasks.max_sentences < tasks.min_sentences:
         yield (
@@ -75,6 +75,15 @@ def impossible(config: "Config") -> Iterable[str]:
             f"meta.meta_batch_size: {meta.meta_batch_size} tasks cannot occupy train.num_workers {train.num_workers}: "
             "raise the one or lower the other"
         )
+    for key, is_set in (
+        ("average_with_start", train.average_with_start == "auto"),
+        ("patience", bool(train.patience)),
+    ):
+        if is_set and not train.validates:
+            yield (
+                f"train.{key}: {getattr(train, key)} goes by validations, and train.validate_every is 0; give it "
+                f"{'a number' if key == 'average_with_start' else '0'}, or leave one of them out"
+            )
     if meta.lm_warmup_steps >= train.outer_steps:
         yield (
             f"meta.lm_warmup_steps: {meta.lm_warmup_steps} leaves no step of train.outer_steps {train.outer_steps} "
@@ -226,7 +235,6 @@ def partitioned_needs(config: "Config") -> Iterable[tuple[str, Any, tuple[Any, .
         "meta.multi_step_loss": (meta.multi_step_loss, (0.0,)),
         "meta.recompute": (meta.recompute, (False,)),
         "train.select_by": (train.select_by, ("inner-loop",)),
-        "train.average_with_start": (train.average_with_start, ([],)),
         "engine.activation_checkpointing": (config.engine.activation_checkpointing, (False,)),
         # In groups of like length workers would take different numbers of passes, for which weights are gathered.
         "engine.computation": (config.engine.computation, ("auto", "packed", "plain")),

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from distmeta.config import Config, to_yaml
+from distmeta.config import Config, load_config, to_yaml
 from distmeta.corpus.executor import Executor, LocalExecutor, RayExecutor
 from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
@@ -20,6 +20,7 @@ from distmeta.setup import Setup, bare_network, check_weights, differentiates_tw
 from distmeta.sweep.config import SweepConfig
 from distmeta.tasks.config import SPLITS
 from distmeta.tasks.episode import Task
+from distmeta.tasks.mixture import Mixture
 from distmeta.tracking.config import TrackingConfig
 
 Say = Callable[[str], None]
@@ -35,6 +36,8 @@ CHANGEABLE = {
     "train.num_workers",
     "train.cpus_per_worker",
     "train.outer_steps",
+    "train.patience",
+    "train.validate_every",  # but not from some to none, or from none to some
     "train.checkpoint_every",
     "train.checkpoints_to_keep",
     "train.max_failures",
@@ -182,6 +185,11 @@ def check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
     if not resume:
         raise UserError(f"{run.path}: a run is there; go on with it by --resume, or give another --run-dir")
     refuse_changes(config, run, lambda key: key not in CHANGEABLE)
+    if load_config(run.config, check=False).train.validates != config.train.validates:
+        when = "before" if config.train.validates else "now"
+        raise UserError(
+            f"train.validate_every: 0 {when}, and a run validates from its beginning or never; give another --run-dir"
+        )
 
 
 def claim(config: Config, run: RunDirectory) -> None:
@@ -220,23 +228,30 @@ def _choices(config: Config) -> str:
 
 def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say: Say) -> None:
     from distmeta.tracking.cost import run_summary
+    from distmeta.tracking.metrics import read_metrics
+    from distmeta.train.advice import advise
+    from distmeta.train.outcome import kept_lines
 
     summary = run_summary(progress, config.tracking)
     write_json(run.summary, summary)
-    if "best_score" in progress:
-        starting, best, step = progress["starting_score"], progress["best_score"], progress["best_step"]
-        share = progress.get("best_average")
-        average = f" ({share:.0%} of it, and {1 - share:.0%} of the starting weights)" if share else ""
-        say(
-            f"kept the network of outer step {step}{average}: meta-valid {config.train.select_by} accuracy {best:.1%}, "
-            f"{starting:.1%} before training"
-        )
-        if step == 0:
-            say("training made the network no better on the meta-valid classes: the starting network is what is kept")
+    for line in kept_lines(progress, config.train.select_by, config.train.outer_steps):
+        say(line)
+    if run.validation.exists() and "diverged" not in progress:
+        for line in advise(
+            config, read_metrics(run.metrics), read_metrics(run.validation), _training_classes(config, run)
+        ):
+            say(f"what to change: {line}")
     say(
         f"trained for {progress['wall_seconds']:.0f} s, {progress['worker_seconds']:.0f} worker-seconds, "
         f"{progress['flops']:.2e} floating-point operations, {summary['cost']:.2f} {summary['currency']}"
     )
+
+
+def _training_classes(config: Config, run: RunDirectory) -> int:
+    """How many classes tasks are drawn from in training."""
+    source = Setup(config, run).tasks("train")
+    sources = source.sources if isinstance(source, Mixture) else [source]
+    return sum(len(each.class_names) for each in sources)
 
 
 def export(config: Config, run: RunDirectory) -> Path:

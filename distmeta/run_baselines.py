@@ -72,7 +72,9 @@ def _language_model(baseline: Config, run: RunDirectory, progress: dict[str, Any
     tokens_per_step = sequences * Setup(baseline, run).mean_text_tokens
     baseline.train.outer_steps = max(1, round(progress["tokens"] / tokens_per_step))
     baseline.meta.lm_warmup_steps = baseline.train.outer_steps
-    baseline.train.validate_every = 0
+    baseline.train.validate_every = baseline.train.patience = 0
+    if baseline.train.average_with_start == "auto":
+        baseline.train.average_with_start = 0.0
 
 
 def check_baselines(config: Config) -> None:

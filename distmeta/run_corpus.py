@@ -191,7 +191,7 @@ def check_tasks(config: Config, run: RunDirectory) -> None:
     """Draws one task of each kind that the run will need, so that what cannot be drawn is told now."""
     setup = Setup(config, run)
     setup.tasks("train").check()
-    if config.train.validate_every:
+    if config.train.validates:
         setup.tasks("valid").check()
     setup.evaluation_tasks().check()
 
@@ -251,5 +251,5 @@ def _is_its_own(corpus: Path, run: RunDirectory) -> bool:
 
 
 def _needed_splits(config: Config) -> tuple[Split, ...]:
-    needed = {"train", config.evaluate.split} | ({"valid"} if config.train.validate_every else set())
+    needed = {"train", config.evaluate.split} | ({"valid"} if config.train.validates else set())
     return tuple(split for split in SPLITS if split in needed)

@@ -59,6 +59,11 @@ class RunDirectory:
         return self.path / "weights" / "best.safetensors"
 
     @property
+    def weights_before_average(self) -> Path:
+        """Where an average with the starting weights is kept: those that it is of."""
+        return self.path / "weights" / "before-average.safetensors"
+
+    @property
     def model(self) -> Path:
         """The kept network as a Hugging Face folder."""
         return self.path / "model"

@@ -35,6 +35,10 @@ from distmeta.tasks.config import Split, bounds, most_shots, most_ways
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.mixture import Mixture, shares_of
 from distmeta.tasks.text import TextSource
+from distmeta.train.config import TrainConfig
+
+PATIENCE = 3
+"""Validations without a better network after which a loaded model's training ends, unless it is said otherwise."""
 
 
 def resolve(config: Config) -> Config:
@@ -59,6 +63,7 @@ def resolve(config: Config) -> Config:
     for key in ("n_way", "k_shot", "query_per_class"):
         if getattr(config.evaluate, key) is None:
             setattr(config.evaluate, key, getattr(config.tasks, key))
+    _resolve_choice(config.train, is_new)
     network = bare_network(config)
     limit = max_sequence_length(network.base)
     if limit is not None:
@@ -77,6 +82,16 @@ def resolve(config: Config) -> Config:
     if config.evaluate.inner_steps is None:
         config.evaluate.inner_steps = config.meta.inner_steps
     return config
+
+
+def _resolve_choice(train: TrainConfig, is_new: bool) -> None:
+    """Fills in what says which network is kept."""
+    train.validate_every = train.interval
+    chooses = train.validates and not is_new
+    if train.average_with_start is None:
+        train.average_with_start = "auto" if chooses else 0.0
+    if train.patience is None:
+        train.patience = PATIENCE if chooses else 0
 
 
 def check_weights(config: Config) -> str | None:
@@ -283,11 +298,13 @@ class Setup:
         query_per_class: int | None = None,
         seed: int | None = None,
         in_turn: bool | None = None,
+        pool_texts: int | None = None,
     ) -> TaskSource | Mixture:
         """The tasks of a split; what is not given is as in training.
 
         Of several data sets each has its share of the training tasks. Otherwise (`in_turn`, by default in every split
-        but train) one comes after the other, and one with fewer classes than `n_way` has tasks of all its classes.
+        but train) one comes after the other, and one with fewer classes than `n_way` has tasks of all its classes. For
+        `pool_texts`, which is of each, see `TaskSource`.
 
         Raises:
             UserError: see `TaskSource` and `Mixture`.
@@ -312,6 +329,7 @@ class Setup:
                 name=each.name,
                 bounded=several and in_turn,
                 reader=self._classes,
+                pool_texts=pool_texts,
             )
             for each in here
         ]

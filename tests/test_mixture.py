@@ -12,7 +12,7 @@ from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.mixture import Mixture, shares_of
-from distmeta.train.validate import Validator
+from distmeta.train.validate import means_of
 from tests.mixtures import mixture, prepared_mixture
 from tests.test_tasks import source, write_classes
 from tests.training import GPT2
@@ -179,13 +179,11 @@ def test_what_no_task_can_be_is_told_in_one_line(tasks: dict[str, Any], told: st
 
 
 def test_a_validation_is_the_mean_over_data_sets(folder: Path) -> None:
-    validator = Validator.__new__(Validator)
-    validator._world_size = 1
-    found = validator._means({"prototype": {"a": [1.0, 0.0, 0.5, 0.5], "b": [1.0]}, "inner-loop": {"": [0.0, 1.0]}})
+    found = means_of({"prototype": {"a": [1.0, 0.0, 0.5, 0.5], "b": [1.0]}, "inner-loop": {"": [0.0, 1.0]}})
     assert found["prototype"] == 0.75
     assert (found["prototype/a"], found["prototype/b"]) == (0.5, 1.0)
     assert found["inner-loop"] == 0.5
     assert "inner-loop/" not in found
     assert "prototype_ci95" not in found  # of one episode there is none
-    halves = validator._means({"prototype": {"a": [1.0, 0.0], "b": [1.0, 0.0]}})
+    halves = means_of({"prototype": {"a": [1.0, 0.0], "b": [1.0, 0.0]}})
     assert halves["prototype_ci95"] == pytest.approx(found["inner-loop_ci95"] / np.sqrt(2))

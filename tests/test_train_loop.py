@@ -21,7 +21,6 @@ from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.train import loop
 from distmeta.train.loop import learning_rate
-from distmeta.train.validate import Validator
 from distmeta.train.work import WorkSource
 from tests.corpora import tiny_config
 from tests.training import (
@@ -31,7 +30,6 @@ from tests.training import (
     assert_same,
     configure,
     prepared_corpus,
-    progress_at,
     read_rows,
     run_steps,
     run_training,
@@ -305,37 +303,6 @@ def test_a_start_and_a_checkpoint_give_freed_memory_back_and_steps_do_not(worlds
         assert found == {"network", "Whole", "write_checkpoint"} | read
 
 
-@pytest.mark.parametrize("helps", [True, False])
-def test_the_average_with_the_starting_weights_is_kept_where_it_scores_higher(helps, worlds, corpus, tmp_path):
-    config = configure(
-        corpus,
-        meta={"outer_lr": 1e-9 if helps else 1e-3},
-        train={"outer_steps": 2, "validate_every": 1, "average_with_start": [0.25, 0.75]},
-    )
-    run = tmp_path / "run"
-    world = worlds[2]
-    run.mkdir()
-    scores = {True: [0.2, 0.3, 0.3, 0.1, 0.9], False: [0.2, 0.9, 0.8, 0.7, 0.6]}[helps]
-    world.run(_train_with_scores, config.model_dump(), run, scores)
-    start, last = load_file(run / "weights" / "starting.safetensors"), weights_of(run, 2)
-    kept = load_file(run / "weights" / "best.safetensors")
-    progress = progress_at(run, 2)
-    assert progress["averages"] == {"0.25": scores[3], "0.75": scores[4]}
-    assert progress.get("best_average") == (0.75 if helps else None)
-    assert len(read_rows(run, "validation.jsonl")) == 3
-    if helps:
-        for name, value in kept.items():
-            assert torch.allclose(value, 0.25 * start[name] + 0.75 * last[name], atol=1e-7)
-
-
-def _train_with_scores(tree: dict[str, Any], run: Path, scores: list[float]) -> dict[str, Any]:
-    """Runs in each worker: training that is told how well it does."""
-    waiting = iter(scores)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Validator, "score", lambda *_: {"inner-loop": next(waiting)})
-        return run_training(tree, run)
-
-
 def test_learning_rate_rises_and_falls():
     meta = Config().meta.model_copy(update={"outer_lr": 1.0, "warmup_ratio": 0.2})
     rates = [learning_rate(meta, step, 10) for step in range(10)]
@@ -354,8 +321,8 @@ def test_a_stop_does_not_wait_for_a_validation_which_is_made_good(weights, when,
     """A validation may take minutes, and who sends a signal waits for seconds. When the run goes on, nothing tells it
     from one that was left alone, not even after the last step, when averages are judged, too."""
     engine = {"zero_stage": 3, "weights": "partitioned"} if weights == "partitioned" else {}
-    average = {} if engine else {"average_with_start": [0.5]}
-    train = {"outer_steps": 2, "validate_every": 2, "validate_episodes": 6, "checkpoint_every": 9, **average}
+    train = {"outer_steps": 2, "validate_every": 2, "validate_episodes": 6, "checkpoint_every": 9}
+    train |= {"average_with_start": "auto"}
     config = configure(corpus, engine=engine, train=train)
     whole = run_steps(worlds[2], config, tmp_path / "whole")
     run = tmp_path / "stopped"

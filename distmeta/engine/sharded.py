@@ -193,6 +193,22 @@ class ShardedEngine(Engine):
         self._deltas.values = {}  # the last task's are not held until the next one
         return self._apply(learning_rate), dict(metrics)
 
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """The network has other weights, of which each worker takes its parts, one tensor at a time; its own parts, of
+        which it holds a copy meanwhile, are put back to the bit. Collective where the making of the tensors is."""
+        parameters: dict[str, Any] = self._parameters
+        own: dict[str, Tensor] = {}
+        try:
+            for name, parameter in parameters.items():
+                value = weights[name]
+                own[name] = parameter.ds_tensor.clone()
+                parameter.ds_tensor.copy_(self._shard(parameter, value))
+            yield
+        finally:
+            for name, kept in own.items():
+                parameters[name].ds_tensor.copy_(kept)
+
     def query_scores(
         self, tasks: Sequence[TaskBatch], *, inner_lr: float, inner_steps: int, seeds: Sequence[int] | None = None
     ) -> list[Tensor]:

@@ -106,20 +106,23 @@ def draw_episodes(
     for task in with_progress(map(source.draw, range(count)), count, "drawing episodes", "episode"):
         if is_stopped():
             break
-        episodes.append(
-            Episode(
-                task.index,
-                task.split,
-                task.classes,
-                texts.numbers_of(task.support),
-                _labels(task.support),
-                texts.numbers_of(task.query),
-                _labels(task.query),
-                texts,
-                task.source,
-            )
-        )
+        episodes.append(episode_of(task, texts))
     return episodes
+
+
+def episode_of(task: Task, texts: Texts) -> Episode:
+    """The task by the numbers of its texts, which are added to `texts`."""
+    return Episode(
+        task.index,
+        task.split,
+        task.classes,
+        texts.numbers_of(task.support),
+        _labels(task.support),
+        texts.numbers_of(task.query),
+        _labels(task.query),
+        texts,
+        task.source,
+    )
 
 
 def _labels(examples: Sequence[Example]) -> Numbers:

@@ -16,6 +16,7 @@ from distmeta.corpus.executor import Executor
 from distmeta.corpus.parts import make_part
 from distmeta.errors import Interrupted
 from distmeta.evaluate.networks import Place, ScoredNetwork, Tokens, load
+from distmeta.evaluate.score import Scorer
 
 BATCH_TOKENS = 4096
 """Tokens that go through the network together where no gradient is asked for."""
@@ -65,7 +66,7 @@ def compute_features(
     texts = list(distinct)
     # The longest first: what does not fit into memory is told at once, and the rest takes no longer than it seems.
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number][0]))
-    groups = _runs([len(texts[number][0]) for number in order], UNIT_TOKENS)
+    groups = runs([len(texts[number][0]) for number in order], UNIT_TOKENS)
     step = work / STEP if work else None
     numbers = [order[first:end] for first, end in groups]
     units = [
@@ -89,7 +90,7 @@ def compute_features(
     return Features(values[places], seconds[places], tuple(folders))
 
 
-def _runs(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
+def runs(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
     """Runs of neighbours, as (first, end), that have no more than `limit` together, or are a single one."""
     runs, first, total = [], 0, 0
     for number, size in enumerate(sizes):
@@ -114,20 +115,25 @@ def _of_unit(unit: FeaturesUnit) -> tuple[NDArray[np.floating], float, Path | No
     return np.load(part.folder / FILE), part.summary["seconds"], part.folder
 
 
-@torch.no_grad()
 def _compute(unit: FeaturesUnit) -> tuple[NDArray[np.floating], float]:
     scorer = load(unit.place)
-    device = next(iter(scorer.parameters.values())).device
     started = time.perf_counter()
+    return features_of(scorer, unit.texts), time.perf_counter() - started
+
+
+@torch.no_grad()
+def features_of(scorer: Scorer, texts: Sequence[Tokens]) -> NDArray[np.floating]:
+    """The features of texts, (texts, width), in batches of `BATCH_TOKENS`; padded least where they come by length."""
+    device = next(iter(scorer.parameters.values())).device
     network, training = scorer.network, scorer.network.training
     network.eval()
     parts = []
     try:
         with passes_in(scorer.precision):
-            for first, end in _runs([len(ids) for ids, _ in unit.texts], BATCH_TOKENS):
-                ids, masks = zip(*unit.texts[first:end], strict=True)
+            for first, end in runs([len(ids) for ids, _ in texts], BATCH_TOKENS):
+                ids, masks = zip(*texts[first:end], strict=True)
                 batch = collate_tokens(ids, scorer.pad_token_id, device, masks)
                 parts.append(network.features(scorer.parameters, batch).float().cpu())
     finally:
         network.train(training)
-    return torch.cat(parts).numpy(), time.perf_counter() - started
+    return torch.cat(parts).numpy()

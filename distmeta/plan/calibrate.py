@@ -113,8 +113,9 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
     short.meta.meta_batch_size = tasks_of_a_worker * workers
     short.meta.lm_warmup_steps = min(STEPS, config.meta.lm_warmup_steps)
     short.train.outer_steps = short.meta.lm_warmup_steps + STEPS
-    if config.train.validate_every:
+    if config.train.validates:
         short.train.validate_every = short.train.outer_steps
+        short.train.average_with_start, short.train.patience = 0.0, 0
     short.train.checkpoint_every = short.train.outer_steps
     with tempfile.TemporaryDirectory(prefix="distmeta-plan-") as scratch:
         outcome, rows = _run(short, RunDirectory(Path(scratch) / "run"), workers)
@@ -134,7 +135,7 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
         task_step=statistics.median(with_tasks[1:] or with_tasks),
         steps=range(last_step - max(1, len(with_tasks) - 1), last_step),
         tasks_per_step=short.meta.meta_batch_size,
-        validation=validation if config.train.validate_every else 0.0,
+        validation=validation if config.train.validates else 0.0,
         checkpoint=progress["phase_seconds"]["checkpoint"] if progress else None,
         startup=outcome["startup"],
         export=outcome.get("export"),

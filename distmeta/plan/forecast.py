@@ -18,6 +18,7 @@ from distmeta.setup import Setup
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.mixture import Mixture
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_cost
+from distmeta.train.config import SHARES
 
 if TYPE_CHECKING:
     from distmeta.plan.calibrate import Calibration
@@ -121,7 +122,9 @@ def make_plan(
 def _time(config: Config, measured: "Calibration") -> dict[str, Any]:
     """Seconds of a run and of the command around it, from those that were measured."""
     steps, warmup_steps = config.train.outer_steps, config.meta.lm_warmup_steps
-    validations = 1 + math.ceil(steps / config.train.validate_every) if config.train.validate_every else 0
+    validations = 1 + math.ceil(steps / config.train.interval) if config.train.validates else 0
+    if config.train.average_with_start == "auto":
+        validations += 2 * len(SHARES)  # of the best network and of the last one
     seconds_of = {
         "warm-up steps": measured.warmup_step * warmup_steps,
         "steps with tasks": measured.task_step * (steps - warmup_steps),

@@ -81,6 +81,8 @@ class Kept:
     """On the meta-valid classes."""
     half_width: float | None
     """Of its 95% interval."""
+    start_share: float | None = None
+    """Of the starting weights in it, where it is an average with them."""
 
 
 @dataclass
@@ -153,9 +155,9 @@ class Sweep:
 def kept_network(run: Run) -> Kept:
     """The network that is kept; so far, where the run goes on."""
     if run.summary:
-        keys = ("best_step", "best_score", "best_score_ci95")
+        keys = ("best_step", "best_score", "best_score_ci95", "best_start_share")
     else:
-        keys = ("outer_step", run.select_by, f"{run.select_by}_ci95")
+        keys = ("outer_step", run.select_by, f"{run.select_by}_ci95", "start_share")
     rows = [run.summary] if run.summary else [row for row in run.validation if run.select_by in row]
     best = max(rows, key=lambda row: row.get(keys[1], 0.0), default={})
     return Kept(*(best.get(key) for key in keys))

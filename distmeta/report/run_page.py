@@ -7,9 +7,10 @@ from distmeta.report import run_pictures as pictures
 from distmeta.report.blocks import Page, Picture, Section
 from distmeta.report.evaluation import best_method, evaluation_section, helped, other_evaluation
 from distmeta.report.plan import plan_section
-from distmeta.report.read import Run, Settings, kept_network
+from distmeta.report.read import Kept, Run, Settings, kept_network
 from distmeta.report.units import NONE, count, duration, memory, money, percent, setting
 from distmeta.tasks.config import as_words
+from distmeta.train.outcome import candidates_in_words, in_words
 
 
 def run_page(run: Run) -> Page:
@@ -56,6 +57,8 @@ def state(run: Run) -> str:
     steps = run.settings.get("train.outer_steps")
     if run.summary and "diverged" in run.summary:
         return f"diverged ({run.summary['diverged']})"
+    if early := (run.summary or {}).get("ended_early"):
+        return f"finished after {count(run.outer_step)} of {count(steps)} outer steps ({early['reason']})"
     if run.summary and (steps is None or run.outer_step >= steps):
         return f"finished after {count(run.outer_step)} outer steps"
     of = f" of {count(steps)}" if steps is not None else ""
@@ -75,9 +78,10 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
     kept = kept_network(run)
     spent = cost(run)
     facts = [
-        ("kept network" if run.summary else "best so far", NONE if kept.step is None else f"step {count(kept.step)}"),
+        ("kept network" if run.summary else "best so far", NONE if kept.step is None else _network(kept)),
         ("meta-valid accuracy", percent(kept.accuracy, kept.half_width)),
         ("before training", percent(summary.get("starting_score"))),
+        ("chosen from", candidates_in_words(summary) or NONE),
         ("training time", duration(run.total("wall_seconds"))),
         ("worker time", duration(run.total("worker_seconds"))),
         ("start-up", duration(summary.get("startup_seconds"))),
@@ -87,6 +91,10 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
         ("tokens", count(summary.get("tokens"))),
     ]
     return [(name, value) for name, value in facts if value != NONE]
+
+
+def _network(kept: Kept) -> str:
+    return f"step {count(kept.step)}" + (f" {in_words(kept.start_share)}" if kept.start_share else "")
 
 
 def settings_section(settings: Settings, missing: list[str]) -> Section | None:

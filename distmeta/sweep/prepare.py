@@ -54,7 +54,9 @@ class TrialMaker:
         made.tracking.group = names(made.tracking, self._sweep.path)["group"] or self._sweep.path.name
         if self._config.sweep.scheduler == "pbt":
             # What is taken over is the network of the validation that decided it.
-            made.train.checkpoint_every = made.train.validate_every
+            made.train.checkpoint_every = made.train.interval
+            # A trial may go on from another one's network at any time, whatever its own has come to.
+            made.train.patience = 0
         return made
 
     def _check_weights(self, made: Config) -> None:

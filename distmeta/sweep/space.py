@@ -215,7 +215,7 @@ def trial_config(config: Config, values: Values) -> Config:
 
 def grace_steps(config: Config) -> int:
     """Outer steps before a scheduler may decide on a trial."""
-    return config.sweep.grace_steps or config.meta.lm_warmup_steps + config.train.validate_every
+    return config.sweep.grace_steps or config.meta.lm_warmup_steps + config.train.interval
 
 
 def identity(values: Any) -> str:

@@ -147,7 +147,7 @@ class Trial(tune.Trainable):
             self._note(summary)
             if "diverged" in progress:
                 status, reason = "diverged", progress["diverged"]
-            elif progress["outer_step"] == self._config.train.outer_steps:
+            elif "ended_early" in progress or progress["outer_step"] == self._config.train.outer_steps:
                 status = "finished"
         self._training = None
         self._outcome = status

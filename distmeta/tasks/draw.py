@@ -41,6 +41,8 @@ class TaskSource:
         name: the data set's, which its tasks carry.
         bounded: whether a split with fewer classes than `n_way` gives tasks of those that it has.
         reader: reads the shards; others may share it.
+        pool_texts: tasks are made of about so many texts, a fixed share of each class, and of others where these do not
+            suffice; None: of all.
 
     Raises:
         UserError: fewer classes than the low end of `n_way` (if bounded: fewer than two) have as many different texts
@@ -60,6 +62,7 @@ class TaskSource:
         name: str = "",
         bounded: bool = False,
         reader: ClassReader | None = None,
+        pool_texts: int | None = None,
     ) -> None:
         self.split, self.k_shot, self.query_per_class, self.seed = split, k_shot, query_per_class, seed
         self.name = name
@@ -74,6 +77,9 @@ class TaskSource:
             low, high = (min(there, each) for each in bounds(self.n_way))
             self.n_way = high if low == high else [low, high]
         self._ways = bounds(self.n_way)
+        most = self._shots[1] + query_per_class
+        self._pool_size = max(most, pool_texts // max(1, there)) if pool_texts is not None else None
+        self._pools: dict[str, np.ndarray] = {}
         if there < max(self._ways[0], 2):
             of = f" of {name}" if name else ""
             raise UserError(
@@ -150,7 +156,7 @@ class TaskSource:
         for each in chosen:
             keys = self._reader.read(each).text_keys
             rows: dict[int, int] = {}  # row by text key
-            for row in random.permutation(len(keys)):
+            for row in self._preferred(each, random.permutation(len(keys))):
                 if keys[row] not in taken:
                     rows.setdefault(int(keys[row]), int(row))
                 if len(rows) == needed:
@@ -159,6 +165,17 @@ class TaskSource:
                 taken.update(rows)
                 picked.append((each, list(rows.values())))
         return picked
+
+    def _preferred(self, each: IndexedClass, rows: np.ndarray) -> np.ndarray:
+        """Rows of a class, those of its pool first."""
+        if self._pool_size is None or self._pool_size >= len(rows):
+            return rows
+        if each.name not in self._pools:
+            inside = np.zeros(len(rows), bool)
+            inside[generator(self.seed, self.split, each.name, "pool").permutation(len(rows))[: self._pool_size]] = True
+            self._pools[each.name] = inside
+        inside = self._pools[each.name][rows]
+        return np.concatenate([rows[inside], rows[~inside]])
 
     def _task(self, index: int, picked: list[tuple[IndexedClass, list[int]]], shots: int) -> Task:
         support: list[Example] = []

@@ -1,10 +1,23 @@
 """Settings of a training run."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from distmeta.section import Section
+
+
+def _share(value: Any) -> Any:
+    """A run that began before there was a share lists those of averages to try: none, or some."""
+    if isinstance(value, list) and all(isinstance(each, float) for each in value):
+        return "auto" if value else 0.0
+    return value
+
+
+SHARES = (0.25, 0.5, 0.75)
+"""Of the starting weights, in the averages that `average_with_start: auto` tries."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainConfig(Section):
@@ -20,14 +33,21 @@ class TrainConfig(Section):
     """Outer steps between checkpoints; the last step is always one."""
     checkpoints_to_keep: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
-    validate_every: int = Field(default=100, ge=0)
-    """Outer steps between validations on the meta-valid classes; 0: never, and the last network is kept."""
-    validate_episodes: int = Field(default=20, ge=1)
-    """Episodes of a validation, the same ones each time."""
+    validate_every: int | None = Field(default=None, ge=0)
+    """Outer steps between validations on the meta-valid classes; 0: never, and the last network is kept; unset: a tenth
+    of `outer_steps`."""
+    validate_episodes: int = Field(default=200, ge=1)
+    """Episodes of a validation, the same ones each time; all-way a fifth as many."""
+    validate_inner_loops: int = Field(default=20, ge=1)
+    """So many of them where an inner loop adapts the network to each, which takes long."""
     select_by: Literal["inner-loop", "prototype", "prototype-all-way"] = "inner-loop"
     """Meta-valid accuracy that chooses the best network: after the inner loop, by prototype, or by that all-way."""
-    average_with_start: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[])
-    """Shares of the last network, such as [0.25, 0.5], in averages with the starting weights: more candidates."""
+    average_with_start: Annotated[Share | Literal["auto"] | None, BeforeValidator(_share)] = None
+    """Share of the starting weights in the network that is kept, from 0 to 1, which forgets less; auto: of 0, 0.25, 0.5
+    and 0.75 the one that the meta-valid classes choose; unset: auto for a loaded model, 0 for a new one."""
+    patience: int | None = Field(default=None, ge=0)
+    """Validations without a new best one after which a run ends; 0: none; unset: 3 for a loaded model, 0 for a new
+    one."""
     max_loss: float = Field(default=50.0, gt=0)
     """Query or language-model loss above which a run has diverged and ends, as where one is not finite (nats)."""
     seed: int = Field(default=0, ge=0)
@@ -36,3 +56,13 @@ class TrainConfig(Section):
     """Where checkpoints go: a shared path or an s3:// address; unset: the run directory."""
     max_failures: int = Field(default=3, ge=-1)
     """Lost workers that are made good before a run gives up, -1: any number; a fault of the code ends it at once."""
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validations."""
+        return self.validate_every != 0
+
+    @property
+    def interval(self) -> int:
+        """Outer steps between validations, `validate_every` filled in; 0: there are none."""
+        return max(1, self.outer_steps // 10) if self.validate_every is None else self.validate_every

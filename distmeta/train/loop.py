@@ -24,9 +24,9 @@ from distmeta.meta.config import MetaConfig
 from distmeta.models import Network
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
-from distmeta.tensors import read_tensors
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_summary
 from distmeta.train.best import Best
+from distmeta.train.choose import Chooser
 from distmeta.train.phases import PHASES, STEP_PHASES, PhaseClock, Totals
 from distmeta.train.record import Recorder
 from distmeta.train.stepper import Partitioned, Whole
@@ -65,13 +65,15 @@ def learning_rate(config: MetaConfig, step: int, outer_steps: int) -> float:
 
 
 def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
-    """Trains to `train.outer_steps`, or until a stop is requested.
+    """Trains to `train.outer_steps`, or until validations show that it may end, or a stop is requested.
 
     Leaves metrics, checkpoints and the best weights in the run directory and the storage. Returns the progress, as the
-    last checkpoint has it: `outer_step`, `best_step`, `best_score` and `best_score_ci95`, `startup_seconds` from the
-    launch to the first step, `peak_memory_bytes` of the largest worker, totals of `flops`, `tokens`, `lm_tokens`,
-    `wall_seconds`, `worker_seconds` and `phase_seconds` (see `PhaseClock`; mean over the workers, of validation and
-    checkpoint the main worker's), those before a resume included, and `diverged`, a line of text, only where it did.
+    last checkpoint has it: `outer_step`, `best_step`, `best_score`, `best_score_ci95` and `best_start_share` of the
+    network that is kept, `candidates` among which it was chosen at the end, `ended_early` only where the run did (see
+    `Chooser`), `startup_seconds` from the launch to the first step, `peak_memory_bytes` of the largest worker, totals
+    of `flops`, `tokens`, `lm_tokens`, `wall_seconds`, `worker_seconds` and `phase_seconds` (see `PhaseClock`; mean over
+    the workers, of validation and checkpoint the main worker's), those before a resume included, and `diverged`, a line
+    of text, only where it did.
     """
     config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
     with freed_at_once():
@@ -103,44 +105,23 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         del state  # the engine has its shard of it
     engine = stepper.engine
     work_source = WorkSource(setup, worker.device, worker.rank, worker.world_size)
-    scoring = config.train.validate_every > 0
     validator = (
         Validator(setup, skeleton, learner.algorithm, worker.rank, worker.world_size, worker.device)
-        if scoring
+        if config.train.validates
         else None
     )
     is_main = worker.rank == 0
     recorder = Recorder(config, run, progress["outer_step"] - (unvalidated is not None)) if is_main else None
-    best = Best(run, progress, extra.get("best"), is_main)
-
-    def judge(
-        outer_step: int, parameters: Any, is_stopping: Callable[[], bool], average: float | None = None
-    ) -> dict[str, float] | None:
-        scores = stepper.score(validator, parameters, is_stopping) if validator else {}
-        if scores is None:
-            return None
-        if recorder and scores and average is None:
-            recorder.validation(outer_step, scores)
-        score = scores[config.train.select_by] if scores else None
-        ci95 = scores.get(f"{config.train.select_by}_ci95")
-        best.offer(outer_step, score, ci95, parameters, average)
-        return scores
+    best = Best(run, progress, extra, is_main)
+    chooser = Chooser(config, run, stepper, validator, recorder, best, progress)
+    totals = Totals(progress, worker.world_size)
 
     def validate(outer_step: int, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
-        with stepper.weights() as parameters:
-            scores = judge(outer_step, parameters, is_stopping)
-            if scores and outer_step == config.train.outer_steps and config.train.average_with_start:
-                start = read_tensors(run.starting_weights)
-                for share in config.train.average_with_start:
-                    mixed = {n: torch.lerp(start[n].to(value), value, share) for n, value in parameters.items()}
-                    if judge(outer_step, mixed, is_stopping, share) is None:
-                        scores = None
-                        break
+        scores = chooser.validate(outer_step, is_stopping)
         totals.count("validation")
-        return None if scores is None else {f"valid/{name}": score for name, score in scores.items()}
+        return scores
 
     progress.setdefault("startup_seconds", time.time() - worker.launched)
-    totals = Totals(progress, worker.world_size)
     # Before a step is done there is nothing that a stop could keep: whoever asks for one ends the processes.
     if progress["outer_step"] == 0:
         validate(0, lambda: False)  # the network as it was is a candidate
@@ -148,7 +129,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         scores = validate(progress["outer_step"], lambda: False)
         if recorder:
             recorder.step(unvalidated | (scores or {}) | {key: progress[key] for key in TOTALS})
-    for step in range(progress["outer_step"], config.train.outer_steps):
+    for step in () if chooser.ended_early else range(progress["outer_step"], config.train.outer_steps):
         clock = PhaseClock()
         work = work_source.take(step)
         clock.mark("data")
@@ -162,7 +143,6 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         seconds = time.perf_counter() - clock.started
 
         outer_step = step + 1
-        is_last = outer_step == config.train.outer_steps
         is_stopping = metrics.pop("stop") > 0
         row = _row(outer_step, metrics, norm, rate, seconds, config.meta)
         row["clip_factor"] = engine.clip_factor
@@ -174,7 +154,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         diverged, is_whole = _divergence(row, config.train.max_loss), True
         if diverged:
             progress["diverged"] = diverged
-        elif is_last or (scoring and outer_step % config.train.validate_every == 0):
+        elif chooser.is_due(outer_step):
             # What is cut off, or not begun, is made good when the run goes on.
             scores = None if is_stopping else validate(outer_step, run.stop_request.exists)
             is_whole, is_stopping = scores is not None, scores is None
@@ -184,23 +164,24 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             recorder.step(row, is_whole=is_whole)
         if diverged:
             break
+        is_last = outer_step == config.train.outer_steps or chooser.ended_early is not None
         if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:
             progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
             with freed_at_once(), tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
                 folder = Path(scratch) if is_main else None
                 if folder:
                     left = {} if is_whole else {"unvalidated": row}
-                    write_checkpoint(folder, engine.state(), progress | best.progress | left, {"best": best.weights()})
+                    write_checkpoint(folder, engine.state(), progress | chooser.progress | left, best.extra())
                 else:
                     engine.state().take_part()
                 worker.store_checkpoint(outer_step, folder)
             if recorder:
                 recorder.checkpointed()
             totals.count("checkpoint")
-        if is_stopping:
+        if is_last or is_stopping:
             break
 
-    progress |= best.progress
+    progress |= chooser.progress
     progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
     if recorder:
         recorder.checkpointed()

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from distmeta.meta.learner import counts, dropout_seed
 from distmeta.models import Network, Parameters
 from distmeta.setup import Setup
 from distmeta.train.phases import PhaseClock
-from distmeta.train.validate import Validator
+from distmeta.train.validate import Validation, Validator
 
 Stepped = tuple[float, dict[str, float]]
 """The norm of the gradient, and this worker's share of the metrics."""
@@ -27,7 +27,7 @@ class Whole:
     def __init__(self, setup: Setup, network: Network, learner: Learner, device: torch.device, state: Any) -> None:
         config = setup.config
         self.engine = Engine(network, config.engine, weight_decay=config.meta.weight_decay, device=device, state=state)
-        self._learner, self._tasks = learner, config.meta.meta_batch_size
+        self._learner, self._tasks, self._device = learner, config.meta.meta_batch_size, device
 
     def step(self, work: Sequence[Work], learning_rate: float, progress: float, clock: PhaseClock) -> Stepped:
         """Takes an outer step; every worker has to call it."""
@@ -49,9 +49,15 @@ class Whole:
             yield parameters
 
     def score(
-        self, validator: Validator, parameters: Parameters, is_stopping: Callable[[], bool]
-    ) -> dict[str, float] | None:
-        """See `Validator.score`."""
+        self,
+        weights: Mapping[str, torch.Tensor],
+        validator: Validator,
+        is_stopping: Callable[[], bool],
+        *,
+        are_own: bool,
+    ) -> Validation | None:
+        """See `Validator.score`. The weights are those of `weights`, or others."""
+        parameters = dict(weights) if are_own else {name: weights[name].to(self._device) for name in weights}
         return validator.score(parameters, is_stopping)
 
 
@@ -103,16 +109,22 @@ class Partitioned:
         yield self.engine.state().weights
 
     def score(
-        self, validator: Validator, parameters: Mapping[str, torch.Tensor], is_stopping: Callable[[], bool]
-    ) -> dict[str, float] | None:
-        """See `Validator.score_by`."""
+        self,
+        weights: Mapping[str, torch.Tensor],
+        validator: Validator,
+        is_stopping: Callable[[], bool],
+        *,
+        are_own: bool,
+    ) -> Validation | None:
+        """See `Validator.score_by`. The weights are those of `weights`, or others."""
         self.engine.network.eval()
         try:
-            return validator.score_by(
-                lambda tasks: self.engine.query_scores(
-                    tasks, inner_lr=self._meta.inner_lr, inner_steps=validator.inner_steps
-                ),
-                is_stopping,
-            )
+            with nullcontext() if are_own else self.engine.holding(weights):
+                return validator.score_by(
+                    lambda tasks: self.engine.query_scores(
+                        tasks, inner_lr=self._meta.inner_lr, inner_steps=validator.inner_steps
+                    ),
+                    is_stopping,
+                )
         finally:
             self.engine.network.train()
