@@ -119,3 +119,21 @@ def test_sentences_that_stand_in_several_classes_are_named_as_what_leaves_too_fe
     tasks = source(write_classes(tmp_path / "a.parquet", classes), n_way=2)
     with pytest.raises(UserError, match="many of their texts stand in several classes, and a text serves one class"):
         tasks.draw(0)
+
+
+def test_a_pool_bounds_the_texts_that_tasks_are_made_of(shard, tmp_path):
+    """It is a share of each class, the same in every task of it; where it does not suffice, others are taken."""
+
+    def rows(pool_texts, **shape):
+        drawn = [source(shard, pool_texts=pool_texts, **shape).draw(index) for index in range(200)]
+        return {example.row for task in drawn for example in (*task.support, *task.query)}
+
+    assert len(rows(None)) == 400
+    assert len(rows(160)) == 160
+    assert len(rows(20)) == 20 * 5  # a task's own texts at least
+    assert rows(160, n_way="all") == rows(160)
+    words = {name: [f"{name} {i}" for i in range(2)] + [f"shared {i}" for i in range(3)] for name in ("a", "b")}
+    overlapping = write_classes(tmp_path / "train-00001.parquet", words)
+    for index in range(20):  # of two texts of each class's own and three that they share, six
+        task = source(overlapping, n_way=2, k_shot=1, query_per_class=2, pool_texts=0).draw(index)
+        assert len({example.text for example in (*task.support, *task.query)}) == 6
