@@ -60,6 +60,12 @@ def test_arms_on_tiny_text(benchmark, arguments, tmp_path, capsys):
         assert (tmp_path / "kept" / f"{arm}-0" / "model.safetensors").exists()
     starts = [row["scores"] for row in rows if row.get("steps") == 0]
     assert all(each == starts[0] for each in starts), "all arms start from the same network"
+    halves = {row["arm"]: row for row in rows if row["arm"] in ARMS and 4e8 <= row["operations"] < 8e8}
+    assert halves["warm-up"] == halves["language-modelling"] | {
+        key: halves["warm-up"][key] for key in ("arm", "seconds")
+    }
+    steps = {row["arm"]: row["steps"] for row in rows if row["arm"] in ARMS}
+    assert steps["both"] < steps["tasks"] < steps["warm-up"] < steps["language-modelling"], "by what a step costs"
     drawn = ElementTree.parse(tmp_path / "out" / "labelfree.svg")
     assert len(list(drawn.getroot())) == 4
     printed = capsys.readouterr().out

@@ -149,7 +149,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         progress["outer_step"] = outer_step
         progress["tokens"] += row["tokens"]
         progress["lm_tokens"] += int(metrics.get("lm_tokens", 0))
-        progress["flops"] += flop_counter.step(_step_tokens(metrics))
+        progress["flops"] += flop_counter.step(step_tokens(metrics))
         totals.count({phase: metrics[f"seconds/{phase}"] for phase in STEP_PHASES})
         diverged, is_whole = _divergence(row, config.train.max_loss), True
         if diverged:
@@ -255,7 +255,9 @@ def _sum_over_workers(metrics: dict[str, float], worker: Worker) -> dict[str, fl
     return dict(zip(names, values.tolist(), strict=True))
 
 
-def _step_tokens(metrics: dict[str, float]) -> StepTokens:
+def step_tokens(metrics: Mapping[str, float]) -> StepTokens:
+    """The counts among the metrics of an outer step, summed over the workers."""
+
     def count(name: str) -> int:
         return int(metrics.get(name, 0))
 

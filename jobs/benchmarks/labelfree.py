@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ from distmeta.report.drawing import GREY, LINES, WIDTH, drawing, percent_axis
 from distmeta.run_corpus import prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, corpus_directory, resolve
-from distmeta.tracking.cost import FlopCounter, StepTokens
-from distmeta.train.loop import learning_rate
+from distmeta.tracking.cost import FlopCounter
+from distmeta.train.loop import learning_rate, step_tokens
 from distmeta.train.work import WorkSource
 
 SMLMT = Path(__file__).parents[1] / "configs" / "smlmt.yaml"
@@ -66,8 +66,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "both": {"meta.lm_weight": 1.0, "meta.lm_warmup_steps": 0},
 }
 START, WORDS, SENTENCES = "start", "words", "sentences"
-COUNTS = {"support": "support_tokens", "query": "query_tokens", "lm": "lm_tokens"}
-"""What `Learner` calls those numbers of a step that `StepTokens` calls otherwise."""
 FINE = 10_000
 """Steps of the schedule of the learning rate over the whole of the operations."""
 HALVES = ("support", "query")
@@ -210,8 +208,7 @@ class Benchmark:
                     if not metrics.get(loss, 0.0) <= config.train.max_loss:  # a NaN is wrong too
                         raise UserError(f"{arm}: {loss} {metrics[loss]:.4g} at step {step}; give it a lower rate")
                 update(adamw, parameters, gradients, config, done)
-                names = {each.name: COUNTS.get(each.name, each.name) for each in fields(StepTokens)}
-                spent += counter.step(StepTokens(**{key: int(metrics.get(name, 0)) for key, name in names.items()}))
+                spent += counter.step(step_tokens(metrics))
                 step += 1
                 while points and spent >= points[0]:
                     points.pop(0)
