@@ -101,6 +101,7 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
     from distmeta.run_baselines import baselines, check_baselines
     from distmeta.tracking.artifact import log_model
     from distmeta.tracking.wandb_environment import mode_of_environment
+    from distmeta.train.outcome import how_it_is_chosen
 
     mode_of_environment()  # told now, if there is no such mode
     check_workers_fit(config)
@@ -115,6 +116,7 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
 
         read_pairs(config.evaluate.similarity, config.evaluate.similarity_pairs)  # told now, if it cannot be read
     say(_choices(config))
+    say(how_it_is_chosen(config.train))
     large = is_large(config, run)
     if not large:
         prepare_with(LocalExecutor(), config, run, say)

@@ -37,7 +37,7 @@ from distmeta.tasks.mixture import Mixture, shares_of
 from distmeta.tasks.text import TextSource
 from distmeta.train.config import TrainConfig
 
-PATIENCE = 3
+PATIENCE = 5
 """Validations without a better network after which a loaded model's training ends, unless it is said otherwise."""
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from distmeta.config import Config
 from distmeta.train.advice import advise
-from distmeta.train.outcome import candidates_in_words, kept_lines
+from distmeta.train.outcome import candidates_in_words, how_it_is_chosen, kept_lines
 
 STEPS = 20
 
@@ -124,6 +124,18 @@ def test_what_is_set_already_is_not_advised():
     assert "average_with_start" not in fell
     (fitted,) = advise(given, steps(0.75, 0.99), validations(0.8, 0.8))
     assert "freeze_lowest" not in fitted
+
+
+def test_it_is_said_beforehand_how_the_network_is_chosen():
+    def said(**train: Any) -> str:
+        return how_it_is_chosen(config(train={"outer_steps": 60} | train).train)
+
+    assert said(average_with_start="auto", patience=5) == (
+        "a validation every 6 outer steps chooses the best network by prototype, or its average with the starting "
+        "weights; 5 without a better one end the run"
+    )
+    assert said(average_with_start=0.25).endswith("by prototype, with 25% of the starting weights")
+    assert said(validate_every=0, average_with_start=0.0) == "nothing is validated: the last network is kept"
 
 
 def test_it_is_said_what_is_kept_and_what_it_was_chosen_from():

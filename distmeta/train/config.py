@@ -46,7 +46,7 @@ class TrainConfig(Section):
     """Share of the starting weights in the network that is kept, from 0 to 1, which forgets less; auto: of 0, 0.25, 0.5
     and 0.75 the one that the meta-valid classes choose; unset: auto for a loaded model, 0 for a new one."""
     patience: int | None = Field(default=None, ge=0)
-    """Validations without a new best one after which a run ends; 0: none; unset: 3 for a loaded model, 0 for a new
+    """Validations without a new best one after which a run ends; 0: none; unset: 5 for a loaded model, 0 for a new
     one."""
     max_loss: float = Field(default=50.0, gt=0)
     """Query or language-model loss above which a run has diverged and ends, as where one is not finite (nats)."""

@@ -4,6 +4,19 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
+from distmeta.train.config import TrainConfig
+
+
+def how_it_is_chosen(train: TrainConfig) -> str:
+    """How the network that a run keeps will be chosen, from a resolved configuration."""
+    share = train.average_with_start
+    average = f", {in_words(share)}" if isinstance(share, float) and share else ""
+    if not train.validates:
+        return f"nothing is validated: the last network is kept{average}"
+    tried = ", or its average with the starting weights" if share == "auto" else average
+    end = f"; {train.patience} without a better one end the run" if train.patience else ""
+    return f"a validation every {train.interval} outer steps chooses the best network by {train.select_by}{tried}{end}"
+
 
 def kept_lines(progress: Mapping[str, Any], use: str, outer_steps: int) -> Iterator[str]:
     """Which network is kept, how accurate it is on the meta-valid classes in the `use` that chose it, beside what else
