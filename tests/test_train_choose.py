@@ -10,11 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distmeta.config import Config
+from distmeta.config import Config, load_config
+from distmeta.errors import UserError
+from distmeta.pipeline import check_claim
 from distmeta.rundir import RunDirectory
+from distmeta.setup import _resolve_choice
 from distmeta.train.best import Best
 from distmeta.train.choose import Candidate, choose
 from distmeta.train.validate import Validation, Validator, means_of
+from tests.runs import begun_run
 from tests.training import (
     configure,
     manifest_of,
@@ -254,3 +258,36 @@ def test_patience_begins_behind_the_language_models_warm_up(worlds, corpus, tmp_
     config.meta.lm_warmup_steps, config.meta.lm_weight = 2, 1.0
     progress = train_with_scores(worlds[1], config, tmp_path / "run", [0.5, 0.4, 0.4, 0.4, 0.4])
     assert progress["outer_step"] == 4
+
+
+# Settings
+
+
+def test_how_often_is_validated_may_change_on_a_resume_and_not_whether(tmp_path):
+    """What is unset follows the number of steps, which may change."""
+    config, run = begun_run(tmp_path, train={"validate_every": 5})
+    config.train.outer_steps, config.train.validate_every, config.train.patience = 50, 2, 3
+    check_claim(config, run, resume=True)
+    config.train.validate_every = 0
+    with pytest.raises(UserError, match=r"train.validate_every: 0 now, and a run validates from its"):
+        check_claim(config, run, resume=True)
+
+
+def test_what_is_unset_is_filled_in_for_a_loaded_and_a_new_model():
+    def filled(is_new: bool, **train: Any) -> tuple[Any, ...]:
+        made = Config.model_validate({"train": {"outer_steps": 60} | train}).train
+        _resolve_choice(made, is_new)
+        return made.validate_every, made.average_with_start, made.patience
+
+    assert filled(is_new=False) == (6, "auto", 5)
+    assert filled(is_new=True) == (6, 0.0, 0)
+    assert filled(is_new=True, outer_steps=4) == (1, 0.0, 0)
+    assert filled(is_new=False, validate_every=0) == (0, 0.0, 0)
+    given = {"validate_every": 9, "average_with_start": 0.5, "patience": 2}
+    assert filled(is_new=True, **given) == (9, 0.5, 2)
+
+
+@pytest.mark.parametrize("setting", ["average_with_start=auto", "patience=2"])
+def test_what_goes_by_validations_is_refused_without_any(setting):
+    with pytest.raises(UserError, match=f"train.{setting.replace('=', ': ')} goes by validations"):
+        load_config(None, ["train.validate_every=0", f"train.{setting}"])
