@@ -21,6 +21,7 @@ from distmeta.meta.config import MetaConfig
 from distmeta.models.config import DEFAULT_MODEL, ModelConfig
 from distmeta.packages import PACKAGE
 from distmeta.paths import why_no_path
+from distmeta.recipes import filled, recipe_table
 from distmeta.section import Section
 from distmeta.sweep.config import SpaceEntry, SweepConfig
 from distmeta.tasks.config import TasksConfig
@@ -69,7 +70,7 @@ def load_config(
         _set(tree, override)
     # A section of which every key is commented out reads as nothing.
     config = _validate({section: values for section, values in tree.items() if values is not None})
-    found = [*impossible(config), *(missing_files(config) if files else ())] if check else []
+    found = [*impossible(filled(config)), *(missing_files(config) if files else ())] if check else []
     if check and config.model.name_or_path is not None:
         keys = (override.partition("=")[0].strip() for override in overrides)
         if idle := next((key for key in keys if f"{key}.".startswith("model.config.")), None):
@@ -315,7 +316,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def to_yaml(config: Config, comments: bool = False) -> str:
-    """The configuration as YAML that `load_config` reads back; with `comments`, a line of meaning above each key."""
+    """The configuration as YAML that `load_config` reads back; with `comments`, a line of meaning above each key, and
+    the recipes at the end."""
     lines = []
     for section, model in _sections():
         if section == "sweep" and not comments and config.sweep == SweepConfig():
@@ -329,4 +331,10 @@ def to_yaml(config: Config, comments: bool = False) -> str:
                 lines += [f"  # {line.strip()}" for line in (field.description or "").splitlines()]
             text = yaml.dump({key: values[key]}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
             lines += [f"  {line}" for line in text.rstrip("\n").split("\n")]
+    if comments:
+        lines += [
+            "",
+            "# Recipes: what is unset (null) by meta.algorithm, of a loaded model (model.name_or_path) and a new one",
+        ]
+        lines += [f"# {line}" for line in recipe_table()]
     return "\n".join(lines).lstrip("\n") + "\n"

@@ -205,7 +205,7 @@ def contradictions(meta: "MetaConfig") -> Iterable[str]:
         if meta.multi_step_loss:
             yield f"meta.multi_step_loss: {name} takes no query loss after its inner steps; leave it out"
     if name in WITHOUT_DISTANCES:
-        changed = {"distance": meta.distance != "euclidean", "temperature": meta.temperature is not None}
+        changed = {"distance": meta.distance not in (None, "euclidean"), "temperature": meta.temperature is not None}
         for key, is_set in (changed | {"learn_temperature": meta.learn_temperature}).items():
             if is_set:
                 yield f"meta.{key}: is protonet's alone, and meta.algorithm is {name}; leave it out"

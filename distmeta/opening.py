@@ -12,6 +12,7 @@ from distmeta.errors import UserError
 from distmeta.evaluate.config import EvaluateConfig
 from distmeta.ownership import refuse_second
 from distmeta.paths import run_folder
+from distmeta.recipes import as_begun
 from distmeta.rundir import RunDirectory
 
 STRUCTURE = {"meta.adapt", "meta.algorithm", "meta.inner_rates", "meta.last_k", "meta.learn_temperature"}
@@ -41,7 +42,7 @@ def open_run(
         refuse_nothing(config_file, run_dir)
     check_uploaded(config_file)
     # A run that has begun goes on with the corpus that it has.
-    config = load_config(config_file, overrides, files=not run.has_begun)
+    config = _as_begun(load_config(config_file, overrides, files=not run.has_begun), run)
     check_stays(config, run.path)
     if to_train:
         refuse_second(run.path)
@@ -68,6 +69,7 @@ def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | N
     if not run.best_weights.exists() or not run.config.exists():
         raise UserError(f"{run.path}: no run is there that has kept a network; see `distmeta pretrain`")
     config = load_config(config_file or run.config, overrides, check=config_file is not None, files=False)
+    config = _as_begun(config, run)
     refuse_second(run.path)
 
     from distmeta.setup import resolve
@@ -88,6 +90,10 @@ def reopen_run(config_file: Path | None, overrides: list[str], run_dir: Path | N
 
     refuse_changes(config, run, matters)
     return config, run
+
+
+def _as_begun(config: Config, run: RunDirectory) -> Config:
+    return as_begun(config, load_config(run.config, check=False)) if run.has_begun else config
 
 
 def refuse_changes(config: Config, run: RunDirectory, matters: Callable[[str], bool]) -> None:

@@ -13,6 +13,7 @@ from distmeta.evaluate.config import EvaluateConfig
 from distmeta.files import write_json, write_text
 from distmeta.opening import refuse_changes
 from distmeta.ownership import own
+from distmeta.recipes import recipe_lines
 from distmeta.run_corpus import check_tasks, is_large, note_use, own_setup, prepare_with, refuse_another
 from distmeta.run_evaluation import evaluate
 from distmeta.rundir import RunDirectory
@@ -115,6 +116,8 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
         from distmeta.evaluate.similarity import read_pairs
 
         read_pairs(config.evaluate.similarity, config.evaluate.similarity_pairs)  # told now, if it cannot be read
+    for line in recipe_lines(config):
+        say(line)
     say(_choices(config))
     say(how_it_is_chosen(config.train))
     large = is_large(config, run)

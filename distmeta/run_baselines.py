@@ -7,6 +7,7 @@ from distmeta.config import Config, load_config, to_yaml
 from distmeta.errors import UserError
 from distmeta.files import write_text
 from distmeta.meta.config import MetaConfig
+from distmeta.recipes import filled
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, corpus_directory
 from distmeta.train.storage import storage_path
@@ -59,6 +60,7 @@ def baselines(
             baseline.meta = MetaConfig(
                 algorithm="multitask", **{key: getattr(config.meta, key) for key in OF_EVERY_ALGORITHM}
             )
+            baseline = filled(baseline)
         write_text(directory.environment, run.environment.read_text(encoding="utf-8"))
         write_text(directory.config, to_yaml(baseline))
         yield baseline, directory

@@ -1,9 +1,10 @@
 """What every section of the configuration has in common."""
 
 import re
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, WrapValidator
 
 from distmeta.errors import UserError, one_line
 
@@ -43,6 +44,16 @@ def finds(pattern: str, name: str, key: str) -> bool:
 
 Pattern = Annotated[str, AfterValidator(check_pattern)]
 """The type of a setting that is a regular expression."""
+
+
+def _checked_if_set(value: Any, check: Callable[[Any], Any]) -> Any:
+    return None if value is None else check(value)
+
+
+Value = TypeVar("Value")
+ByRecipe = Annotated[Value, WrapValidator(_checked_if_set)]
+"""The type of a setting that is `UNSET` until `distmeta.recipes.filled` gives it a value, as everywhere but there."""
+UNSET: Any = None
 
 
 class Section(BaseModel):

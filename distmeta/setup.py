@@ -29,16 +29,13 @@ from distmeta.models.load import (
 from distmeta.models.look import look_at_weights
 from distmeta.models.on_disk import parameters_on_disk
 from distmeta.packages import local_folder
+from distmeta.recipes import filled
 from distmeta.rundir import RunDirectory
 from distmeta.tasks.class_shards import ClassReader, read_index
 from distmeta.tasks.config import Split, bounds, most_shots, most_ways
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.mixture import Mixture, shares_of
 from distmeta.tasks.text import TextSource
-from distmeta.train.config import TrainConfig
-
-PATIENCE = 5
-"""Validations without a better network after which a loaded model's training ends, unless it is said otherwise."""
 
 
 def resolve(config: Config) -> Config:
@@ -47,7 +44,7 @@ def resolve(config: Config) -> Config:
     Raises:
         UserError: the model cannot be what the settings ask of it.
     """
-    config = config.model_copy(deep=True)
+    config = filled(config)
     is_new = config.model.name_or_path is None
     hf_config = load_model_config(config.model)
     if config.tokenizer.name_or_path is not None:
@@ -63,7 +60,7 @@ def resolve(config: Config) -> Config:
     for key in ("n_way", "k_shot", "query_per_class"):
         if getattr(config.evaluate, key) is None:
             setattr(config.evaluate, key, getattr(config.tasks, key))
-    _resolve_choice(config.train, is_new)
+    config.train.validate_every = config.train.interval
     network = bare_network(config)
     limit = max_sequence_length(network.base)
     if limit is not None:
@@ -82,16 +79,6 @@ def resolve(config: Config) -> Config:
     if config.evaluate.inner_steps is None:
         config.evaluate.inner_steps = config.meta.inner_steps
     return config
-
-
-def _resolve_choice(train: TrainConfig, is_new: bool) -> None:
-    """Fills in what says which network is kept."""
-    train.validate_every = train.interval
-    chooses = train.validates and not is_new
-    if train.average_with_start is None:
-        train.average_with_start = "auto" if chooses else 0.0
-    if train.patience is None:
-        train.patience = PATIENCE if chooses else 0
 
 
 def check_weights(config: Config) -> str | None:

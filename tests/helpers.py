@@ -1,5 +1,7 @@
 """Small real networks and tasks that several tests share."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -8,10 +10,17 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig,
 from distmeta.compute.batch import TaskBatch, collate_task
 from distmeta.engine.deepspeed_engine import Engine
 from distmeta.engine.state import EngineState
+from distmeta.meta.config import MetaConfig
 from distmeta.models import Network
+from distmeta.recipes import filled_meta
 from distmeta.tasks.episode import Example, Task
 
 VOCABULARY = 600
+
+
+def meta_config(**settings: Any) -> MetaConfig:
+    """Settings of meta-learning, those that are left out as for a new model."""
+    return filled_meta(MetaConfig(**settings), is_loaded=False)
 
 
 def tiny_network(model_type: str, *, dropout: float = 0.0, lora_rank: int = 0, attention: str = "eager") -> Network:

@@ -15,7 +15,7 @@ from distmeta.meta.multitask import TrainingClasses
 from distmeta.models import Network
 from distmeta.tasks.episode import Example
 from tests import references
-from tests.helpers import random_task, task_batch, tiny_network
+from tests.helpers import meta_config, random_task, task_batch, tiny_network
 from tests.references import Answer, Setting
 
 RATE, STEPS = 0.3, 3
@@ -44,7 +44,7 @@ class Case:
     def config(self) -> MetaConfig:
         """As the software reads it."""
         settings = {"inner_lr": RATE, "inner_steps": STEPS, "lm_weight": 0.0} | dict(self.options)
-        return MetaConfig(algorithm=self.algorithm, adapt=self.adapt, **settings)
+        return meta_config(algorithm=self.algorithm, adapt=self.adapt, **settings)
 
 
 def case(algorithm: str, adapt: str = "all", progress: float = 1.0, freeze: int = 0, **options: Any) -> Case:

@@ -11,10 +11,9 @@ import torch
 
 from distmeta.compute.batch import join
 from distmeta.meta import Learner, Work, algorithm_class
-from distmeta.meta.config import MetaConfig
 from distmeta.rundir import RunDirectory
 from distmeta.train.loop import Worker, train
-from tests.helpers import random_task, task_batch, tiny_network
+from tests.helpers import meta_config, random_task, task_batch, tiny_network
 from tests.meta_cases import Case, case, make_network, make_task, relative_error, whole
 from tests.training import assert_same, configure, newest, prepared_corpus, read_rows, run_steps, store, weights_of
 from tests.workers import World, worlds_of
@@ -76,7 +75,7 @@ def test_gradients_are_those_of_the_cpu(case: Case, model_type: str, computation
 @pytest.mark.parametrize("algorithm", ["fomaml", "maml", "anil"])
 def test_error_of_each_precision(algorithm: str, precision: str, tolerance: float) -> None:
     attention = "eager" if algorithm == "maml" else "sdpa"
-    config = MetaConfig(
+    config = meta_config(
         algorithm=algorithm, adapt="head" if algorithm == "anil" else "all", inner_lr=0.1, lm_weight=0.0
     )
 
@@ -141,7 +140,7 @@ def test_dropout_of_a_step_computed_again() -> None:
     task, found = on_gpu(task_batch(random_task(1))), []
     for recompute, checkpoints in ((False, False), (True, False), (False, True)):
         network.checkpoints_activations = checkpoints
-        config = MetaConfig(algorithm="maml", inner_steps=2, lm_weight=0.0, recompute=recompute)
+        config = meta_config(algorithm="maml", inner_steps=2, lm_weight=0.0, recompute=recompute)
         torch.manual_seed(3)
         result = algorithm_class("maml")(network, config).task_gradient(parameters, task)
         found.append(whole(result, parameters))

@@ -21,6 +21,7 @@ from distmeta.engine.config import EngineConfig
 from distmeta.meta import Learner, Work, algorithm_class
 from distmeta.meta.algorithm import Parameters
 from distmeta.meta.learner import dropout_seed
+from distmeta.recipes import filled
 from distmeta.train.phases import PhaseClock
 from distmeta.train.stepper import Partitioned, Whole
 from tests.meta_cases import ADAPTED, Case, case, make_network, make_task, paper_answer
@@ -144,7 +145,7 @@ def outer_step(row: Case, stage: Any) -> tuple[Parameters, Parameters, float, fl
     """One as a run takes it, in each worker: what AdamW got, the weights after it, the norm, and the query loss."""
     is_group = torch.distributed.is_initialized()
     rank, size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if is_group else (0, 1)
-    config = Config()
+    config = filled(Config())
     config.meta = row.config.model_copy(update={"meta_batch_size": len(TASKS), "weight_decay": WEIGHT_DECAY})
     partitioned = stage == PARTITIONED
     config.engine = EngineConfig(

@@ -11,8 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from distmeta.compute import large_products
 from distmeta.meta import Learner, Work
-from distmeta.meta.config import MetaConfig
-from tests.helpers import random_task, task_batch, tiny_network
+from tests.helpers import meta_config, random_task, task_batch, tiny_network
 from tests.meta_cases import relative_error
 
 
@@ -66,7 +65,7 @@ def test_a_packed_network_takes_shared_layers_that_way(
     network = tiny_network(model_type)
     network.computation = "packed"
     parameters = dict(network.named_parameters())
-    config = MetaConfig(algorithm=algorithm, adapt=adapt, inner_lr=0.1, lm_weight=0.0)
+    config = meta_config(algorithm=algorithm, adapt=adapt, inner_lr=0.1, lm_weight=0.0)
     learner = Learner(network, config, "fp32", 0)
     work = [Work(index, task_batch(random_task(index)), None) for index in range(2)]
     made, product = [], large_products._Linear.apply

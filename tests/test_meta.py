@@ -14,11 +14,10 @@ from transformers import AutoModel, BertConfig
 from distmeta.compute.batch import TaskBatch, join
 from distmeta.compute.precision import passes_in
 from distmeta.meta import Learner, MetaLearner, Work, algorithm_class
-from distmeta.meta.config import MetaConfig
 from distmeta.meta.inner_loop import Fast, Problem, inner_loop, zero_head
 from distmeta.models import Network
 from tests import references
-from tests.helpers import VOCABULARY, random_task, task_batch, tiny_network
+from tests.helpers import VOCABULARY, meta_config, random_task, task_batch, tiny_network
 from tests.meta_cases import fast_names, relative_error
 from tests.test_meta_algorithms import COMPUTATIONS
 
@@ -35,7 +34,7 @@ def test_a_learner_without_weights_of_its_own_gives_the_reference(model_type, ad
     setting = references.Setting(fast_names(double, adapt), 3, 0.05, algorithm == "maml")
     answers = [references.maml(double, task, setting) for task in tasks]
     expected = {name: sum(answer.gradients[name] for answer in answers) / 2 for name in answers[0].gradients}
-    config = MetaConfig(algorithm=algorithm, adapt=adapt, inner_lr=0.05, inner_steps=3, lm_weight=0.0)
+    config = meta_config(algorithm=algorithm, adapt=adapt, inner_lr=0.05, inner_steps=3, lm_weight=0.0)
     skeleton = network.skeleton()
     for skeleton.computation in COMPUTATIONS:
         found, metrics = Learner(skeleton, config, "fp32", seed=0).gradient(
@@ -54,7 +53,7 @@ def test_a_learner_without_weights_of_its_own_gives_the_reference(model_type, ad
 def test_second_order_is_not_first_order():
     network = tiny_network("bert")
     parameters, batch = dict(network.named_parameters()), task_batch(random_task())
-    config = MetaConfig(inner_lr=0.05, inner_steps=3)
+    config = meta_config(inner_lr=0.05, inner_steps=3)
     first, second = (
         algorithm_class(name)(network, config).task_gradient(parameters, batch) for name in ("fomaml", "maml")
     )
@@ -71,7 +70,7 @@ def test_the_meta_parameters_are_left_as_they_were(computation):
     before = {name: value.clone() for name, value in parameters.items()}
     batch = task_batch(random_task())
     for name in ("maml", "fomaml", "reptile", "protomaml"):
-        algorithm = algorithm_class(name)(network, MetaConfig(inner_lr=0.05, inner_steps=3))
+        algorithm = algorithm_class(name)(network, meta_config(inner_lr=0.05, inner_steps=3))
         algorithm.task_gradient(parameters, batch)
         algorithm.fit(parameters, batch.support, batch.support_labels, 3, 3)(batch.query)
         assert all(torch.equal(parameters[name], before[name]) for name in before), name
@@ -90,7 +89,7 @@ def test_second_order_works_with_and_without_dropout(model_type, dropout, comput
     skeleton.computation = computation
     found = []
     for recompute in (False, True):
-        config = MetaConfig(algorithm="maml", inner_steps=2, lm_weight=0.0, recompute=recompute)
+        config = meta_config(algorithm="maml", inner_steps=2, lm_weight=0.0, recompute=recompute)
         gradients, metrics = Learner(skeleton, config, "fp32", seed=0).gradient(
             dict(network.named_parameters()), [Work(0, task_batch(random_task()), None)], meta_batch_size=1
         )
@@ -106,7 +105,7 @@ def test_shares_add_up_to_the_whole_whoever_computes_them(computation):
     network = tiny_network("bert", dropout=0.1)
     network.computation = computation
     parameters = dict(network.named_parameters())
-    learner = Learner(network.skeleton().train(), MetaConfig(lm_weight=0.0), "fp32", seed=3)
+    learner = Learner(network.skeleton().train(), meta_config(lm_weight=0.0), "fp32", seed=3)
     work = [Work(index, task_batch(random_task(index)), None) for index in range(4)]
     together, metrics = learner.gradient(parameters, work, meta_batch_size=4)
     shares = [learner.gradient(parameters, part, meta_batch_size=4) for part in (work[1:], work[:1])]
@@ -125,7 +124,7 @@ def test_features_are_computed_no_more_often_than_they_change(adapt, training, p
     batch = task_batch(random_task())
     counted = []
     network.base.register_forward_hook(lambda *_: counted.append(1))
-    algorithm = algorithm_class("fomaml")(network, MetaConfig(adapt=adapt, inner_steps=4))
+    algorithm = algorithm_class("fomaml")(network, meta_config(adapt=adapt, inner_steps=4))
     algorithm.fit(dict(network.named_parameters()), batch.support, batch.support_labels, 3, 4)
     assert len(counted) == passes
 
@@ -147,7 +146,7 @@ def test_bf16_keeps_fast_weights_and_small_updates(computation):
         batch.support,
         batch.support_labels,
         functional.cross_entropy,
-        MetaConfig(),
+        meta_config(),
         lambda name, step: 0.05,
         head_is_zero=True,
     )
@@ -297,13 +296,13 @@ def test_first_order_memory_does_not_grow_with_inner_steps(computation, algorith
     network = tiny_network("bert", attention="sdpa").train()
     network.computation = computation
     if algorithm == "metasgd":
-        network.learn(algorithm_class("metasgd").learned(network, MetaConfig(inner_lr=0.01)))
+        network.learn(algorithm_class("metasgd").learned(network, meta_config(inner_lr=0.01)))
     parameters = dict(network.named_parameters())
     batch = task_batch(random_task(n_way=5, k_shot=5))
 
     def peak(inner_steps: int) -> int:
         optimizer = "adam" if algorithm == "adam" else "sgd"
-        config = MetaConfig(inner_lr=0.01, inner_steps=inner_steps, inner_optimizer=optimizer, second_order=False)
+        config = meta_config(inner_lr=0.01, inner_steps=inner_steps, inner_optimizer=optimizer, second_order=False)
         learner = algorithm_class(algorithm if algorithm in ("reptile", "metasgd") else "fomaml")(network, config)
         if algorithm == "fit":
             return peak_bytes(
@@ -339,7 +338,7 @@ def test_second_order_memory_with_recomputation(computation, layers, width):
     batch = task_batch(random_task(n_way=5, k_shot=1 if width > 32 else 5))
 
     def peak(inner_steps: int, recompute: bool) -> int:
-        config = MetaConfig(algorithm="maml", inner_lr=0.01, inner_steps=inner_steps, recompute=recompute)
+        config = meta_config(algorithm="maml", inner_lr=0.01, inner_steps=inner_steps, recompute=recompute)
         learner = algorithm_class("maml")(network, config)
         return peak_bytes(lambda: learner.task_gradient(parameters, batch))
 

@@ -15,11 +15,10 @@ from distmeta.compute.batch import TaskBatch, collate_tokens
 from distmeta.corpus.tokenizer import save_tokenizer
 from distmeta.meta import Algorithm, Learner, TaskResult, Work, algorithm_class, register, registry
 from distmeta.meta.algorithm import Classifier, Parameters
-from distmeta.meta.config import MetaConfig
 from distmeta.models import load_network, load_tokenizer
 from distmeta.models.config import ModelConfig
 from tests import references
-from tests.helpers import random_task, task_batch, tiny_network
+from tests.helpers import meta_config, random_task, task_batch, tiny_network
 from tests.meta_cases import (
     ADAPTED,
     RATE,
@@ -274,7 +273,7 @@ def test_an_algorithm_from_outside_the_package_trains(monkeypatch: pytest.Monkey
     network = tiny_network("bert")
     network.computation = "packed"
     parameters = dict(network.named_parameters())
-    learner = Learner(network.skeleton().train(), MetaConfig(algorithm="toy", lm_weight=0.0), "fp32", seed=0)
+    learner = Learner(network.skeleton().train(), meta_config(algorithm="toy", lm_weight=0.0), "fp32", seed=0)
     work = [Work(index, task_batch(random_task(index)), None) for index in range(2)]
     losses = []
     for _ in range(12):

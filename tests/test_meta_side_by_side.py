@@ -17,12 +17,11 @@ from distmeta.compute.batch import join
 from distmeta.meta import Learner, Work, algorithm_class
 from distmeta.meta import learner as learner_module
 from distmeta.meta.algorithm import Parameters
-from distmeta.meta.config import MetaConfig
 from distmeta.meta.language_model import LanguageModelBatch
 from distmeta.meta.maml import FirstOrderMAML
 from distmeta.models import Network
 from distmeta.models.load import can_separate_tasks
-from tests.helpers import random_task, task_batch, tiny_network
+from tests.helpers import meta_config, random_task, task_batch, tiny_network
 from tests.meta_cases import ADAPTED, Case, case, make_network, make_task, relative_error, whole, with_head
 from tests.test_meta_algorithms import CASES, TOLERANCE
 
@@ -109,7 +108,7 @@ def test_weights_that_several_layers_share_get_all_of_their_gradient(algorithm: 
     model = AutoModel.from_config(config, attn_implementation=attention, add_pooling_layer=False)
     network = Network(model, "mean", computation="packed").double().eval()
     assert can_separate_tasks(network)
-    learner = algorithm_class(algorithm)(network, MetaConfig(algorithm=algorithm, inner_lr=0.3, inner_steps=3))
+    learner = algorithm_class(algorithm)(network, meta_config(algorithm=algorithm, inner_lr=0.3, inner_steps=3))
     parameters = dict(network.named_parameters())
     tasks = [task_batch(random_task(index)) for index in range(2)]
     single = [whole(learner.task_gradient(parameters, task), parameters) for task in tasks]
@@ -142,7 +141,7 @@ def test_tasks_at_a_time_change_nothing(model_type: str, adapt: str, monkeypatch
     """Whatever goes side by side or at the same time, gradients and metrics are those of one task after the other."""
     network = tiny_network(model_type, lora_rank=2 if adapt == "lora" else 0, attention="sdpa").double()
     network.computation = "packed"
-    config = MetaConfig(adapt=adapt, inner_lr=0.1, lm_weight=0.5)
+    config = meta_config(adapt=adapt, inner_lr=0.1, lm_weight=0.5)
     parameters = dict(network.named_parameters())
     work = mixed_work(5)
     compute = FirstOrderMAML.task_gradient
@@ -180,7 +179,7 @@ def test_tasks_at_a_time_change_nothing(model_type: str, adapt: str, monkeypatch
 def test_bf16_side_by_side_is_as_near_to_fp32_as_one_by_one(adapt: str) -> None:
     network = tiny_network("bert", lora_rank=2 if adapt == "lora" else 0, attention="sdpa").eval()
     network.computation = "packed"
-    config = MetaConfig(adapt=adapt, inner_lr=0.1, lm_weight=0.0)
+    config = meta_config(adapt=adapt, inner_lr=0.1, lm_weight=0.0)
     parameters = dict(network.named_parameters())
     work = [Work(index, task_batch(random_task(index)), None) for index in range(3)]
     exact, single, together = (
@@ -206,7 +205,7 @@ def test_bf16_where_a_model_turns_queries_in_fp32(algorithm: str) -> None:
     exact, found = (
         torch.cat([gradient.flatten() for _, gradient in sorted(gradients.items())])
         for gradients, _ in (
-            Learner(network, MetaConfig(algorithm=algorithm, inner_lr=0.1, lm_weight=0.0), precision, 0).gradient(
+            Learner(network, meta_config(algorithm=algorithm, inner_lr=0.1, lm_weight=0.0), precision, 0).gradient(
                 parameters, work, 2
             )
             for precision in ("fp32", "bf16")
@@ -219,7 +218,7 @@ def test_what_does_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout, other numbers of classes, padded texts, and more tokens or bytes than suit the device."""
 
     def groups(network: Network, work: list[Work], **settings: Any) -> list[int]:
-        learner = Learner(network, MetaConfig(lm_weight=0.0, **settings), "fp32", 0)
+        learner = Learner(network, meta_config(lm_weight=0.0, **settings), "fp32", 0)
         return [len(group) for group in learner._groups(work, dict(network.named_parameters()), 1)]
 
     plain = tiny_network("bert", attention="sdpa").eval()
@@ -263,7 +262,7 @@ def test_what_does_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_tasks_side_by_side_take_is_counted(name: str, settings: dict[str, Any], copies: int) -> None:
     """Without the word embedding, of which a task has few rows."""
     network = tiny_network("bert")
-    config = MetaConfig(algorithm=name, inner_steps=6, lm_weight=0.0, **settings)
+    config = meta_config(algorithm=name, inner_steps=6, lm_weight=0.0, **settings)
     network.learn(algorithm_class(name).learned(network, config))
     parameters = dict(network.named_parameters())
     adapted = set(network.adapted_names(config.adapt)) - {network.embedding}
@@ -316,7 +315,7 @@ def test_layers_that_read_the_same_rows_go_together_in_second_order(
     )
     work = [Work(index, task_batch(random_task(index)), None) for index in range(2)]
     parameters = dict(network.named_parameters())
-    learner = Learner(network, MetaConfig(algorithm="maml", inner_lr=0.1, lm_weight=0.0), "fp32", 0)
+    learner = Learner(network, meta_config(algorithm="maml", inner_lr=0.1, lm_weight=0.0), "fp32", 0)
     found, _ = learner.gradient(parameters, work, 2)
     assert groups <= set(seen)
     network.computation = "plain"

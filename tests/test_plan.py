@@ -24,6 +24,7 @@ from distmeta.errors import UserError
 from distmeta.plan import check_memory, check_model_states_fit, make_plan
 from distmeta.plan.memory import SIZES, choose_weights, gib, network_sizes
 from distmeta.plan.states import ALLREDUCE_BUFFER, FLOAT, LARGEST_BUCKET, ModelStates
+from distmeta.recipes import filled
 from distmeta.rundir import RunDirectory
 from distmeta.setup import resolve
 from tests.workers import World
@@ -141,7 +142,7 @@ def test_with_offloading_the_host_holds_what_the_formulas_say(world: tuple[int, 
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would_fit():
-    config = Config()
+    config = filled(Config())
     config.train.num_workers, config.meta.meta_batch_size = 4, 4
     states = [ModelStates(10**9, 10**9, 4, stage).peak for stage in range(4)]
     plan = dict.fromkeys(SIZES, 10**9) | {"peak_memory_bytes": states[0]}
@@ -220,7 +221,7 @@ def chosen(config: Config, memory_bytes: float | None) -> tuple[str, str]:
 
 
 def test_weights_are_partitioned_where_they_have_to_be_and_can_be(monkeypatch: pytest.MonkeyPatch):
-    config = Config()
+    config = filled(Config())
     config.engine.zero_stage, config.train.num_workers, config.meta.adapt = 3, 4, "lora"
     sizes = network_sizes(config, config.tokenizer.vocab_size)
     needed = ModelStates(sizes.parameters, sizes.trained, 4, 3, sizes.adapted).peak
@@ -246,7 +247,7 @@ def test_weights_are_partitioned_where_they_have_to_be_and_can_be(monkeypatch: p
 
 
 def test_partitioned_weights_are_what_a_refusal_points_to():
-    config = Config()
+    config = filled(Config())
     config.engine.zero_stage, config.train.num_workers, config.meta.meta_batch_size = 3, 4, 4
     config.meta.adapt = "head"
     whole = ModelStates(10**9, 10**9, 4, 3).peak
@@ -258,7 +259,7 @@ def test_partitioned_weights_are_what_a_refusal_points_to():
 
 
 def huge() -> Config:
-    config = Config()
+    config = filled(Config())
     config.model.config = {"model_type": "gpt2", "n_embd": 12288, "n_layer": 96, "n_head": 96, "n_positions": 64}
     return resolve(config)
 

@@ -11,8 +11,7 @@ import torch
 from distmeta.compute import parts
 from distmeta.compute.batch import join
 from distmeta.meta import Learner, Work, replay
-from distmeta.meta.config import MetaConfig
-from tests.helpers import random_task, task_batch, tiny_network
+from tests.helpers import meta_config, random_task, task_batch, tiny_network
 
 
 class PlayedAnew(replay._Recording):
@@ -52,7 +51,7 @@ def learner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(replay, "_Recording", PlayedAnew)
     network = tiny_network("bert", attention="eager" if request.param == "maml" else "sdpa").double().eval()
     network.computation = "packed"
-    made = Learner(network, MetaConfig(algorithm=request.param, inner_lr=0.1, inner_steps=2, lm_weight=0.0), "fp32", 0)
+    made = Learner(network, meta_config(algorithm=request.param, inner_lr=0.1, inner_steps=2, lm_weight=0.0), "fp32", 0)
     made._replay = replay.Replay()
     return made
 
@@ -167,7 +166,7 @@ def test_what_is_not_recorded() -> None:
         dropout = settings.pop("dropout", 0.0)
         network = tiny_network("bert", dropout=dropout, attention="sdpa").train(dropout > 0)
         network.computation = settings.pop("computation", "packed")
-        algorithm = Learner(network, MetaConfig(lm_weight=0.0, **settings), "fp32", 0).algorithm
+        algorithm = Learner(network, meta_config(lm_weight=0.0, **settings), "fp32", 0).algorithm
         return replay.Replay().takes(algorithm, task)
 
     assert takes(join(tasks))

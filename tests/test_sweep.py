@@ -71,7 +71,9 @@ def test_a_sweep_leaves_what_was_promised(whole: Path):
         assert row["outer_step"] == STEPS
 
     best = max(rows[:2], key=lambda row: row["accuracy"])
-    assert load_config(whole / "best.yaml").meta.inner_lr == best["config"]["meta.inner_lr"]
+    made = load_config(whole / "best.yaml")
+    assert made.meta.inner_lr == best["config"]["meta.inner_lr"]
+    assert made.meta.distance == "euclidean"  # unset, and written down as the trial had it
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["best_trial"] == best["trial_id"]
     assert summary["worker_seconds"] == pytest.approx(sum(row["worker_seconds"] for row in rows))

@@ -9,6 +9,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from distmeta.config import Config
+from distmeta.recipes import recipe
+from distmeta.section import UNSET
 from distmeta.sweep.config import SpaceEntry, SweepConfig
 from distmeta.sweep.directory import SweepDirectory, set_status, write_table, write_trial
 from distmeta.sweep.run import tell_ends
@@ -39,6 +41,13 @@ def report(scheduler: Any, trial: Trial, step: int, accuracy: float) -> str:
     return scheduler.on_trial_result(
         CONTROLLER, trial, {"outer_step": step, "accuracy": accuracy, "training_iteration": 1}
     )
+
+
+def test_the_last_rung_is_at_the_steps_of_the_recipe_where_they_are_unset(tmp_path: Path):
+    config = config_of("asha")
+    config.train.outer_steps = UNSET
+    scheduler = make_scheduler(config, Space(config), tmp_path / "results.jsonl", keep_default=True)
+    assert scheduler._max_t == recipe(config.meta.algorithm, is_loaded=False)["train.outer_steps"]
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])

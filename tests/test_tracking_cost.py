@@ -13,12 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, GPT2Config, PretrainedConfig
 
 from distmeta.meta import algorithm_class
-from distmeta.meta.config import MetaConfig
 from distmeta.models import Network
 from distmeta.tracking.config import TrackingConfig
 from distmeta.tracking.cost import FlopCounter, NetworkSize, StepTokens, network_size, run_summary
 from distmeta.tracking.versions import environment
-from tests.helpers import random_task, task_batch, tiny_network
+from tests.helpers import meta_config, random_task, task_batch, tiny_network
 from tests.meta_cases import CLASSES, with_head
 
 WAY, SUPPORT, QUERY, LENGTH, INNER_STEPS = 5, 5, 15, 16, 2
@@ -66,7 +65,7 @@ class Lora(nn.Module):
 def flop_counter(size: NetworkSize, algorithm: str, adapt: str, inner_steps: int = INNER_STEPS) -> FlopCounter:
     depth, breadth = {"all": (1.0, 1.0), "lora": (1.0, 0.0), "head": (0.0, 0.0)}[adapt]
     return FlopCounter(
-        size, MetaConfig(algorithm=algorithm, inner_steps=inner_steps), depth, breadth, algorithm == "maml"
+        size, meta_config(algorithm=algorithm, inner_steps=inner_steps), depth, breadth, algorithm == "maml"
     )
 
 
@@ -155,7 +154,7 @@ def test_operations_add_up_over_tasks_and_steps() -> None:
 def test_a_model_without_attention_costs_its_weights_alone() -> None:
     config = AutoConfig.for_model("mamba", vocab_size=100, hidden_size=32, num_hidden_layers=2)
     network = Network(AutoModel.from_config(config), "mean")
-    counter = FlopCounter.of(network, MetaConfig(algorithm="fomaml", inner_steps=INNER_STEPS))
+    counter = FlopCounter.of(network, meta_config(algorithm="fomaml", inner_steps=INNER_STEPS))
     assert (counter.size.layers, counter.size.width) == (2, 0)
     passes = 3 * (INNER_STEPS * TOKENS.support + TOKENS.query)
     assert counter.step(TOKENS) == pytest.approx(2 * counter.size.matmul_parameters * passes)
@@ -185,7 +184,7 @@ def test_versions_name_no_machine() -> None:
 def test_each_algorithm_s_operations_are_those_of_its_plain_computation(algorithm: str, adapt: str) -> None:
     network = tiny_network("gpt2" if algorithm == "metaicl" else "bert")
     # The plain computation of ANIL computes features again in each step.
-    meta = MetaConfig(algorithm=algorithm, adapt=adapt, inner_steps=1 if algorithm == "anil" else 3)
+    meta = meta_config(algorithm=algorithm, adapt=adapt, inner_steps=1 if algorithm == "anil" else 3)
     network.learn(algorithm_class(algorithm).learned(network, meta))
     network.computation = "packed" if algorithm == "metaicl" else "plain"  # since prompts differ in length
     task = task_batch(random_task(n_way=2, k_shot=1 if algorithm == "metaicl" else 3))

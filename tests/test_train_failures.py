@@ -20,6 +20,7 @@ from ray.train.v2.api.exceptions import ControllerError
 from distmeta.config import Config, to_yaml
 from distmeta.errors import Interrupted, UserError
 from distmeta.pipeline import _steps, check_claim, claim
+from distmeta.recipes import filled
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.directory import SweepDirectory, check_sweep, read_trial, write_trial
 from distmeta.sweep.run import _Table
@@ -153,7 +154,7 @@ def test_workers_that_cannot_be_started_are_told(tmp_path):
 
 
 def test_a_run_that_begins_again_from_nothing_says_so_and_keeps_no_row_twice(tmp_path):
-    config, run, said = Config(tracking=TrackingConfig(wandb="disabled")), RunDirectory(tmp_path), []
+    config, run, said = filled(Config(tracking=TrackingConfig(wandb="disabled"))), RunDirectory(tmp_path), []
     with _Progress(config, run, said.append) as shown:
         for attempt in range(2):  # the first attempt is lost in its second step
             recorder = Recorder(config, run, 0)
@@ -207,7 +208,7 @@ def sweep_with_a_trial(folder: Path) -> SweepDirectory:
     sweep.environment.write_text("{}")
     run = sweep.trial("0000")
     run.path.mkdir(parents=True)
-    run.config.write_text(to_yaml(Config()))
+    run.config.write_text(to_yaml(filled(Config())))
     write_trial(run, {"trial_id": "0000", "config": {}, "status": "running"})
     return sweep
 
@@ -283,7 +284,7 @@ class Ending:
 def test_a_cluster_that_takes_training_with_it_is_told_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "TrainingRun", Ending(ActorUnavailableError("Socket closed", b"x" * 16)))
     with pytest.raises(UserError, match=r"process of Ray's that led it: .*Socket closed.*\nsee whether the cluster"):
-        launch.launch(Config(), RunDirectory(tmp_path), print)
+        launch.launch(filled(Config()), RunDirectory(tmp_path), print)
 
 
 def test_a_stop_before_the_first_step_does_not_wait_for_workers_to_start(tmp_path, monkeypatch):
@@ -292,6 +293,6 @@ def test_a_stop_before_the_first_step_does_not_wait_for_workers_to_start(tmp_pat
     monkeypatch.setattr(launch, "TrainingRun", endless)
     said: list[str] = []
     with pytest.raises(Interrupted, match="before an outer step was done"):
-        launch.launch(Config(), RunDirectory(tmp_path), said.append)
+        launch.launch(filled(Config()), RunDirectory(tmp_path), said.append)
     assert endless.asked == 1
     assert said == ["SIGTERM: leaving a checkpoint after this step; once more ends at once"]

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from distmeta.meta.registry import algorithm_names
-from distmeta.section import Section, check_pattern
+from distmeta.section import UNSET, ByRecipe, Section, check_pattern
 
 
 class MetaConfig(Section):
@@ -24,10 +24,10 @@ class MetaConfig(Section):
     """Differentiate through the inner loop; unset: as the algorithm's paper does."""
     recompute: bool = False
     """Second order: compute each inner step again instead of keeping its graph; less memory, a third more work."""
-    inner_lr: float = Field(default=0.01, ge=0)
-    """Learning rate of the inner loop."""
-    inner_steps: int = Field(default=5, ge=1)
-    """Steps of the inner loop in training."""
+    inner_lr: ByRecipe[NonNegativeFloat] = UNSET
+    """Learning rate of the inner loop; unset: by recipe, see the end."""
+    inner_steps: ByRecipe[PositiveInt] = UNSET
+    """Steps of the inner loop in training; unset: by recipe, see the end."""
     inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     """Optimizer of the inner loop."""
     inner_momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -38,15 +38,15 @@ class MetaConfig(Section):
     """layer_step: learn a rate for each parameter tensor and inner step, from `inner_lr` on (MAML++)."""
     multi_step_loss: float = Field(default=0.0, ge=0, le=1)
     """Share of the outer steps in which the query loss after every inner step counts, ever less (MAML++); 0: none."""
-    distance: Literal["euclidean", "cosine", "centred-cosine"] = "euclidean"
+    distance: ByRecipe[Literal["euclidean", "cosine", "centred-cosine"]] = UNSET
     """protonet: how far a text is from a prototype; euclidean is squared; centred-cosine takes away first what the
-    classes of a task have in common."""
+    classes of a task have in common; unset: by recipe, see the end."""
     temperature: float | None = Field(default=None, gt=0)
     """protonet: what distances are divided by; unset: 1 for euclidean, 0.1 for the cosines."""
     learn_temperature: bool = False
     """protonet: learn it, from there on."""
-    outer_lr: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of the outer loop (AdamW)."""
+    outer_lr: ByRecipe[PositiveFloat] = UNSET
+    """Peak learning rate of the outer loop (AdamW); unset: by recipe, see the end."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW weight decay of the outer loop; not for biases and layer norms."""
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)

@@ -19,6 +19,7 @@ from distmeta.meta.algorithm import Classifier, Criterion, Parameters
 from distmeta.meta.config import MetaConfig
 from distmeta.meta.registry import algorithm_class
 from distmeta.models.network import Localized
+from distmeta.recipes import filled_meta
 from distmeta.section import finds
 
 _OF_NUMBERS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
@@ -128,6 +129,8 @@ class MetaLearner(nn.Module):
             whatever it takes.
         hidden_size: width of the features; unset: there is no few-shot head, as in regression.
         loss: of scores and labels.
+        is_loaded: whether the module has learned something already: by that, settings that are left out are those of
+            another recipe (`distmeta.recipes`).
         **settings: those of `MetaConfig`, such as `algorithm`, `adapt`, `inner_lr`, `inner_steps`.
 
     Raises:
@@ -139,10 +142,12 @@ class MetaLearner(nn.Module):
         module: nn.Module,
         hidden_size: int | None = None,
         loss: Criterion = functional.cross_entropy,
+        *,
+        is_loaded: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__()
-        config = _config(settings)
+        config = filled_meta(_config(settings), is_loaded)
         algorithm = algorithm_class(config.algorithm)
         like = next((value for value in module.parameters() if value.is_floating_point()), None)
         if like is None:

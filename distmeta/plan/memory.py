@@ -12,6 +12,7 @@ from distmeta.errors import UserError
 from distmeta.impossible import NOTHING_BUT_A_HEAD, OWN_TO_ALGORITHMS, contradictions, partitioned_needs, written
 from distmeta.meta.config import MetaConfig
 from distmeta.plan.states import ModelStates, PartitionedStates, States
+from distmeta.recipes import filled_meta
 
 STAGES = (0, 1, 2, 3)
 MOST_DOUBLINGS = 10
@@ -203,7 +204,8 @@ def _learners(config: Config, sizes: Sizes) -> Iterator[tuple[dict[str, Any], Si
     yield {}, sizes
     learned = {key: possible[0] for key, _, possible in partitioned_needs(config) if key.startswith("meta.")}
     if "meta.algorithm" in learned:  # which may have settings of its own
-        learned |= {f"meta.{key}": getattr(MetaConfig(), key) for key in OWN_TO_ALGORITHMS}
+        plain = filled_meta(MetaConfig(algorithm=learned["meta.algorithm"]), config.model.name_or_path is not None)
+        learned |= {f"meta.{key}": getattr(plain, key) for key in OWN_TO_ALGORITHMS}
     adapted = config.meta.adapt
     lesser = [each for each in ("lora", "head") if adapted not in (each, "head")]
     for adapt, changes in [*((each, {}) for each in lesser), *((each, learned) for each in [adapted, *lesser])]:

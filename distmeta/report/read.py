@@ -119,6 +119,8 @@ class Sweep:
 
     name: str
     settings: Settings
+    select_by: str
+    """The meta-valid accuracy that the trials are chosen by."""
     trials: list[Trial]
     summary: Json | None
     evaluation: Json | None
@@ -127,11 +129,6 @@ class Sweep:
     plan: Json | None
     wandb: list[str]
     unreadable: list[str]
-
-    @property
-    def select_by(self) -> str:
-        """The meta-valid accuracy that the trials are chosen by."""
-        return self.settings.get("train.select_by") or "inner-loop"
 
     @property
     def best(self) -> Trial | None:
@@ -213,9 +210,13 @@ def read_sweep(path: Path, name: str) -> Sweep:
     if not rows:
         raise UserError(f"{path}: the sweep has nothing to show yet; try again when a trial has begun")
     evaluation = _json(directory.evaluation, unreadable)
+    settings = _settings(directory.config, unreadable)
+    # What the sweep leaves to a recipe is in the configurations of its trials.
+    of_a_trial = _settings(directory.trial(rows[0]["trial_id"]).config, [])
     return Sweep(
         name=name,
-        settings=_settings(directory.config, unreadable),
+        settings=settings,
+        select_by=next(filter(None, (each.get("train.select_by") for each in (settings, of_a_trial))), "inner-loop"),
         trials=[_trial(directory, row, unreadable) for row in sorted(rows, key=lambda row: row["trial_id"])],
         summary=_json(directory.summary, unreadable),
         evaluation=evaluation,

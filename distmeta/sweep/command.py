@@ -12,6 +12,7 @@ from distmeta.errors import UserError
 from distmeta.opening import refuse_nothing
 from distmeta.ownership import own, refuse_second
 from distmeta.paths import run_folder
+from distmeta.recipes import as_begun
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.config import SweepConfig
 from distmeta.sweep.directory import SweepDirectory, check_sweep, is_sweep
@@ -38,6 +39,8 @@ def open_sweep(
     # One that has begun goes on with the corpus that it has; so does a run, of which `plan` is asked.
     has_begun = sweep.trials.exists() or RunDirectory(sweep.path).has_begun
     config = load_config(config_file, overrides, files=not has_begun)
+    if has_begun and sweep.config.exists():
+        config = as_begun(config, load_config(sweep.config, check=False))
     check_stays(config, sweep.path)
     refuse_second(sweep.path)
     return config, sweep
@@ -130,7 +133,7 @@ def _plan(config: Config, sweep: SweepDirectory, rate: float | None, memory: flo
             say(line)
         options, share = config.sweep, 1.0
         if options.scheduler == "asha":
-            share = asha_share(config.train.outer_steps, grace_steps(config), options.reduction_factor)
+            share = asha_share(made.train.outer_steps, grace_steps(made), options.reduction_factor)
         room = trials_at_a_time(made)
         price = config.tracking.price_per_worker_hour
         forecast = sweep_totals(

@@ -19,6 +19,7 @@ from distmeta.config import Config, to_yaml
 from distmeta.errors import Interrupted, UserError
 from distmeta.files import write_json, write_text
 from distmeta.plan.memory import check_model_states_fit, choose_weights
+from distmeta.recipes import recipe_lines
 from distmeta.rundir import RunDirectory
 from distmeta.signals import stop_on_signal
 from distmeta.sweep.directory import (
@@ -76,6 +77,8 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
         write_json(sweep.environment, wandb_environment.environment())
         total = number_of_trials(space, config.sweep)
         for line in fewer_trials(total, config.sweep):
+            say(line)
+        for line in recipe_lines(config, swept=config.sweep.space):
             say(line)
         say(f"{total} trials, {at_a_time} at a time, {config.sweep.search} search, scheduler {config.sweep.scheduler}")
         _fit(config, space, sweep, maker, at_a_time, resume=resume, say=say)

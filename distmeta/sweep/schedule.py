@@ -18,6 +18,7 @@ from ray.tune.schedulers import (
 )
 
 from distmeta.config import Config
+from distmeta.recipes import filled
 from distmeta.sweep.space import Space, grace_steps
 
 DEFAULT_TRIAL = "0000"
@@ -126,6 +127,7 @@ def make_scheduler(config: Config, space: Space, results: Path, *, keep_default:
         results: where it keeps what it was told.
         keep_default: whether trial 0000, the configuration as it stands, is to run to its end.
     """
+    config = filled(config)
     options, steps = config.sweep, config.train.outer_steps
     grace = grace_steps(config)
     scheduler: Any

@@ -12,6 +12,7 @@ from distmeta.evaluate.run import Candidate, evaluate_candidates
 from distmeta.evaluate.sentences import interval_text
 from distmeta.evaluate.table import evaluation_table
 from distmeta.files import write_json, write_text
+from distmeta.recipes import filled
 from distmeta.run_evaluation import evaluation_name
 from distmeta.setup import Setup
 from distmeta.signals import stop_on_signal
@@ -42,7 +43,7 @@ def choose(config: Config, sweep: SweepDirectory, rows: Sequence[dict[str, Any]]
     """Writes `best.yaml`, `evaluation.json` and `summary.json`; returns the outcome as text."""
     order = ranked(config, rows)
     best = order[0]
-    made = trial_config(config, best["config"])
+    made = filled(trial_config(config, best["config"]))
     write_text(sweep.best, to_yaml(made))
     report = _evaluate(config, sweep, order, say)
     write_json(sweep.evaluation, report)

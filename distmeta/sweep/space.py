@@ -11,6 +11,7 @@ import optuna
 from distmeta.config import Config, read_key, with_values
 from distmeta.errors import UserError
 from distmeta.impossible import impossible, missing_files
+from distmeta.recipes import KEYS, filled
 from distmeta.sweep.config import SpaceEntry
 from distmeta.tasks.draw import generator
 
@@ -37,7 +38,7 @@ class Space:
 
     def default(self) -> Values:
         """The values that the configuration has as it stands."""
-        return self._draw(lambda key, _: read_key(self._config, key))
+        return self._draw(lambda key, _: read_key(filled(self._config), key))
 
     def random(self, seed: int, index: int) -> Values:
         """Draw number `index`, the same at any time. Successive draws go through the entries of type grid in turn."""
@@ -133,7 +134,7 @@ class Space:
             for key, entry in self._entries.items()
             if key in ("train.num_workers", "train.cpus_per_worker")
         }
-        return with_values(self._config, values)
+        return filled(with_values(self._config, values))
 
     def _draw(self, pick: Callable[[str, SpaceEntry], Any]) -> Values:
         values: Values = {}
@@ -145,9 +146,18 @@ class Space:
     def _is_swept(self, key: str, values: Values) -> bool:
         """Whether the condition of a key holds, given the values of those before it."""
         return all(
-            (values[other] if other in values else read_key(self._config, other)) in _as_list(allowed)
+            self._value(other, values) in _as_list(allowed)
             for other, allowed in (self._entries[key].when or {}).items()
         )
+
+    def _value(self, key: str, values: Values) -> Any:
+        """What a key has beside the values that are there already."""
+        if key in values:
+            return values[key]
+        value = read_key(self._config, key)
+        if value is None and key in KEYS:  # by recipe, which may be that of a swept algorithm
+            return read_key(filled(with_values(self._config, values)), key)
+        return value
 
     def _holds(self, key: str, value: Any) -> bool:
         listed = self._listed[key]
@@ -205,7 +215,7 @@ def trial_config(config: Config, values: Values) -> Config:
     made = with_values(config, values)
     # Files that only a trial names have not been looked for yet.
     names_files = any(key.startswith(("corpus.", "tasks.split_files")) for key in values)
-    problems = [*impossible(made), *(missing_files(made) if names_files else ())]
+    problems = [*impossible(filled(made)), *(missing_files(made) if names_files else ())]
     if problems:
         settings = ", ".join(f"{key}={value}" for key, value in values.items())
         raise UserError("\n".join(f"with {settings}: {problem}" for problem in problems))

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PositiveInt
 
-from distmeta.section import Section
+from distmeta.section import UNSET, ByRecipe, Section
 
 
 def _share(value: Any) -> Any:
@@ -27,8 +27,8 @@ class TrainConfig(Section):
     """Ray Train workers; each computes its share of the tasks of an outer step."""
     cpus_per_worker: float = Field(default=1.0, ge=0.01)
     """CPUs that a worker takes from the cluster; below 1 several workers share one."""
-    outer_steps: int = Field(default=400, ge=1)
-    """Outer steps of the whole run, those before a resume included."""
+    outer_steps: ByRecipe[PositiveInt] = UNSET
+    """Outer steps of the whole run, those before a resume included; unset: by recipe, see the end."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Outer steps between checkpoints; the last step is always one."""
     checkpoints_to_keep: int = Field(default=2, ge=1)
@@ -40,14 +40,15 @@ class TrainConfig(Section):
     """Episodes of a validation, the same ones each time; all-way a fifth as many."""
     validate_inner_loops: int = Field(default=20, ge=1)
     """So many of them where an inner loop adapts the network to each, which takes long."""
-    select_by: Literal["inner-loop", "prototype", "prototype-all-way"] = "inner-loop"
-    """Meta-valid accuracy that chooses the best network: after the inner loop, by prototype, or by that all-way."""
+    select_by: ByRecipe[Literal["inner-loop", "prototype", "prototype-all-way"]] = UNSET
+    """Meta-valid accuracy that chooses the best network: after the inner loop, by prototype, or by that all-way; unset:
+    by recipe, see the end."""
     average_with_start: Annotated[Share | Literal["auto"] | None, BeforeValidator(_share)] = None
     """Share of the starting weights in the network that is kept, from 0 to 1, which forgets less; auto: of 0, 0.25, 0.5
-    and 0.75 the one that the meta-valid classes choose; unset: auto for a loaded model, 0 for a new one."""
+    and 0.75 the one that the meta-valid classes choose; unset: by recipe, see the end, 0 without validations."""
     patience: int | None = Field(default=None, ge=0)
-    """Validations without a new best one after which a run ends; 0: none; unset: 5 for a loaded model, 0 for a new
-    one."""
+    """Validations without a new best one after which a run ends; 0: none; unset: by recipe, see the end, 0 without
+    validations."""
     max_loss: float = Field(default=50.0, gt=0)
     """Query or language-model loss above which a run has diverged and ends, as where one is not finite (nats)."""
     seed: int = Field(default=0, ge=0)
