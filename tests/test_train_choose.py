@@ -14,7 +14,6 @@ from distmeta.config import Config, load_config
 from distmeta.errors import UserError
 from distmeta.pipeline import check_claim
 from distmeta.rundir import RunDirectory
-from distmeta.setup import _resolve_choice
 from distmeta.train.best import Best
 from distmeta.train.choose import Candidate, choose
 from distmeta.train.validate import Validation, Validator, means_of
@@ -271,20 +270,6 @@ def test_how_often_is_validated_may_change_on_a_resume_and_not_whether(tmp_path)
     config.train.validate_every = 0
     with pytest.raises(UserError, match=r"train.validate_every: 0 now, and a run validates from its"):
         check_claim(config, run, resume=True)
-
-
-def test_what_is_unset_is_filled_in_for_a_loaded_and_a_new_model():
-    def filled(is_new: bool, **train: Any) -> tuple[Any, ...]:
-        made = Config.model_validate({"train": {"outer_steps": 60} | train}).train
-        _resolve_choice(made, is_new)
-        return made.validate_every, made.average_with_start, made.patience
-
-    assert filled(is_new=False) == (6, "auto", 5)
-    assert filled(is_new=True) == (6, 0.0, 0)
-    assert filled(is_new=True, outer_steps=4) == (1, 0.0, 0)
-    assert filled(is_new=False, validate_every=0) == (0, 0.0, 0)
-    given = {"validate_every": 9, "average_with_start": 0.5, "patience": 2}
-    assert filled(is_new=True, **given) == (9, 0.5, 2)
 
 
 @pytest.mark.parametrize("setting", ["average_with_start=auto", "patience=2"])
