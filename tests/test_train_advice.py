@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from distmeta.config import Config
+from distmeta.recipes import filled
 from distmeta.train.advice import advise
 from distmeta.train.outcome import candidates_in_words, how_it_is_chosen, kept_lines
 
@@ -17,7 +18,8 @@ def config(**sections: dict[str, Any]) -> Config:
         "tasks": {"n_way": 5},
         "train": {"select_by": "prototype", "outer_steps": STEPS},
     }
-    return Config.model_validate({name: tree.get(name, {}) | sections.get(name, {}) for name in {*tree, *sections}})
+    made = {name: tree.get(name, {}) | sections.get(name, {}) for name in {*tree, *sections}}
+    return filled(Config.model_validate(made))
 
 
 def steps(begun: float, ended: float, *, loss: float = 0.5, clip: float = 1.0, **more: Any) -> list[dict[str, Any]]:
