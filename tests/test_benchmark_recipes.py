@@ -38,7 +38,9 @@ def _one_thread():
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("recipes")
+    module = importlib.import_module("recipes")
+    monkeypatch.setattr(module, "EPISODES", 60)
+    return module
 
 
 @pytest.fixture(scope="session")
