@@ -322,7 +322,7 @@ def draw(rows: Sequence[Row], path: Path, n_way: int) -> None:
     names = list(found[arms[0]][0][1])
     if f"{SENTENCES}, mean" in names:  # which stands for all sets
         names = [name for name in names if name.startswith((f"{WORDS},", f"{SENTENCES},"))]
-    levels = {"chance": {name: [1 / n_way] for name in names}}
+    levels = {"chance": {name: [1 / n_way] for name in names if name.startswith(WORDS)}}
     if "tf-idf" in found:
         levels["TF-IDF"] = found["tf-idf"][0][1]
     width, height = 72 * WIDTH, 72 * PANEL_HEIGHT
@@ -341,9 +341,11 @@ def draw(rows: Sequence[Row], path: Path, n_way: int) -> None:
             drawn.axes.set(title=name, xlabel="operations")
             percent_axis(drawn.axes.yaxis)
             drawn.legend(3)
-        place = f'<svg x="{width * (number % 2):g}pt" y="{height * (number // 2):g}pt"'
-        panels.append(drawn.svg.replace("<svg", place, 1))
-    size = f'width="{2 * width:g}pt" height="{height * math.ceil(len(names) / 2):g}pt"'
+        place = f'<svg x="{width * (number % 2):g}" y="{height * (number // 2):g}"'
+        own = f'width="{width:g}pt" height="{height:g}pt"'  # what it stands in counts in points
+        panels.append(drawn.svg.replace("<svg", place, 1).replace(own, own.replace("pt", ""), 1))
+    down = height * math.ceil(len(names) / 2)
+    size = f'width="{2 * width:g}pt" height="{down:g}pt" viewBox="0 0 {2 * width:g} {down:g}"'
     path.write_text("\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', *panels, "</svg>", ""]))
 
 
