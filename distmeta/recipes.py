@@ -8,7 +8,7 @@ needs destroy in a few steps what a loaded one knows.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from distmeta.impossible import WITHOUT_DISTANCES, WITHOUT_INNER_LOOP, partitioned_needs, written
+from distmeta.impossible import KEEPING_SIMILARITY, WITHOUT_DISTANCES, WITHOUT_INNER_LOOP, partitioned_needs, written
 from distmeta.meta.registry import algorithm_names
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ NEW: dict[str, Recipe] = {
         "meta.inner_lr": 0.01,
         "meta.inner_steps": 5,
         "meta.distance": "euclidean",
+        "meta.keep_similarity": 0.0,
         "train.outer_steps": 400,
         "train.select_by": "inner-loop",
         "train.average_with_start": 0.0,
@@ -41,6 +42,7 @@ LOADED: dict[str, Recipe] = {
         "meta.inner_lr": 0.01,
         "meta.inner_steps": 5,
         "meta.distance": "euclidean",
+        "meta.keep_similarity": 0.0,
         "train.outer_steps": 40,
         "train.select_by": "prototype",
         "train.average_with_start": "auto",
@@ -52,7 +54,7 @@ LOADED: dict[str, Recipe] = {
     "anil": {"meta.outer_lr": 5e-5, "meta.inner_lr": 0.3},
     "metasgd": {"meta.outer_lr": 2e-5},
     "protomaml": {"meta.outer_lr": 5e-5},
-    "protonet": {"meta.outer_lr": 5e-5, "meta.distance": "cosine"},
+    "protonet": {"meta.outer_lr": 1e-4, "meta.distance": "centred-cosine", "meta.keep_similarity": 10.0},
     "leopard": {"meta.outer_lr": 2e-5},
     "metaicl": {"meta.outer_lr": 2e-5, "train.select_by": "inner-loop"},  # in context, where it learns nothing else
     "multitask": {"meta.outer_lr": 1e-4},
@@ -172,4 +174,6 @@ def _has(algorithm: str, key: str) -> bool:
     """Whether a setting means anything to an algorithm."""
     if key in ("meta.inner_lr", "meta.inner_steps"):
         return algorithm not in WITHOUT_INNER_LOOP
+    if key == "meta.keep_similarity":
+        return algorithm in KEEPING_SIMILARITY
     return key != "meta.distance" or algorithm not in WITHOUT_DISTANCES

@@ -315,6 +315,19 @@ def protonet(network: Network, task: TaskBatch, distance: str, temperature: floa
     return Answer(gradients_of(loss, theta), float(loss.detach()), scores.detach(), [])
 
 
+def kept_similarity(network: Network, start: Parameters, task: TaskBatch, weight: float) -> tuple[Parameters, float]:
+    """Gradient and value of weight * the mean over pairs of different texts of (cos - cos under `start`)^2."""
+    theta = double_parameters(network)
+
+    def cosines(parameters: Parameters) -> list[Tensor]:
+        texts = [row for half in (task.support, task.query) for row in features(network, parameters, half)]
+        return [(a * b).sum() / (a.norm() * b.norm()) for i, a in enumerate(texts) for b in texts[:i]]
+
+    pairs = zip(cosines(theta), cosines({name: value.detach() for name, value in start.items()}), strict=True)
+    term = weight * torch.stack([(now - before) ** 2 for now, before in pairs]).mean()
+    return gradients_of(term, theta), float(term.detach())
+
+
 def multitask(network: Network, task: TaskBatch) -> Answer:
     """Cross-entropy of cos(f, w_c) / 0.1 over all classes of the task's data set, mean over support and query texts.
     The scores are those of the query texts for the task's own classes."""

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from distmeta.compute.batch import TaskBatch
 from distmeta.meta.config import MetaConfig
+from distmeta.meta.kept_similarity import KeptSimilarity
 
 Parameters = dict[str, Tensor]
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -116,6 +117,8 @@ class Algorithm(ABC):
         self.is_second_order = self.second_order if config.second_order is None else config.second_order
         self.adapted: list[str] = []
         """Names of the fast weights beside the head."""
+        self.kept: KeptSimilarity | None = None
+        """What of the starting network is kept, where `meta.keep_similarity` asks for it."""
         self.trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
 
     @property

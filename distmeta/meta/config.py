@@ -45,6 +45,9 @@ class MetaConfig(Section):
     """protonet: what distances are divided by; unset: 1 for euclidean, 0.1 for the cosines."""
     learn_temperature: bool = False
     """protonet: learn it, from there on."""
+    keep_similarity: ByRecipe[NonNegativeFloat] = UNSET
+    """protonet and multitask: weight of a term that keeps how alike the starting network finds the texts of a task, for
+    a third more operations; 0: none; unset: by recipe, see the end."""
     outer_lr: ByRecipe[PositiveFloat] = UNSET
     """Peak learning rate of the outer loop (AdamW); unset: by recipe, see the end."""
     weight_decay: float = Field(default=0.01, ge=0)

@@ -14,6 +14,7 @@ from distmeta.compute.parts import Parts, is_batched
 from distmeta.compute.precision import passes_in
 from distmeta.meta.algorithm import Algorithm
 from distmeta.meta.config import MetaConfig
+from distmeta.meta.kept_similarity import KeptSimilarity
 from distmeta.meta.language_model import LanguageModelBatch, language_model_gradient
 from distmeta.meta.registry import algorithm_class
 from distmeta.meta.replay import Replay
@@ -94,10 +95,21 @@ class Learner:
         self.precision = precision
         self.seed = seed
         self.tasks_at_a_time = tasks_at_a_time
+        self._start: Parameters | None = None
         self.algorithm = algorithm_class(config.algorithm)(network, config)
         self._algorithms = [self.algorithm]
         on_gpu = next(network.parameters()).is_cuda
         self._replay = Replay() if on_gpu and records else None
+
+    def keep(self, start: Parameters) -> None:
+        """From now on keeps the similarities that these weights make of texts; see `meta.keep_similarity`."""
+        self._start = start
+        for algorithm in self._algorithms:
+            self._let_keep(algorithm)
+
+    def _let_keep(self, algorithm: Algorithm) -> None:
+        if self._start is not None and self.config.keep_similarity:
+            algorithm.kept = KeptSimilarity(self.network.skeleton(), self._start, self.config.keep_similarity)
 
     def gradient(
         self, parameters: Parameters, work: Sequence[Work], meta_batch_size: int, progress: float = 1.0
@@ -187,6 +199,7 @@ class Learner:
         while len(self._algorithms) < threads:
             network = self.network.skeleton()
             self._algorithms.append(algorithm_class(self.config.algorithm)(network, self.config))
+            self._let_keep(self._algorithms[-1])
         return threads
 
     def _bytes_of_a_task(self, parameters: Parameters) -> int:

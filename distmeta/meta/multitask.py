@@ -104,8 +104,9 @@ class MultiTask(Algorithm):
             losses.append(self.criterion(scores, wanted))
             hits.append(accuracy(scores[len(support[1]) :, rows - span[0]], query[1]))
         loss = torch.stack(losses).sum()
+        objective = loss if self.kept is None else loss + self.kept.loss(*halves, task)
         sources = {name: value for name, value in theta.items() if value.requires_grad}
-        found = torch.autograd.grad(loss, list(sources.values()), allow_unused=True)
+        found = torch.autograd.grad(objective, list(sources.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(sources, found, strict=True) if gradient is not None}
         return Outcome(gradients, loss, torch.stack(hits).sum()).read(local.of_rows, local.rows)  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
     c_k      the mean feature of the support examples of class k
     scores   -d(f, c_k) / temperature, where d is the squared Euclidean distance, or 1 - cosine
     outer    gradient of the cross-entropy of the query set's scores; there is no inner loop
+             (with `meta.keep_similarity` and its term, see `distmeta.meta.kept_similarity`)
 
 The temperature may be learned: it is kept as its logarithm.
 
@@ -96,8 +97,9 @@ class PrototypicalNetwork(Algorithm):
         )
         scores = torch.cat([self.scores(theta, *part) for part in parts])
         loss = total_loss(self.criterion, scores, task.query_labels, task.query_sizes)
+        objective = loss if self.kept is None else loss + self.kept.loss(support, query, task)
         sources = {name: value for name, value in theta.items() if value.requires_grad}
-        found = torch.autograd.grad(loss, list(sources.values()), allow_unused=True)
+        found = torch.autograd.grad(objective, list(sources.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(sources, found, strict=True) if gradient is not None}
         outcome = Outcome(gradients, loss, accuracy(scores, task.query_labels, task.query_sizes))
         return outcome.read(local.of_rows, local.rows)

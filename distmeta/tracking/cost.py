@@ -89,6 +89,8 @@ class FlopCounter:
     frozen), and 3 x 2 x output_parameters for each predicted position. Reptile steps on both sets, and only asks for
     the query's scores.
 
+    *Kept similarities*: 1w + 1a more for the texts of a task, by the starting network.
+
     Left out, since small: embeddings, norms, softmax, biases, few-shot heads and adapters, the optimizer. Padding,
     work that is done again, and work that an implementation spares are not counted either.
     """
@@ -138,6 +140,7 @@ class FlopCounter:
             total += self._forward(prompts, query_texts, outer, outer)
             return total + 3 * 2 * self.size.output_parameters * query_texts
         if self.meta.algorithm in ("protonet", "multitask"):
+            outer += 1 if self.meta.keep_similarity else 0  # the starting network's features of the same texts
             return (
                 total
                 + self._forward(support, support_texts, outer, outer)

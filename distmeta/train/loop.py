@@ -24,6 +24,7 @@ from distmeta.meta.config import MetaConfig
 from distmeta.models import Network
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
+from distmeta.tensors import read_tensors
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_summary
 from distmeta.train.best import Best
 from distmeta.train.choose import Chooser
@@ -122,6 +123,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         return scores
 
     progress.setdefault("startup_seconds", time.time() - worker.launched)
+    if config.meta.keep_similarity:
+        learner.keep(_starting_weights(run, stepper, progress["outer_step"], worker.device))
     # Before a step is done there is nothing that a stop could keep: whoever asks for one ends the processes.
     if progress["outer_step"] == 0:
         validate(0, lambda: False)  # the network as it was is a candidate
@@ -189,6 +192,16 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     work_source.close()
     engine.close()
     return progress
+
+
+def _starting_weights(
+    run: RunDirectory, stepper: Whole | Partitioned, outer_step: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """A copy of the weights that the run began with."""
+    if outer_step:
+        return {name: value.to(device) for name, value in read_tensors(run.starting_weights).items()}
+    with stepper.weights() as parameters:
+        return {name: value.clone() for name, value in parameters.items()}
 
 
 def say_computation(config: Config, network: Network) -> None:
