@@ -177,9 +177,9 @@ def missing_files(config: "Config") -> Iterable[str]:
 WITHOUT_INNER_LOOP = ("protonet", "metaicl", "multitask")
 NOTHING_BUT_A_HEAD = ("anil", *WITHOUT_INNER_LOOP)
 """Algorithms that have no fast weights in the network, whatever `meta.adapt` says."""
-WITHOUT_DISTANCES = ("maml", "fomaml", "reptile", "anil", "metasgd", "protomaml", "leopard", "metaicl", "multitask")
-KEEPING_SIMILARITY = ("protonet", "multitask")
-"""Algorithms that ask for the features of a task's texts once, so that a term of them costs no other pass."""
+WITHOUT_KEPT_SIMILARITY = ("maml", "fomaml", "reptile", "anil", "metasgd", "protomaml", "leopard", "metaicl")
+"""Algorithms that ask for the features of a task's texts more than once, or not at all."""
+WITHOUT_DISTANCES = (*WITHOUT_KEPT_SIMILARITY, "multitask")
 OWN_TO_ALGORITHMS = ("second_order", "distance", "temperature", "learn_temperature", "keep_similarity")
 """Settings of meta-learning that another algorithm may not have."""
 
@@ -206,9 +206,8 @@ def contradictions(meta: "MetaConfig") -> Iterable[str]:
             yield f"meta.inner_rates: {name} learns no rates; use fixed"
         if meta.multi_step_loss:
             yield f"meta.multi_step_loss: {name} takes no query loss after its inner steps; leave it out"
-    if meta.keep_similarity and name not in KEEPING_SIMILARITY:
-        which = " and ".join(KEEPING_SIMILARITY)
-        yield f"meta.keep_similarity: is of {which}, and meta.algorithm is {name}; leave it out"
+    if meta.keep_similarity and name in WITHOUT_KEPT_SIMILARITY:
+        yield f"meta.keep_similarity: is of protonet and multitask, and meta.algorithm is {name}; leave it out"
     if name in WITHOUT_DISTANCES:
         changed = {"distance": meta.distance not in (None, "euclidean"), "temperature": meta.temperature is not None}
         for key, is_set in (changed | {"learn_temperature": meta.learn_temperature}).items():

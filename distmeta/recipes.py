@@ -8,7 +8,13 @@ needs destroy in a few steps what a loaded one knows.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from distmeta.impossible import KEEPING_SIMILARITY, WITHOUT_DISTANCES, WITHOUT_INNER_LOOP, partitioned_needs, written
+from distmeta.impossible import (
+    WITHOUT_DISTANCES,
+    WITHOUT_INNER_LOOP,
+    WITHOUT_KEPT_SIMILARITY,
+    partitioned_needs,
+    written,
+)
 from distmeta.meta.registry import algorithm_names
 
 if TYPE_CHECKING:
@@ -175,5 +181,5 @@ def _has(algorithm: str, key: str) -> bool:
     if key in ("meta.inner_lr", "meta.inner_steps"):
         return algorithm not in WITHOUT_INNER_LOOP
     if key == "meta.keep_similarity":
-        return algorithm in KEEPING_SIMILARITY
+        return algorithm not in WITHOUT_KEPT_SIMILARITY
     return key != "meta.distance" or algorithm not in WITHOUT_DISTANCES

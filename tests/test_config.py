@@ -257,6 +257,7 @@ PARTITIONED = ("engine.weights=partitioned", "engine.zero_stage=3")
         (["meta.temperature=2.0"], "meta.temperature: is protonet's alone, and meta.algorithm is fomaml"),
         (["meta.learn_temperature=true"], "meta.learn_temperature: is protonet's alone"),
         (["meta.distance=cosine"], "meta.distance: is protonet's alone"),
+        (["meta.keep_similarity=1"], "meta.keep_similarity: is of protonet and multitask"),
         (
             ["engine.tasks_at_a_time=4", "engine.computation=plain"],
             "engine.tasks_at_a_time: engine.computation plain takes one",

@@ -104,7 +104,7 @@ class MultiTask(Algorithm):
             losses.append(self.criterion(scores, wanted))
             hits.append(accuracy(scores[len(support[1]) :, rows - span[0]], query[1]))
         loss = torch.stack(losses).sum()
-        objective = loss if self.kept is None else loss + self.kept.loss(*halves, task)
+        objective = loss if self.kept is None else loss + self.kept.loss(halves[0], halves[1], task)
         sources = {name: value for name, value in theta.items() if value.requires_grad}
         found = torch.autograd.grad(objective, list(sources.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(sources, found, strict=True) if gradient is not None}
