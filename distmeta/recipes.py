@@ -1,8 +1,8 @@
 """Recipes: what settings are that are left unset, by the algorithm and by whether the model is loaded or new.
 
 The values of loaded models are those that `jobs/benchmarks/recipes.py` found, on classes that no result is reported on;
-those of maml and leopard have not been measured; reptile lost at 5e-5 and is set below. Rates that a new model needs
-destroy in a few steps what a loaded one knows.
+those of reptile and leopard have not been measured: at 5e-5 both lost by prototype, and they are set below. Rates that a
+new model needs destroy in a few steps what a loaded one knows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,7 +54,7 @@ LOADED: dict[str, Recipe] = {
         "train.average_with_start": "auto",
         "train.patience": 5,
     },
-    "maml": {"meta.outer_lr": 2e-5},
+    "maml": {"meta.outer_lr": 5e-5, "meta.inner_lr": 0.1},
     "fomaml": {"meta.outer_lr": 5e-5, "meta.inner_lr": 0.1},
     "reptile": {"meta.outer_lr": 2e-5},
     "anil": {"meta.outer_lr": 5e-5, "meta.inner_lr": 0.3},
