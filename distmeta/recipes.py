@@ -1,8 +1,8 @@
 """Recipes: what settings are that are left unset, by the algorithm and by whether the model is loaded or new.
 
 The values of loaded models are those that `jobs/benchmarks/recipes.py` found, on classes that no result is reported on;
-those of reptile and leopard have not been measured: at 5e-5 both lost by prototype, and they are set below. Rates that a
-new model needs destroy in a few steps what a loaded one knows.
+those of reptile and leopard have not been measured: at 5e-5 both lost by prototype, and they are set below. Rates that
+a new model needs destroy in a few steps what a loaded one knows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
