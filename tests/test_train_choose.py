@@ -182,6 +182,7 @@ def test_a_share_is_in_whatever_is_kept(validate_every, worlds, corpus, tmp_path
     assert all(torch.equal(value, start[name]) for name, value in kept_of(tmp_path / "all").items())
 
 
+@pytest.mark.slow  # 45 s: a layer is gathered at a time
 def test_with_partitioned_weights_averages_score_the_same_and_the_weights_stay(worlds, corpus, tmp_path):
     """Two workers, of which none has a tensor whole: against one that has all of them."""
     train = {"outer_steps": 3, "validate_every": 2, "validate_episodes": 8, "checkpoint_every": 9}
