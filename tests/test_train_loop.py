@@ -196,6 +196,19 @@ def test_a_checkpoint_is_resumed_by_other_workers_at_another_stage(stage, worlds
         assert_same(rows, alone[before], tolerance=0.0 if before == after else 1e-5)
 
 
+def test_similarities_that_are_kept_are_those_that_the_run_began_with_after_a_resume_too(worlds, corpus, tmp_path):
+    def config_with(weight: float) -> Config:
+        meta = {"algorithm": "protonet", "lm_weight": 0.0, "keep_similarity": weight}
+        return configure(corpus, meta=meta, train={"outer_steps": 8, "checkpoint_every": 4})
+
+    whole = run_steps(worlds[1], config_with(1000.0), tmp_path / "whole")
+    free = run_steps(worlds[1], config_with(0.0), tmp_path / "free")
+    assert whole[0]["query_loss"] == free[0]["query_loss"]  # of which the term is no part
+    assert whole[-1]["query_loss"] != pytest.approx(free[-1]["query_loss"], rel=1e-3)
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "checkpoint_00000008")
+    assert_same(run_steps(worlds[1], config_with(1000.0), tmp_path / "whole"), whole, tolerance=0.0)
+
+
 def test_a_stop_request_leaves_a_checkpoint_of_the_step(worlds, corpus, tmp_path):
     """Case B1: what SIGTERM leads to; the steps that follow are those of the run that was left alone."""
     config = configure(corpus)
