@@ -1,8 +1,8 @@
 """Recipes: what settings are that are left unset, by the algorithm and by whether the model is loaded or new.
 
-Rates that a new model needs destroy in a few steps what a loaded one knows. What `jobs/benchmarks/recipes.py` measured of
-those of loaded models stands in `jobs/configs/findings.md`. Not measured are those of reptile, leopard and metaicl, which
-are set low, multitask's, which lies between two that were, and `train.patience`.
+Rates that a new model needs destroy in a few steps what a loaded one knows. What was measured of those of loaded
+models, by `jobs/benchmarks/recipes.py`, stands in `jobs/configs/findings.md`. Not measured are those of reptile,
+leopard and metaicl, which are set low, multitask's, which lies between two that were, and `train.patience`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
