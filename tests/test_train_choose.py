@@ -91,7 +91,7 @@ def _train_with_scores(tree: dict[str, Any], run: Path, scores: list[float]) -> 
     """Runs in each worker: training that is told how well it does."""
     waiting = iter(scores)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Validator, "score", lambda *_: scored(next(waiting)))
+        patch.setattr(Validator, "score", lambda *_, **__: scored(next(waiting)))
         return run_training(tree, run)
 
 
@@ -166,6 +166,18 @@ def test_a_run_that_goes_on_has_its_best_network_back(worlds, corpus, tmp_path):
     assert (progress["best_step"], progress["best_score"]) == (2, pytest.approx(0.6))
     assert "best_start_share" not in progress
     assert all(torch.equal(value, weights_of(run, 2)[name]) for name, value in kept_of(run).items())
+
+
+@pytest.mark.parametrize(("select_by", "steps"), [("inner-loop", [0, 1, 2, 3]), ("prototype", [0, 3])])
+def test_inner_loops_that_do_not_select_are_run_at_the_two_ends(select_by, steps, worlds, corpus, tmp_path):
+    train = {"outer_steps": 3, "validate_every": 1, "validate_episodes": 2, "select_by": select_by}
+    run = tmp_path / "run"
+    run.mkdir()
+    config = configure(corpus, train=train | {"average_with_start": "auto"}, meta={"algorithm": "fomaml"})
+    worlds[1].run(run_training, config.model_dump(), run)
+    rows = read_rows(run, "validation.jsonl")
+    assert [row["outer_step"] for row in rows if "inner-loop" in row] == steps
+    assert [row["outer_step"] for row in rows if "prototype" in row] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("validate_every", [0, 1])

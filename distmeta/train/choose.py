@@ -107,7 +107,8 @@ class Chooser:
         share = asked if outer_step and isinstance(asked, float) else 0.0
         with self._stepper.weights() as own:
             weights = averaged(own, read_tensors(self._run.starting_weights), share) if share else own
-            found = self._score(weights, is_stopping, are_own=not share)
+            is_end = outer_step in (0, self._train.outer_steps)
+            found = self._score(weights, is_stopping, are_own=not share, inner_loops=is_end)
             if found is None:
                 return None
             if self._recorder and found.scores:
@@ -165,11 +166,15 @@ class Chooser:
             best.replace(_row(kept, use), kept.weights)
         return {f"valid/average/{r['start_share']:g}/{r['outer_step']}": r["score"] for r in rows if r["start_share"]}
 
-    def _score(self, weights: Mapping[str, Tensor], is_stopping: IsStopping, *, are_own: bool) -> Validation | None:
-        """The scores of the network with its own weights, or with others; empty where nothing is validated."""
+    def _score(
+        self, weights: Mapping[str, Tensor], is_stopping: IsStopping, *, are_own: bool, inner_loops: bool = False
+    ) -> Validation | None:
+        """The scores of the network with its own weights, or with others; empty where nothing is validated. Inner loops
+        are run where they are asked for, and where they select."""
         if self._validator is None:
             return Validation({}, {})
-        return self._stepper.score(weights, self._validator, is_stopping, are_own=are_own)
+        inner_loops = inner_loops or self._train.select_by == "inner-loop"
+        return self._stepper.score(weights, self._validator, is_stopping, are_own=are_own, inner_loops=inner_loops)
 
     @property
     def progress(self) -> dict[str, Any]:

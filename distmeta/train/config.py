@@ -39,7 +39,8 @@ class TrainConfig(Section):
     validate_episodes: int = Field(default=200, ge=1)
     """Episodes of a validation, the same ones each time; all-way a fifth as many."""
     validate_inner_loops: int = Field(default=20, ge=1)
-    """So many of them where an inner loop adapts the network to each, which takes long."""
+    """So many of them where an inner loop adapts the network to each, which takes long; where that does not select, in
+    the first and the last validation alone."""
     select_by: ByRecipe[Literal["inner-loop", "prototype", "prototype-all-way"]] = UNSET
     """Meta-valid accuracy that chooses the best network: after the inner loop, by prototype, or by that all-way; unset:
     by recipe, see the end."""

@@ -55,10 +55,11 @@ class Whole:
         is_stopping: Callable[[], bool],
         *,
         are_own: bool,
+        inner_loops: bool,
     ) -> Validation | None:
         """See `Validator.score`. The weights are those of `weights`, or others."""
         parameters = dict(weights) if are_own else {name: weights[name].to(self._device) for name in weights}
-        return validator.score(parameters, is_stopping)
+        return validator.score(parameters, is_stopping, inner_loops=inner_loops)
 
 
 class Partitioned:
@@ -115,6 +116,7 @@ class Partitioned:
         is_stopping: Callable[[], bool],
         *,
         are_own: bool,
+        inner_loops: bool,  # of which all of it is
     ) -> Validation | None:
         """See `Validator.score_by`. The weights are those of `weights`, or others."""
         self.engine.network.eval()

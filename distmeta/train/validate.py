@@ -79,12 +79,15 @@ class Validator:
         self._episodes = self._n_way.whole_turns(asked)
         self._inner_loops = self._n_way.whole_turns(min(asked, config.train.validate_inner_loops))
 
-    def score(self, parameters: Parameters, is_stopping: Callable[[], bool]) -> Validation | None:
+    def score(
+        self, parameters: Parameters, is_stopping: Callable[[], bool], *, inner_loops: bool = True
+    ) -> Validation | None:
         """Mean accuracy as `inner-loop`, `prototype` and `prototype-all-way`, and half the width of its 95% interval as
         `inner-loop_ci95` and so on (absent for a single episode), the same on every worker, which all have to call it.
 
         Of several data sets, which have as many episodes each, it is the mean over them, and `inner-loop/NAME` and so
-        on are those of each.
+        on are those of each. Without `inner_loops` those that adapt the network are left out, each of which costs about
+        as much as a training task.
 
         None: `is_stopping`, which is asked before each episode that is adapted to and each batch of texts, said so.
         """
@@ -102,7 +105,7 @@ class Validator:
         def note(use: str, dataset: str, index: int, accuracy: float) -> None:
             accuracies.setdefault(use, {}).setdefault(dataset, {})[index] = accuracy
 
-        if self._of_features is None:
+        if self._of_features is None and inner_loops:
             for index in range(self._rank, self._inner_loops, self._world_size):
                 if is_stopping():
                     break
