@@ -297,6 +297,87 @@ def report(
 
 
 @app.command()
+def adapt(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run, whose networks are all tried, a folder that it exported, or any encoder or decoder: a folder, "
+            "a hub name, package:NAME/FOLDER."
+        ),
+    ],
+    examples: Annotated[
+        str, typer.Option(metavar="FILE", help="Labelled texts: CSV, TSV, JSON lines, Parquet; one a class is enough.")
+    ],
+    label_column: Annotated[str, typer.Option(metavar="NAME", help="Column with the class.")],
+    output: Annotated[
+        Path,
+        typer.Option(metavar="DIR", parser=lambda text: local_path(text, "--output"), help="Where it is kept."),
+    ],
+    text_column: Annotated[str, typer.Option(metavar="NAME", help="Column with the text.")] = "text",
+    text_pair_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column with the second text, where it has pairs.")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="prototype, logistic-regression, inner-loop, contrastive or fine-tune; auto: by cross-validation.",
+        ),
+    ] = "auto",
+    seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="Time for trying what changes the network.")
+    ] = 10.0,
+) -> None:
+    """Make a classifier of a network and a few labelled texts.
+
+    \b
+    distmeta adapt runs/mixture --examples mine.csv --label-column label --output mine
+    distmeta predict mine more.csv --output predicted.csv
+    """
+    from distmeta.adapt.command import Columns, adapt
+
+    columns = Columns(text_column, text_pair_column)
+    for line in adapt(model, examples, output, columns, label_column, method=method, seconds=seconds, say=say):
+        print(line, flush=True)
+
+
+@app.command()
+def predict(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", parser=lambda text: local_path(text, "DIR"), help="What `distmeta adapt` has written."
+        ),
+    ],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", parser=lambda text: local_path(text, "FILE"), help="Texts: CSV, TSV, JSON lines, Parquet."
+        ),
+    ],
+    text_column: Annotated[str, typer.Option(metavar="NAME", help="Column with the text.")] = "text",
+    text_pair_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column with the second text, where it has pairs.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            parser=lambda text: local_path(text, "--output"),
+            help="CSV, JSON lines or Parquet, by its ending. Default: standard output.",
+        ),
+    ] = None,
+    abstain_below: Annotated[
+        float, typer.Option(min=0, max=1, metavar="P", help="Leave the label out where its probability is lower.")
+    ] = 0.0,
+) -> None:
+    """Write the rows of a table with the label of each and its probability. Memory does not grow with the table."""
+    from distmeta.adapt.command import Columns, predict
+
+    predict(directory, file, output, Columns(text_column, text_pair_column), abstain_below=abstain_below, say=say)
+
+
+@app.command()
 def plan(
     config: ConfigFile = None,
     set: Overrides = None,

@@ -271,15 +271,19 @@ def write_models(setup: Setup, run: RunDirectory) -> None:
     import torch
 
     from distmeta.models import load_weights
+    from distmeta.models.description import Description, write_modules
     from distmeta.models.export import export
 
     network = setup.network()
     for weights, folder in ((run.starting_weights, run.starting), (run.best_weights, run.model)):
         parameters, _ = load_weights(weights, torch.device("cpu"))
+        description = Description.of_run(setup.config, is_trained=folder == run.model)
         scratch, before = (folder.with_name(f"{folder.name}.{part}") for part in ("partial", "before"))
         for each in (scratch, before):
             shutil.rmtree(each, ignore_errors=True)
         export(network, parameters, setup.tokenizer, scratch)
+        write_modules(scratch, description.pooling, description.max_length, network.hidden_size)
+        description.write(scratch, description.learned(network, parameters))
         if folder.exists():
             folder.rename(before)
         scratch.rename(folder)

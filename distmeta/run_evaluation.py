@@ -105,9 +105,23 @@ def evaluate_all(
             written = one.kept.finish(report)
             if not changes:
                 write_json(run.evaluation, written)
+                _show(run, written)
             say(f"wrote {one.kept.file}")
             tables.append(evaluation_table(report))
         return tables
+
+
+def _show(run: RunDirectory, report: Mapping[str, Any]) -> None:
+    """Notes in the exported folders what was shown of their networks: `distmeta adapt` goes by it where each class has
+    one example."""
+    from distmeta.models.description import show
+
+    shown: dict[str, dict[str, float]] = {}
+    for method in report["methods"]:
+        shown.setdefault(method["network"], {})[method["use"]] = method["accuracy"]
+    for folder in (run.model, run.starting):
+        if folder.is_dir():
+            show(folder, shown)
 
 
 def networks_of(

@@ -146,9 +146,7 @@ def test_what_comes_of_the_recipe_and_what_does_not_is_said_in_a_line() -> None:
     config = config_of("model.name_or_path=folder", "meta.algorithm=protonet", "train.outer_steps=7")
     (line,) = recipe_lines(config)
     rate = recipe("protonet", is_loaded=True)["meta.outer_lr"]
-    assert line.startswith(
-        f"recipe of protonet for a loaded model: meta.outer_lr {rate}, meta.distance cosine, "
-    )
+    assert line.startswith(f"recipe of protonet for a loaded model: meta.outer_lr {rate}, meta.distance cosine, ")
     assert line.endswith("; set otherwise: train.outer_steps 7")
     assert "inner" not in line  # it has no inner loop
     assert list(recipe_lines(filled(config))) == [line]

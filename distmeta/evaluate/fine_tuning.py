@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from torch.nn import functional
 
 from distmeta.compute.batch import TokenBatch, collate_task
 from distmeta.compute.precision import passes_in
-from distmeta.evaluate.baselines import C
-from distmeta.evaluate.logistic import fit
+from distmeta.evaluate.head import Head
 from distmeta.evaluate.networks import Place, load
 from distmeta.evaluate.score import EpisodeScore
 from distmeta.models import Network, Parameters
@@ -25,30 +23,6 @@ HEAD_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 MOST_TEXTS = 32
 """Texts of a step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A linear head on features of length 1, centred on the support set's mean."""
-
-    centre: Tensor
-    weight: Tensor
-    """(n_way, width)."""
-    bias: Tensor
-
-    @classmethod
-    def of(cls, features: Tensor, labels: Tensor, n_way: int) -> Self:
-        """The logistic regression on a support set's features, as the frozen use of that name has it."""
-        rows = functional.normalize(features)
-        centre = rows.mean(0)
-        rows = functional.normalize(rows - centre)
-        a, b = fit((rows @ rows.t())[None], labels[None], n_way, C)
-        return cls(centre, (a[0].t() @ rows).requires_grad_(), b[0].clone().requires_grad_())
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Scores of each text for each class: (texts, n_way)."""
-        rows = functional.normalize(functional.normalize(features) - self.centre)
-        return functional.linear(rows, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +66,9 @@ def tuned_weights(
     }
     with torch.no_grad():
         features = torch.cat([network.features(weights, part) for part in support.split(MOST_TEXTS)])
-        head = Head.of(features, labels, n_way)
+        head = Head.of_regression(features, labels, n_way)
+    head.weight.requires_grad_()
+    head.bias.requires_grad_()
     body = [value for value in weights.values() if value.requires_grad]
     optimizer = torch.optim.AdamW(
         [

@@ -1,0 +1,214 @@
+"""Choosing a network and a method for given examples, by cross-validation on these alone, within a time."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distmeta.adapt.base import AVERAGE, NETWORK, STARTING, TRAINED, Base
+from distmeta.adapt.folds import Fold, folds
+from distmeta.adapt.methods import FROZEN, METHODS, Fitted, Scores, Support, why_not
+from distmeta.errors import UserError
+
+AUTO = "auto"
+FIRST = ("logistic-regression", "prototype")
+"""What is taken where nothing tells methods apart, the former with several examples of each class."""
+NETWORKS = (TRAINED, AVERAGE, STARTING, NETWORK)
+"""In the order in which they are taken where nothing tells them apart."""
+TUNED = ("inner-loop", "contrastive", "fine-tune")
+"""Methods that change the network, each of which takes seconds, in the order in which they are tried."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A network in one use, as the examples left out of its fits saw it."""
+
+    network: str
+    method: str
+    rows: NDArray[np.int64]
+    """The examples, once a prediction."""
+    scores: Scores
+    """Of each, by a fit that did not have it."""
+    seconds: float
+    """Of one fit, on average."""
+
+    def right(self, labels: NDArray[np.int64]) -> NDArray[np.floating]:
+        """By example, how often it was predicted right (0 to 1); NaN of one that was never left out."""
+        hits = (self.scores.argmax(1) == labels[self.rows]).astype(float)
+        count = np.bincount(self.rows, minlength=len(labels))
+        with np.errstate(invalid="ignore"):
+            return np.bincount(self.rows, hits, minlength=len(labels)) / count
+
+    def accuracy(self, labels: NDArray[np.int64]) -> float:
+        """Share of the predictions that are right."""
+        return float(np.nanmean(self.right(labels)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why."""
+
+    network: str
+    method: str
+    why: str
+    tried: Sequence[Tried]
+    """All of it, the chosen one included where it was tried."""
+
+    @property
+    def own(self) -> Tried | None:
+        """What was seen of the chosen one; None where nothing could be left out."""
+        found = (each for each in self.tried if (each.network, each.method) == (self.network, self.method))
+        return next(found, None)
+
+
+class Trials:
+    """Fits networks to parts of the examples, the features of which are computed once a network."""
+
+    def __init__(self, bases: Sequence[Base], support: Support, seed: int) -> None:
+        self.bases = {base.name: base for base in bases}
+        self.support = support
+        self._rounds = folds(support.labels, seed)
+        self._features: dict[str, NDArray[np.floating]] = {}
+
+    @property
+    def can_be_told(self) -> bool:
+        """Whether any class has two examples."""
+        return bool(self._rounds)
+
+    def features(self, network: str) -> NDArray[np.floating]:
+        """Of the examples."""
+        if network not in self._features:
+            self._features[network] = self.bases[network].features(self.support.tokens)
+        return self._features[network]
+
+    def fit(self, network: str, method: str, rows: NDArray[np.int64] | None = None) -> Fitted:
+        """A classifier from all examples, or from some."""
+        rows = np.arange(len(self.support.labels)) if rows is None else rows
+        return METHODS[method](self.bases[network], self.support.part(rows), self.features(network)[rows])
+
+    def all(self, network: str, method: str) -> Tried:
+        """What comes of all rounds of folds."""
+        return self._tried(network, method, list(chain.from_iterable(self._rounds)))
+
+    def within(self, network: str, method: str, until: float) -> Tried | None:
+        """The same of one round, as far as the time goes; None where a fold and the last fit would not end in time."""
+        done: list[Fold] = []
+        parts: list[Tried] = []
+        for fold in self._rounds[0]:
+            slowest = max((part.seconds for part in parts), default=0.0)
+            if time.monotonic() + 2 * slowest > until:
+                break
+            parts.append(self._tried(network, method, [fold]))
+            done.append(fold)
+        if len(done) < min(2, len(self._rounds[0])):
+            return None
+        rows, scores = np.concatenate([part.rows for part in parts]), np.concatenate([part.scores for part in parts])
+        return Tried(network, method, rows, scores, float(np.mean([part.seconds for part in parts])))
+
+    def _tried(self, network: str, method: str, some: Sequence[Fold]) -> Tried:
+        features, seconds, found = self.features(network), 0.0, []
+        for fold in some:
+            started = time.monotonic()
+            fitted = self.fit(network, method, fold.train)
+            seconds += time.monotonic() - started
+            if method in FROZEN:
+                found.append(fitted.of_features(features[fold.test]))  # type: ignore[attr-defined]  # those are Linear
+            else:
+                found.append(fitted.scores([self.support.tokens[row] for row in fold.test]))
+        rows = np.concatenate([fold.test for fold in some])
+        return Tried(network, method, rows, np.concatenate(found), seconds / len(some))
+
+
+def choose(trials: Trials, method: str, seconds: float, shown: Mapping[str, Any]) -> Choice:
+    """The network and the method to take.
+
+    Frozen uses are tried first, with all networks, then those that change the best of these, while there is time. Of
+    several between which the examples do not tell, the one is taken that comes first: a difference counts that is
+    larger than its standard error.
+
+    Args:
+        trials: on the examples.
+        method: one of `METHODS`, or auto.
+        seconds: for trying what changes a network.
+        shown: what the evaluation of the run showed of its networks (see `distmeta.models.description`).
+
+    Raises:
+        UserError: the method cannot be had.
+    """
+    until = time.monotonic() + seconds
+    networks = [name for name in NETWORKS if name in trials.bases]
+    if method != AUTO:
+        networks = [each for each in networks if not why_not(method, trials.bases[each], trials.support)]
+        if not networks:
+            anyone = next(iter(trials.bases.values()))
+            raise UserError(f"--method {method}: {why_not(method, anyone, trials.support)}")
+    if not trials.can_be_told:
+        return _untold(trials, networks, method, shown)
+    uses = FROZEN if method == AUTO else (method,) if method in FROZEN else ()
+    tried = [trials.all(network, use) for network in networks for use in _in_order(uses, trials.support)]
+    for use in TUNED if method == AUTO else (method,) if method in TUNED else ():
+        best = _best(tried, trials.support.labels).network if tried else networks[0]
+        # An inner loop is of the network that its algorithm has trained.
+        network = networks[0] if use == "inner-loop" else best
+        if why_not(use, trials.bases[network], trials.support):
+            continue
+        if (found := trials.within(network, use, until)) is not None:
+            tried.append(found)
+    if not tried:
+        return Choice(networks[0], method, f"no time was left to try it ({seconds:g} s)", ())
+    own = _best(tried, trials.support.labels)
+    return Choice(own.network, own.method, _why(own, tried, trials.support.labels), tried)
+
+
+def _in_order(uses: Sequence[str], support: Support) -> Iterator[str]:
+    first = FIRST[0] if support.fewest > 1 else FIRST[1]
+    yield from sorted(uses, key=lambda use: use != first)
+
+
+def _untold(trials: Trials, networks: Sequence[str], method: str, shown: Mapping[str, Any]) -> Choice:
+    """With one example of each class nothing can be left out."""
+    use = FIRST[1] if method == AUTO else method
+    of_use = {name: uses[use] for name, uses in shown.items() if name in networks and use in uses}
+    if len(of_use) > 1:
+        network = max(of_use, key=lambda name: of_use[name])
+        figures = ", ".join(f"{name} {value:.1%}" for name, value in of_use.items())
+        return Choice(network, use, f"each class has one example; the run's own evaluation showed {figures}", ())
+    return Choice(networks[0], use, "each class has one example, so that nothing could be tried on these", ())
+
+
+def _best(tried: Sequence[Tried], labels: NDArray[np.int64]) -> Tried:
+    """The most accurate one, or the first one that is not worse by more than the standard error of the difference."""
+    best = max(tried, key=lambda each: each.accuracy(labels))
+    for each in tried:
+        difference = right_of_both(best, each, labels)
+        if difference.mean() <= _standard_error(difference):
+            return each
+    return best
+
+
+def _why(own: Tried, tried: Sequence[Tried], labels: NDArray[np.int64]) -> str:
+    right = own.right(labels)
+    right = right[~np.isnan(right)]
+    text = f"{100 * right.mean():.1f} ± {196 * _standard_error(right):.1f}% right in cross-validation"
+    others = [each for each in tried if each is not own]
+    if not others:
+        return text
+    second = max(others, key=lambda each: each.accuracy(labels))
+    difference = right_of_both(own, second, labels)
+    margin, half = 100 * difference.mean(), 196 * _standard_error(difference)
+    told = "not told apart from" if abs(margin) <= half else "better than" if margin > 0 else "worse than"
+    return f"{text}, {told} {second.network} {second.method} ({margin:+.1f} ± {half:.1f})"
+
+
+def right_of_both(own: Tried, other: Tried, labels: NDArray[np.int64]) -> NDArray[np.floating]:
+    """By example that both predicted: how much more often the first was right."""
+    difference = own.right(labels) - other.right(labels)
+    return difference[~np.isnan(difference)]
+
+
+def _standard_error(values: NDArray[np.floating]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("inf")

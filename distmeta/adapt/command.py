@@ -1,0 +1,159 @@
+"""`distmeta adapt` and `distmeta predict`."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distmeta.adapt.choose import Choice
+from distmeta.adapt.classifier import TEXTS_AT_A_TIME, Classifier
+from distmeta.adapt.examples import read_examples
+from distmeta.adapt.rows import WRITTEN, Row, Table, format_of, writer
+from distmeta.adapt.words import warning
+from distmeta.errors import UserError
+
+Say = Callable[[str], None]
+
+SAID_EVERY = 10.0
+"""Seconds between two lines of progress."""
+LABEL, PROBABILITY = "label", "probability"
+"""The columns that a prediction adds; where the table has one of that name already, with `predicted_` before it."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the texts stand in a table."""
+
+    text: str
+    pair: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Those of one or two texts."""
+        return [self.text] if self.pair is None else [self.text, self.pair]
+
+
+def adapt(
+    model: str,
+    examples: str,
+    output: Path,
+    columns: Columns,
+    label_column: str,
+    *,
+    method: str,
+    seconds: float,
+    say: Say,
+) -> Iterator[str]:
+    """Makes a classifier of a network and the examples in a file, and keeps it in a folder. Yields what came of it.
+
+    Raises:
+        UserError: something cannot be read, or cannot be done with these examples.
+    """
+    found = read_examples(examples, columns.text, label_column, columns.pair, say)
+    started = time.monotonic()
+    classifier = Classifier(model, method=method, seconds=seconds).fit(found.texts, found.labels)
+    took = time.monotonic() - started
+    numbers = np.searchsorted(classifier.classes_, found.labels)
+    counts = np.bincount(numbers)
+    yield (
+        f"{len(found.texts)} examples of {len(counts)} classes, {counts.min()} to {counts.max()} of each; "
+        f"{took:.1f} s with loading"
+    )
+    yield from _table(classifier.choice_, numbers)
+    choice = classifier.choice_
+    yield f"taken: {choice.network} {choice.method}: {choice.why}"
+    if choice.own:
+        if told := warning(found.texts, numbers, len(counts), choice.own, classifier.seed):
+            yield told
+    else:
+        yield "probabilities are not calibrated: that takes two examples of a class"
+    yield f"kept in {classifier.save(output)}"
+
+
+def _table(choice: Choice, labels: np.ndarray) -> Iterator[str]:
+    """What was tried, the best first."""
+    rows = sorted(choice.tried, key=lambda each: -each.accuracy(labels))
+    width = max((len(f"{each.network} {each.method}") for each in rows), default=0)
+    for each in rows:
+        name = f"{each.network} {each.method}"
+        yield f"  {name:{width}}  {each.accuracy(labels):6.1%} in cross-validation, {each.seconds:.2f} s a fit"
+
+
+def predict(
+    directory: Path,
+    file: Path,
+    output: Path | None,
+    columns: Columns,
+    *,
+    abstain_below: float,
+    say: Say,
+) -> None:
+    """Writes the rows of a table with the label and the probability of each, in constant memory.
+
+    Raises:
+        UserError: no classifier is there, or the table cannot be read as one with these columns.
+    """
+    table = Table(file)
+    table.need(columns.names)
+    if output is not None:
+        format = format_of(output, WRITTEN, "--output")
+    else:
+        format = "jsonl" if table.format in ("jsonl", "parquet") else "csv"
+    classifier = Classifier.load(directory)
+    if classifier.reads_pairs_ != (columns.pair is not None):
+        wanted = "give --text-pair-column" if classifier.reads_pairs_ else "leave --text-pair-column out"
+        raise UserError(
+            f"--text-column: {directory} reads {'pairs' if classifier.reads_pairs_ else 'single texts'}: {wanted}"
+        )
+    label, probability = (f"predicted_{name}" if name in table.columns else name for name in (LABEL, PROBABILITY))
+    started = said = time.monotonic()
+    done = abstained = without = 0
+    rows = table.rows()
+    kind = pa.array(classifier.classes_).type
+    types = pa.schema([*table.types, (label, kind), (probability, pa.float64())])
+    with writer(output, format, [*table.columns, label, probability], types) as write:
+        while some := list(islice(rows, TEXTS_AT_A_TIME)):
+            found = predictions(classifier, some, columns.names, abstain_below)
+            write([row | {label: one, probability: two} for row, (one, two) in zip(some, found, strict=True)])
+            done += len(some)
+            without += sum(two is None for _, two in found)
+            abstained += sum(one is None and two is not None for one, two in found)
+            if time.monotonic() - said > SAID_EVERY:
+                said = time.monotonic()
+                say(f"{done} rows, {done / (said - started):.0f} a second")
+    seconds = time.monotonic() - started
+    say(f"{done} rows in {seconds:.1f} s, {done / max(seconds, 1e-9):.0f} a second")
+    if abstained:
+        say(f"{abstained} rows have no label: the probability is below {abstain_below:g}")
+    if without:
+        say(f"{without} rows have no text in {' and '.join(map(repr, columns.names))}, and no label")
+    for line in table.left_out:
+        say(f"left out, since it cannot be read: {line}")
+
+
+def predictions(
+    classifier: Classifier, rows: Sequence[Row], columns: Sequence[str], abstain_below: float = 0.0
+) -> list[tuple[Any, float | None]]:
+    """Label and probability of each row; no label where the probability is too low, and neither without a text."""
+    texts = [tuple(str(row[name]) for name in columns) if _has(row, columns) else None for row in rows]
+    known = [text for text in texts if text is not None]
+    found = iter(classifier.predict_proba(known)) if known else iter(())
+    made: list[tuple[Any, float | None]] = []
+    for text in texts:
+        if text is None:
+            made.append((None, None))
+            continue
+        scores = next(found)
+        best = int(scores.argmax())
+        label = classifier.classes_[best].item() if scores[best] >= abstain_below else None
+        made.append((label, round(float(scores[best]), 6)))
+    return made
+
+
+def _has(row: Row, columns: Sequence[str]) -> bool:
+    return all(row.get(name) not in (None, "") for name in columns)

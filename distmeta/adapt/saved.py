@@ -1,0 +1,97 @@
+"""A classifier as a folder: its network as other software reads it, and what it was adapted to."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distmeta.adapt.base import Base, load_base
+from distmeta.adapt.choose import Choice
+from distmeta.adapt.methods import InnerLoop, Linear, Support
+from distmeta.errors import UserError
+from distmeta.evaluate.head import Head
+from distmeta.models.description import FILE, Description, write_modules
+from distmeta.models.export import export
+from distmeta.tensors import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from distmeta.adapt.classifier import Classifier
+
+ADAPTED = "classifier.safetensors"
+"""The head; of an inner loop, the tokens and labels of the examples instead."""
+
+
+def save(classifier: "Classifier", folder: Path) -> Path:
+    """See `Classifier.save`.
+
+    Raises:
+        UserError: something else is in the folder.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / FILE).exists():
+        raise UserError(f"{folder}: something is there that is no classifier; give another --output")
+    fitted, base = classifier.fitted_, classifier.base_
+    write_base(base, folder)
+    if isinstance(fitted, InnerLoop):
+        tensors = _examples(fitted.support)
+    else:
+        assert isinstance(fitted, Linear)
+        tensors = {name: getattr(fitted.head, name) for name in ("centre", "weight", "bias")}
+    write_tensors(folder / ADAPTED, tensors)
+    choice = classifier.choice_
+    about = {
+        "classes": classifier.classes_.tolist(),
+        "network": choice.network,
+        "method": choice.method,
+        "why": choice.why,
+        "temperature": classifier.temperature_,
+        "pairs": classifier.reads_pairs_,
+    }
+    description = replace(base.description, classifier=about)
+    description.write(folder, description.learned(base.scorer.network, base.scorer.parameters))
+    return folder
+
+
+def load(kind: type["Classifier"], folder: Path, device: str) -> Any:
+    """See `Classifier.load`."""
+    from distmeta.adapt.classifier import device_of
+
+    description = Description.read(folder) if folder.is_dir() else None
+    about = description.classifier if description else None
+    if about is None:
+        raise UserError(f"{folder}: no classifier is there; make one by `distmeta adapt` or Classifier.save")
+    classifier = kind(folder, method=about["method"], device=device)
+    base = load_base(about["network"], str(folder), device_of(device))
+    tensors = read_tensors(folder / ADAPTED)
+    classifier.classes_ = np.array(about["classes"])
+    if "centre" in tensors:
+        classifier.fitted_ = Linear(base, Head(*(tensors[name] for name in ("centre", "weight", "bias"))))
+    else:
+        classifier.fitted_ = InnerLoop.of(base, _support(tensors, len(classifier.classes_)))
+    classifier.choice_ = Choice(about["network"], about["method"], about["why"], ())
+    classifier.temperature_, classifier.reads_pairs_ = about["temperature"], about["pairs"]
+    return classifier
+
+
+def write_base(base: Base, folder: Path) -> None:
+    """The network as others read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = {name: value.cpu() for name, value in base.scorer.parameters.items()}
+    export(base.scorer.network, parameters, base.tokenizer, folder)
+    write_modules(folder, base.description.pooling, base.description.max_length, base.scorer.network.hidden_size)
+
+
+def _examples(support: Support) -> dict[str, Tensor]:
+    ids = [ids for ids, _ in support.tokens]
+    return {
+        "input_ids": torch.tensor([token for each in ids for token in each]),
+        "lengths": torch.tensor([len(each) for each in ids]),
+        "labels": torch.from_numpy(support.labels),
+    }
+
+
+def _support(tensors: Any, n_way: int) -> Support:
+    parts = tensors["input_ids"].split(tensors["lengths"].tolist())
+    return Support([(tuple(part.tolist()), -1) for part in parts], tensors["labels"].numpy(), n_way)

@@ -1,0 +1,221 @@
+"""`distmeta adapt` and `distmeta predict`: from a table of examples to a table of predictions."""
+
+import csv
+import gzip
+import io
+import json
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distmeta import Classifier
+from distmeta.adapt import command
+from distmeta.adapt.command import Columns, predict
+from distmeta.pipeline import write_models
+from distmeta.setup import Setup
+from tests.commands import distmeta_here
+from tests.runs import begun_run, quiet
+from tests.test_adapt import examples
+
+TEXT = "bin dor topicao topicau"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, a file of examples, and a classifier of both."""
+    folder = tmp_path_factory.mktemp("project")
+    config, run = begun_run(folder)
+    write_models(Setup(config, run), run)
+    with (folder / "mine.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sentence", "class"])
+        writer.writerows(zip(*examples(4), strict=True))
+        writer.writerow(["", "class a"])
+    done = adapt(folder, "--output", "mine")
+    assert done.returncode == 0, done.stderr
+    (folder / "adapted.txt").write_text(done.stdout + "\n---\n" + done.stderr)
+    return folder
+
+
+def adapt(folder: Path, *arguments: str, examples: str = "mine.csv", label: str = "class"):
+    asked = ["run", "--examples", examples, "--text-column", "sentence", "--label-column", label]
+    return distmeta_here("adapt", *asked, "--seconds", "0", *arguments, cwd=folder)
+
+
+def test_adapting_says_what_was_tried_and_taken(project):
+    out, err = (project / "adapted.txt").read_text().split("\n---\n")
+    assert out.splitlines()[0].startswith("12 examples of 3 classes, 4 to 4 of each")
+    assert "meta-pretrained logistic-regression" in out
+    assert "starting prototype" in out
+    assert "taken: " in out
+    assert "kept in mine" in out
+    assert "1 rows left out: empty, the first in line 14" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"examples": "none.csv"}, "--examples none.csv: no file was found"),
+        ({"label": "klass"}, "has no column 'klass'"),
+    ],
+)
+def test_a_mistake_of_adapting_is_told_in_a_line(arguments, told, project):
+    done = adapt(project, "--output", "other", **arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (project / "other").exists()
+
+
+def test_examples_of_one_class_are_refused(project, tmp_path):
+    (tmp_path / "one.csv").write_text("sentence,class\na b,x\nc d,x\n")
+    done = adapt(project, "--output", "other", examples=str(tmp_path / "one.csv"))
+    assert done.returncode == 2
+    assert "two classes or more, in 'class' all have 'x'" in done.stderr
+
+
+def write_table(folder: Path, name: str, rows: list[dict]) -> Path:
+    path = folder / name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    text = io.StringIO()
+    if ".jsonl" in name:
+        text.writelines(json.dumps(row) + "\n" for row in rows)
+    else:
+        writer = csv.DictWriter(text, list(rows[0]), delimiter="\t" if ".tsv" in name else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    data = text.getvalue().encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+def read_table(path: Path) -> list[dict]:
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("written", ["out.csv", "out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("read", ["in.csv", "in.tsv", "in.jsonl.gz", "in.parquet"])
+def test_rows_come_back_with_label_and_probability(read, written, project, tmp_path):
+    """Values stay as they stand, also those that look like numbers."""
+    rows = [{"id": f"00{number}", "text": text} for number, text in enumerate([TEXT, "kast lin topicbo topicbu"])]
+    source = write_table(tmp_path, read, rows)
+    done = distmeta_here("predict", "mine", source, "--output", tmp_path / written, cwd=project)
+    assert done.returncode == 0, done.stderr
+    found = read_table(tmp_path / written)
+    assert [{"id": row["id"], "text": row["text"]} for row in found] == rows
+    assert [row["label"] for row in found] == ["class a", "class b"]
+    assert all(1 / 3 < float(row["probability"]) <= 1 for row in found)
+
+
+def test_without_an_output_rows_go_where_output_goes(project, tmp_path):
+    source = write_table(tmp_path, "in.csv", [{"text": TEXT}])
+    done = distmeta_here("predict", "mine", source, cwd=project)
+    assert done.stdout.splitlines()[0] == "text,label,probability"
+    assert done.stdout.splitlines()[1].startswith(f"{TEXT},class a,0.")
+
+
+def test_a_column_of_that_name_stays(project, tmp_path):
+    source = write_table(tmp_path, "in.jsonl", [{"text": TEXT, "label": "known"}])
+    distmeta_here("predict", "mine", source, "--output", tmp_path / "out.jsonl", cwd=project)
+    (row,) = read_table(tmp_path / "out.jsonl")
+    assert (row["label"], row["predicted_label"]) == ("known", "class a")
+
+
+def test_what_is_not_sure_enough_or_has_no_text_has_no_label(project, tmp_path):
+    source = write_table(tmp_path, "in.jsonl", [{"text": TEXT}, {"text": ""}, {"other": 1}])
+    done = distmeta_here(
+        "predict", "mine", source, "--output", tmp_path / "out.jsonl", "--abstain-below", "1", cwd=project
+    )
+    rows = read_table(tmp_path / "out.jsonl")
+    assert [row["label"] for row in rows] == [None, None, None]
+    assert rows[0]["probability"] > 0
+    assert [row["probability"] for row in rows[1:]] == [None, None]
+    assert "1 rows have no label: the probability is below 1" in done.stderr
+    assert "2 rows have no text in 'text', and no label" in done.stderr
+
+
+def test_a_row_that_cannot_be_read_is_told(project, tmp_path):
+    (tmp_path / "in.csv").write_text(f"id,text\n1,{TEXT}\n2,a,b\n3,{TEXT}\n")
+    done = distmeta_here("predict", "mine", tmp_path / "in.csv", "--output", tmp_path / "out.csv", cwd=project)
+    assert [row["id"] for row in read_table(tmp_path / "out.csv")] == ["1", "3"]
+    assert "left out, since it cannot be read: line 3: 3 fields, 2 wanted" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("in.csv", ["--text-column", "txt"], "no column 'txt'; it has 'text'"),
+        ("none.csv", [], "none.csv: no file is there"),
+        ("in.csv", ["--output", "out.xlsx"], "its name must end in one of"),
+        ("in.csv", ["--text-pair-column", "text"], "leave --text-pair-column out"),
+        ("in.parquet", [], "in.parquet: Parquet magic bytes"),
+    ],
+)
+def test_a_mistake_of_predicting_is_told_in_a_line(name, options, told, project, tmp_path):
+    write_table(tmp_path, "in.csv", [{"text": TEXT}])
+    (tmp_path / "in.parquet").write_bytes(b"no parquet at all")
+    done = distmeta_here("predict", project / "mine", tmp_path / name, *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "in.parquet"], "nothing is left half-written"
+
+
+def test_what_breaks_off_leaves_no_output(project, tmp_path):
+    whole = gzip.compress(f"text\n{TEXT}\n".encode() * 1 + f"{TEXT}\n".encode() * 5000, mtime=0)
+    (tmp_path / "in.csv.gz").write_bytes(whole[:-20])
+    done = distmeta_here("predict", project / "mine", tmp_path / "in.csv.gz", "--output", "out.csv", cwd=tmp_path)
+    assert done.returncode == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv.gz"]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl", "in.parquet"])
+def test_memory_does_not_grow_with_the_table(name, project, tmp_path, monkeypatch):
+    """Beyond what is predicted together; the network's part is left out, which takes texts a batch at a time."""
+    monkeypatch.setattr(command, "predictions", lambda _, rows, *__: [("class a", 0.5)] * len(rows))
+    peaks = []
+    for rows in (20_000, 60_000):
+        source = write_table(
+            tmp_path, name, [{"text": f"{TEXT} {number}", "other": "x" * 100} for number in range(rows)]
+        )
+        tracemalloc.start()
+        predict(project / "mine", source, tmp_path / f"out{source.suffix}", Columns("text"), abstain_below=0, say=quiet)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2_000_000
+
+
+@pytest.mark.parametrize("written", ["out.csv", "out.jsonl", "out.parquet"])
+def test_a_table_without_rows_is_one(written, project, tmp_path):
+    (tmp_path / "in.csv").write_text("text\n")
+    done = distmeta_here("predict", "mine", tmp_path / "in.csv", "--output", tmp_path / written, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert read_table(tmp_path / written) == []
+
+
+@pytest.mark.parametrize("written", ["out.csv", "out.parquet"])
+def test_a_column_that_comes_later_is_not_lost_in_silence(written, project, tmp_path):
+    source = write_table(tmp_path, "in.jsonl", [{"text": TEXT}, {"text": TEXT, "more": 1}])
+    done = distmeta_here("predict", "mine", source, "--output", tmp_path / written, cwd=project)
+    assert done.returncode == 2
+    assert "a row has 'more', which the first ones have not; write JSON lines" in done.stderr
+    assert not (tmp_path / written).exists()
+
+
+def test_labels_that_are_numbers_stay_such(project, tmp_path):
+    texts, labels = examples(2)
+    made = Classifier(project / "run", method="prototype").fit(texts, [int(label == "class a") for label in labels])
+    made.save(tmp_path / "numbers")
+    source = write_table(tmp_path, "in.csv", [{"text": TEXT}, {"text": ""}])
+    distmeta_here("predict", tmp_path / "numbers", source, "--output", tmp_path / "out.parquet", cwd=tmp_path)
+    assert [row["label"] for row in read_table(tmp_path / "out.parquet")] == [1, None]
