@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -12,8 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from distmeta import Classifier
-from distmeta.adapt import command
+from distmeta.adapt import command, parts
 from distmeta.adapt.command import Columns, predict
+from distmeta.adapt.parts import predict_parts
+from distmeta.corpus.executor import LocalExecutor
+from distmeta.errors import UserError
 from distmeta.pipeline import write_models
 from distmeta.setup import Setup
 from tests.commands import distmeta_here
@@ -219,3 +224,72 @@ def test_labels_that_are_numbers_stay_such(project, tmp_path):
     source = write_table(tmp_path, "in.csv", [{"text": TEXT}, {"text": ""}])
     distmeta_here("predict", tmp_path / "numbers", source, "--output", tmp_path / "out.parquet", cwd=tmp_path)
     assert [row["label"] for row in read_table(tmp_path / "out.parquet")] == [1, None]
+
+
+# In parts
+
+
+def in_parts(project: Path, files: list[Path], output: Path, format: str = "jsonl", **changes):
+    said: list[str] = []
+    options = {"format": format, "abstain_below": 0.0, "say": said.append} | changes
+    predict_parts(LocalExecutor(), project / "mine", files, output, Columns("text"), **options)
+    return said
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv", "parquet"])
+def test_parts_have_together_what_one_process_predicts(format, project, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_ROWS", 3)
+    rows = [{"id": str(number), "text": text} for number, text in enumerate(examples(3)[0])]
+    files = [write_table(tmp_path, "one.csv", rows[:7]), write_table(tmp_path, "two.csv", rows[7:])]
+    said = in_parts(project, files, tmp_path / "parts", format)
+    made = [path for path in sorted((tmp_path / "parts").iterdir()) if path.suffix == f".{format}"]
+    assert [len(read_table(path)) for path in made] == [3, 3, 1, 2]
+    assert said[-1].startswith("9 rows in 4 parts")
+    whole = []
+    for file in files:
+        predict(project / "mine", file, tmp_path / f"whole.{format}", Columns("text"), abstain_below=0, say=quiet)
+        whole += read_table(tmp_path / f"whole.{format}")
+    found = [row for path in made for row in read_table(path)]
+    probabilities = [[float(row.pop("probability")) for row in table] for table in (found, whole)]
+    assert found == whole
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-5)
+
+
+def test_parts_that_are_there_are_not_made_again(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_ROWS", 2)
+    source = write_table(tmp_path, "in.csv", [{"text": TEXT}] * 5)
+    in_parts(project, [source], tmp_path / "parts")
+    first, second, third = sorted((tmp_path / "parts").glob("*.jsonl"))
+    first.write_text("as it was")
+    second.unlink()
+    said = in_parts(project, [source], tmp_path / "parts")
+    assert said[0] == "2 of 3 parts are there already"
+    assert first.read_text() == "as it was"
+    assert len(read_table(second)) == 2
+    assert len(read_table(third)) == 1
+
+
+def test_parts_of_something_else_are_not_mixed(project, tmp_path):
+    source = write_table(tmp_path, "in.csv", [{"text": TEXT}])
+    in_parts(project, [source], tmp_path / "parts")
+    with pytest.raises(UserError, match=r"parts of another call \(abstain_below\)"):
+        in_parts(project, [source], tmp_path / "parts", abstain_below=0.9)
+    with pytest.raises(UserError, match="something else is there"):
+        in_parts(project, [source], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_job_predicts_on_a_cluster(project, tmp_path):
+    source = write_table(tmp_path, "in.csv", [{"text": text} for text in examples(3)[0]])
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "jobs" / "predict.py"),
+        str(project / "mine"),
+        str(source),
+    ]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "parts")], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (part,) = (tmp_path / "parts").glob("*.jsonl")
+    assert [row["label"] for row in read_table(part)] == examples(3)[1]

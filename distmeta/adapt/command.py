@@ -110,30 +110,54 @@ def predict(
         raise UserError(
             f"--text-column: {directory} reads {'pairs' if classifier.reads_pairs_ else 'single texts'}: {wanted}"
         )
+    started = time.monotonic()
+    counts = write_predictions(classifier, table, table.rows(), output, format, columns, abstain_below, say)
+    seconds = time.monotonic() - started
+    say(f"{counts.rows} rows in {seconds:.1f} s, {counts.rows / max(seconds, 1e-9):.0f} a second")
+    if counts.unsure:
+        say(f"{counts.unsure} rows have no label: the probability is below {abstain_below:g}")
+    if counts.without_text:
+        say(f"{counts.without_text} rows have no text in {' and '.join(map(repr, columns.names))}, and no label")
+    for line in table.left_out:
+        say(f"left out, since it cannot be read: {line}")
+
+
+@dataclass
+class Counts:
+    """What became of the rows of a table."""
+
+    rows: int = 0
+    unsure: int = 0
+    """Without a label, since its probability is too low."""
+    without_text: int = 0
+
+
+def write_predictions(
+    classifier: Classifier,
+    table: Table,
+    rows: Iterator[Row],
+    output: Path | None,
+    format: str,
+    columns: Columns,
+    abstain_below: float,
+    say: Say = lambda text: None,
+) -> Counts:
+    """Writes rows of a table with what is predicted of them, a bounded number at a time."""
     label, probability = (f"predicted_{name}" if name in table.columns else name for name in (LABEL, PROBABILITY))
+    types = pa.schema([*table.types, (label, pa.array(classifier.classes_).type), (probability, pa.float64())])
     started = said = time.monotonic()
-    done = abstained = without = 0
-    rows = table.rows()
-    kind = pa.array(classifier.classes_).type
-    types = pa.schema([*table.types, (label, kind), (probability, pa.float64())])
+    counts = Counts()
     with writer(output, format, [*table.columns, label, probability], types) as write:
         while some := list(islice(rows, TEXTS_AT_A_TIME)):
             found = predictions(classifier, some, columns.names, abstain_below)
             write([row | {label: one, probability: two} for row, (one, two) in zip(some, found, strict=True)])
-            done += len(some)
-            without += sum(two is None for _, two in found)
-            abstained += sum(one is None and two is not None for one, two in found)
+            counts.rows += len(some)
+            counts.without_text += sum(two is None for _, two in found)
+            counts.unsure += sum(one is None and two is not None for one, two in found)
             if time.monotonic() - said > SAID_EVERY:
                 said = time.monotonic()
-                say(f"{done} rows, {done / (said - started):.0f} a second")
-    seconds = time.monotonic() - started
-    say(f"{done} rows in {seconds:.1f} s, {done / max(seconds, 1e-9):.0f} a second")
-    if abstained:
-        say(f"{abstained} rows have no label: the probability is below {abstain_below:g}")
-    if without:
-        say(f"{without} rows have no text in {' and '.join(map(repr, columns.names))}, and no label")
-    for line in table.left_out:
-        say(f"left out, since it cannot be read: {line}")
+                say(f"{counts.rows} rows, {counts.rows / (said - started):.0f} a second")
+    return counts
 
 
 def predictions(

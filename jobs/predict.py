@@ -1,0 +1,56 @@
+"""Predictions for a large corpus, on a cluster:
+
+    ray job submit --working-dir . -- python jobs/predict.py $PWD/mine $PWD/data/*.jsonl.gz --output $PWD/predicted
+
+The classifier is one that `distmeta adapt` has written. Each file is read and predicted in parts, as a Ray Data
+pipeline on the CPUs that are free, with the same result as `distmeta predict`; the parts of the output are files in one
+folder, in the order of their names. The same command again makes the parts that are missing.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from distmeta.adapt.command import Columns
+from distmeta.adapt.parts import predict_parts
+from distmeta.adapt.rows import WRITTEN
+from distmeta.cluster.connect import ray_cluster
+from distmeta.config import load_config
+from distmeta.corpus.executor import RayExecutor
+from distmeta.errors import UserError
+
+
+def main() -> int:
+    """Runs the job; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path, help="what `distmeta adapt` has written")
+    parser.add_argument(
+        "files", type=Path, nargs="+", help="CSV, TSV, JSON lines, Parquet; on storage that all nodes see"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of the parts")
+    parser.add_argument("--format", choices=WRITTEN, default="jsonl", help="of the parts")
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--text-pair-column")
+    parser.add_argument("--abstain-below", type=float, default=0.0, help="no label where its probability is lower")
+    options = parser.parse_args()
+    columns = Columns(options.text_column, options.text_pair_column)
+    try:
+        with ray_cluster(load_config()):
+            predict_parts(
+                RayExecutor(),
+                options.directory.absolute(),
+                [file.absolute() for file in options.files],
+                options.output.absolute(),
+                columns,
+                format=options.format,
+                abstain_below=options.abstain_below,
+                say=lambda text: print(text, file=sys.stderr, flush=True),
+            )
+    except UserError as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
