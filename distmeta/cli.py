@@ -378,6 +378,25 @@ def predict(
 
 
 @app.command()
+def push(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            parser=lambda text: local_path(text, "DIR"),
+            help="A run, a folder that it exported, or what `distmeta adapt` has written.",
+        ),
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the repository: USER/NAME.")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody; without it, private.")] = False,
+) -> None:
+    """Upload a network, or a classifier, with its card to the Hugging Face hub, and print where it is."""
+    from distmeta.pushing import push
+
+    print(push(directory, name, public=public))
+
+
+@app.command()
 def plan(
     config: ConfigFile = None,
     set: Overrides = None,

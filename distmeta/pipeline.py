@@ -261,8 +261,12 @@ def _training_classes(config: Config, run: RunDirectory) -> int:
 
 def export(config: Config, run: RunDirectory) -> Path:
     """Writes the kept network, and the starting one, as Hugging Face folders; returns the former's."""
+    from distmeta.model_card import write_card
+
     with own(run.path):
-        write_models(own_setup(config, run).setup, run)
+        setup = own_setup(config, run).setup
+        write_models(setup, run)
+        write_card(setup.config, run)
         return run.model
 
 

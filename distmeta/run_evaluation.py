@@ -105,15 +105,16 @@ def evaluate_all(
             written = one.kept.finish(report)
             if not changes:
                 write_json(run.evaluation, written)
-                _show(run, written)
+                _show(each, run, written)
             say(f"wrote {one.kept.file}")
             tables.append(evaluation_table(report))
         return tables
 
 
-def _show(run: RunDirectory, report: Mapping[str, Any]) -> None:
+def _show(config: Config, run: RunDirectory, report: Mapping[str, Any]) -> None:
     """Notes in the exported folders what was shown of their networks: `distmeta adapt` goes by it where each class has
     one example."""
+    from distmeta.model_card import write_card
     from distmeta.models.description import show
 
     shown: dict[str, dict[str, float]] = {}
@@ -122,6 +123,8 @@ def _show(run: RunDirectory, report: Mapping[str, Any]) -> None:
     for folder in (run.model, run.starting):
         if folder.is_dir():
             show(folder, shown)
+    if run.model.is_dir():
+        write_card(config, run)
 
 
 def networks_of(

@@ -13,6 +13,7 @@ from distmeta.adapt.choose import Choice
 from distmeta.adapt.methods import InnerLoop, Linear, Support
 from distmeta.errors import UserError
 from distmeta.evaluate.head import Head
+from distmeta.model_card import write_classifier_card
 from distmeta.models.description import FILE, Description, write_modules
 from distmeta.models.export import export
 from distmeta.tensors import read_tensors, write_tensors
@@ -51,6 +52,7 @@ def save(classifier: "Classifier", folder: Path) -> Path:
     }
     description = replace(base.description, classifier=about)
     description.write(folder, description.learned(base.scorer.network, base.scorer.parameters))
+    write_classifier_card(classifier, folder)
     return folder
 
 
