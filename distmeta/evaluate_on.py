@@ -29,6 +29,7 @@ from distmeta.run_evaluation import (
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.signals import stop_on_signal
+from distmeta.tasks.names import PLAIN
 
 if TYPE_CHECKING:
     from distmeta.evaluate.given import GivenDraws
@@ -122,6 +123,9 @@ def _config_of_file(request: EvaluationRequest, config: Config) -> Config:
             "evaluate.split": "test",
         },
     )
+    made.evaluate.class_names = _uses_names(made)
+    if request.text_pair_column is not None and made.evaluate.class_names:
+        raise UserError("evaluate.class_names: a name is one text, and --text-pair-column makes pairs; leave one out")
     if missing := list(missing_files(made)):
         raise UserError("\n".join(line.replace("corpus.sources: ", "--on: ", 1) for line in missing))
     return made
@@ -159,7 +163,7 @@ def _evaluate(request: EvaluationRequest, base: Config, subject: Subject, say: S
             say(line)
         tables = []
         for number, (one, report) in enumerate(zip(asked, reports, strict=True)):
-            report |= {"on": _what(request, setup), "seed": base.evaluate.seed}
+            report |= {"on": _what(request, setup), "seed": base.evaluate.seed, "class_names": _uses_names(base)}
             if subject.run and subject.config:
                 report = with_context(report | {"overlap": overlap}, subject.config, progress_of(subject.run))
                 report["outer_step"] = outer_step_of(subject.run)
@@ -171,6 +175,12 @@ def _evaluate(request: EvaluationRequest, base: Config, subject: Subject, say: S
             question = "Did meta-pretraining help?" if subject.run else f"Is {judged} the best of them?"
             tables.append(evaluation_table(report, question))
         return tables
+
+
+def _uses_names(config: Config) -> bool:
+    """Whether the name of each class is one more support example."""
+    asked = config.evaluate.class_names
+    return config.tasks.class_names is not None if asked is None else asked
 
 
 def _what(request: EvaluationRequest, setup: Setup) -> dict[str, Any]:
@@ -222,6 +232,7 @@ def _given(request: EvaluationRequest, setup: Setup, executor: Executor, say: Sa
         executor,
         train_part=request.train_part,
         max_queries=request.max_queries,
+        name_template=(setup.config.tasks.class_names or PLAIN) if _uses_names(setup.config) else None,
     )
     for each in given:
         for line in each.remarks():
@@ -246,7 +257,7 @@ def _asked(
 
     if given:
         columns = [request.part_column, request.train_part, request.draw_column, request.shots_column]
-        options = [*columns, request.max_queries]
+        options = [*columns, request.max_queries, *([setup.config.tasks.class_names] if _uses_names(base) else [])]
         return [
             Asked(
                 each,
@@ -258,6 +269,7 @@ def _asked(
                             f"{len(each)}-draws",
                             *([f"{each.shots}-shot"] if each.shots else []),
                             *([f"{request.max_queries}-queries"] if request.max_queries else []),
+                            *(["class-names"] if _uses_names(base) else []),
                             *more,
                         ]
                     ),

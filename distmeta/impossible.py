@@ -64,6 +64,13 @@ def impossible(config: "Config") -> Iterable[str]:
             f"tasks.max_texts: {tasks.max_texts} is below tasks.n_way {tasks.fewest_ways} x (tasks.k_shot + "
             f"tasks.query_per_class) {tasks.fewest_texts}: the smallest task has more texts"
         )
+    pairs = [each.name for each in datasets_of(config.corpus, tasks) if each.labelled and each.pair_column is not None]
+    for key, is_set in (
+        ("tasks.class_names", tasks.class_names is not None),
+        ("evaluate.class_names", bool(config.evaluate.class_names)),
+    ):
+        if is_set and pairs:
+            yield f"{key}: a name is one text, and {pairs[0] or 'the labelled set'} has pairs of texts; leave it out"
     has_text = any(not dataset.labelled for dataset in datasets_of(config.corpus, tasks))
     if has_text and tasks.max_classes < 3 * tasks.fewest_ways:
         yield (

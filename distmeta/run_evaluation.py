@@ -100,6 +100,7 @@ def evaluate_all(
         tables = []
         for each, one, report, changes in zip(configs, asked, reports, all_changes, strict=True):
             report = with_context(report | {"overlap": overlap}, each, progress_of(run))
+            report |= {"class_names": bool(each.evaluate.class_names)}
             report |= {"outer_step": outer_step, "seed": each.evaluate.seed, "corpus": corpus, "changes": changes}
             assert one.kept
             written = one.kept.finish(report)
@@ -185,7 +186,9 @@ def evaluation_executor(config: Config) -> Iterator[Executor]:
         yield RayExecutor(num_gpus=1 if gpus else 0)
 
 
-NAMED = {f"evaluate.{key}" for key in ("split", "n_way", "k_shot", "query_per_class", "episodes", "seed")}
+NAMED = {
+    f"evaluate.{key}" for key in ("split", "n_way", "k_shot", "query_per_class", "episodes", "seed", "class_names")
+}
 """Settings that stand in the name of an evaluation."""
 
 
@@ -198,6 +201,7 @@ def evaluation_name(options: EvaluateConfig, more: list[str]) -> str:
         f"{options.query_per_class}-queries",
         f"{options.episodes}-episodes",
         f"seed-{options.seed}",
+        *(["class-names"] if options.class_names else []),
     ]
     return "_".join([*parts, *more])
 

@@ -35,6 +35,7 @@ from distmeta.tasks.class_shards import ClassReader, read_index
 from distmeta.tasks.config import Split, bounds, most_shots, most_ways
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.mixture import Mixture, shares_of
+from distmeta.tasks.names import PLAIN, NameExamples
 from distmeta.tasks.text import TextSource
 
 
@@ -60,6 +61,8 @@ def resolve(config: Config) -> Config:
     for key in ("n_way", "k_shot", "query_per_class"):
         if getattr(config.evaluate, key) is None:
             setattr(config.evaluate, key, getattr(config.tasks, key))
+    if config.evaluate.class_names is None:
+        config.evaluate.class_names = config.tasks.class_names is not None
     config.train.validate_every = config.train.interval
     network = bare_network(config)
     limit = max_sequence_length(network.base)
@@ -286,6 +289,7 @@ class Setup:
         seed: int | None = None,
         in_turn: bool | None = None,
         pool_texts: int | None = None,
+        class_names: bool | None = None,
     ) -> TaskSource | Mixture:
         """The tasks of a split; what is not given is as in training.
 
@@ -307,6 +311,7 @@ class Setup:
         count = len(manifest.datasets)
         several = count > 1
         here = [each for each in manifest.datasets if not several or serves(each, split, count, tasks)]
+        names = self._name_examples(class_names)
         sources = [
             TaskSource(
                 manifest.class_parts(self.corpus, split, each.name),
@@ -317,6 +322,7 @@ class Setup:
                 bounded=several and in_turn,
                 reader=self._classes,
                 pool_texts=pool_texts,
+                names=names if each.labelled else None,
             )
             for each in here
         ]
@@ -326,6 +332,12 @@ class Setup:
             raise UserError(f"meta-{split} has no data set: give one the role {split} in corpus.sources")
         shares = None if in_turn else self._shares(here, sources)
         return Mixture(sources, shares, split=split, **shape)
+
+    def _name_examples(self, wanted: bool | None) -> NameExamples | None:
+        template = self.config.tasks.class_names
+        if wanted is False or (wanted is None and template is None):
+            return None
+        return NameExamples(template or PLAIN, self.corpus / "tokenizer", self.manifest.max_length)
 
     def _shares(self, datasets: Sequence[DatasetReport], sources: Sequence[TaskSource]) -> list[float]:
         tasks = self.config.tasks
@@ -351,6 +363,7 @@ class Setup:
             query_per_class=options.query_per_class,
             seed=options.seed,
             in_turn=True,
+            class_names=options.class_names,
         )
 
     def text(self) -> TextSource | None:

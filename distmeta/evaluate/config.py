@@ -21,6 +21,9 @@ class EvaluateConfig(Section):
     """Support examples a class: a number, or [low, high]; unset: as in training."""
     query_per_class: int | None = Field(default=None, ge=1)
     """Query examples a class; unset: as in training."""
+    class_names: bool | None = None
+    """Whether the name of each class is one more support example (`tasks.class_names`, or the name alone); unset: as in
+    training."""
     inner_steps: int | None = Field(default=None, ge=1)
     """Steps of the inner loop; unset: as in training."""
     language_model_baseline: bool = False

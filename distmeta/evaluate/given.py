@@ -15,6 +15,7 @@ from distmeta.corpus.records import shown
 from distmeta.corpus.rows import find_rows, read_rows
 from distmeta.errors import UserError
 from distmeta.tasks.episode import Example, Task
+from distmeta.tasks.names import name_text
 
 TRAIN = ("train", "training", "support")
 """Names of the part that is trained on, where none is given."""
@@ -52,6 +53,8 @@ class GivenDraws:
     """That belong to this number of shots."""
     train: str
     max_queries: int | None
+    name_template: str | None = None
+    """Of the text that stands for a class as one more training row; None: names are not used."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,7 +71,12 @@ class GivenDraws:
                 for row in rows
             )
 
-        return Task(index, "test", tuple(classes), examples(support), examples(query))
+        names = [
+            Example(f"name:{name}", number, name_text(self.name_template, name), (), -1)
+            for name, number in numbers.items()
+            if self.name_template
+        ]
+        return Task(index, "test", tuple(classes), (*examples(support), *names), examples(query))
 
     @cached_property
     def k_shot(self) -> int | list[int]:
@@ -144,6 +152,7 @@ def read_given(
     *,
     train_part: str | None = None,
     max_queries: int | None = None,
+    name_template: str | None = None,
 ) -> list[GivenDraws]:
     """The draws in a file, of each number of shots by its size. No row is left out as a repeat.
 
@@ -170,7 +179,7 @@ def read_given(
     for shots in sizes or (None,):
         own = [row for row in rows if row.shots in (None, shots)]
         draws = sorted({row.draw for row in own if row.draw is not None and row.part == train}, key=_in_order)
-        given = GivenDraws(shots, tuple(draws) or ("0",), own, train, max_queries)
+        given = GivenDraws(shots, tuple(draws) or ("0",), own, train, max_queries, name_template)
         given.check()
         found.append(given)
     return found

@@ -44,6 +44,7 @@ def episodes_text(report: Mapping[str, Any]) -> str:
     """The episodes that an evaluation is made of: `200 episodes of meta-test classes, 5-way 1-shot, 5 queries a class`,
     or `the 10 given draws of airline, 3-way 4-shot, 400 queries each`."""
     ways = f"{as_words(report['n_way'])}-way {as_words(report['k_shot'])}-shot"
+    ways += " and the class's name" if report.get("class_names") else ""
     if given := report.get("given"):
         queries = as_words(given["queries"])
         return f"the {report['episodes']} given draws of {report['on']['name']}, {ways}, {queries} queries each"

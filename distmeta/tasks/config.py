@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from distmeta.section import Section
 
@@ -47,6 +47,21 @@ def most_shots(ways: int, k_shot: int | list[int], query_per_class: int, max_tex
     return high if max_texts is None else max(low, min(high, max_texts // ways - query_per_class))
 
 
+def _template(value: Any) -> Any:
+    """True is the name alone, which YAML has as an empty mapping where it is written without quotes."""
+    return {True: "{}", False: None}.get(value, value) if isinstance(value, bool) else "{}" if value == {} else value
+
+
+def _has_place(value: str | None) -> str | None:
+    if value is not None and "{}" not in value:
+        raise ValueError("should have {} where the name goes, or be true")
+    return value
+
+
+Template = Annotated[str | None, BeforeValidator(_template), AfterValidator(_has_place)]
+"""A text with a place for a name."""
+
+
 class SplitFiles(Section):
     """The classes of each split, by file."""
 
@@ -80,6 +95,9 @@ class TasksConfig(Section):
     """Column of a second text, for tasks on pairs."""
     label_column: str | None = None
     """Column that holds the class; unset: SMLMT tasks are made from the text itself."""
+    class_names: Template = None
+    """Gives each class of a labelled set its name as one more support example: true, or a text with {} for the name, in
+    which underscores and the like become spaces; unset: names are not used."""
     split_files: SplitFiles | None = None
     """Class names of each split by file; unset: by `split_ratio`."""
     split_ratio: list[float] = Field(default=[0.6, 0.2, 0.2], min_length=3, max_length=3)
@@ -108,7 +126,7 @@ class TasksConfig(Section):
 
         The upper ends of ranges, and what only weighs datasets, change the tasks that are drawn from it alone.
         """
-        drawn_only = {"split_files", "max_texts", "source_power", "smlmt_share"}
+        drawn_only = {"split_files", "max_texts", "source_power", "smlmt_share", "class_names"}
         settings = self.model_dump(exclude=drawn_only)
         return settings | {"n_way": self.fewest_ways, "k_shot": bounds(self.k_shot)[0]}
 

@@ -15,6 +15,7 @@ from distmeta.errors import UserError
 from distmeta.tasks.class_shards import ClassReader, IndexedClass, read_index
 from distmeta.tasks.config import Split, as_words, bounds, most_shots, most_ways
 from distmeta.tasks.episode import Example, Task
+from distmeta.tasks.names import NameExamples
 
 ATTEMPTS = 100
 """Draws after which classes are taken to overlap too much."""
@@ -43,6 +44,7 @@ class TaskSource:
         reader: reads the shards; others may share it.
         pool_texts: tasks are made of about so many texts, a fixed share of each class, and of others where these do not
             suffice; None: of all.
+        names: makes one more support example of the name of each class; None: names are not used.
 
     Raises:
         UserError: fewer classes than the low end of `n_way` (if bounded: fewer than two) have as many different texts
@@ -63,9 +65,11 @@ class TaskSource:
         bounded: bool = False,
         reader: ClassReader | None = None,
         pool_texts: int | None = None,
+        names: NameExamples | None = None,
     ) -> None:
         self.split, self.k_shot, self.query_per_class, self.seed = split, k_shot, query_per_class, seed
         self.name = name
+        self._names = names
         self._reader = reader or ClassReader()
         self._shots, self._max_texts = bounds(k_shot), max_texts
         needed = self._shots[0] + query_per_class
@@ -184,6 +188,7 @@ class TaskSource:
             there = self._reader.read(each)
             examples = [there.example(row, label) for row in rows]
             support += examples[:shots]
+            support += [self._names.example(each.name, label)] if self._names else []
             query += examples[shots:]
         names = tuple(each.name for each, _ in picked)
         return Task(index, self.split, names, tuple(support), tuple(query), self.name)
