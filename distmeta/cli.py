@@ -327,6 +327,13 @@ def adapt(
     seconds: Annotated[
         float, typer.Option(min=0, metavar="S", help="Time for trying what changes the network.")
     ] = 10.0,
+    class_names: Annotated[
+        bool, typer.Option("--class-names", help="The labels say what the classes are: each is one more example.")
+    ] = False,
+    queries_together: Annotated[
+        bool,
+        typer.Option("--queries-together", help="Let texts that are predicted, 1,024 at a time, move the prototypes."),
+    ] = False,
 ) -> None:
     """Make a classifier of a network and a few labelled texts.
 
@@ -337,7 +344,19 @@ def adapt(
     from distmeta.adapt.command import Columns, adapt
 
     columns = Columns(text_column, text_pair_column)
-    for line in adapt(model, examples, output, columns, label_column, method=method, seconds=seconds, say=say):
+    lines = adapt(
+        model,
+        examples,
+        output,
+        columns,
+        label_column,
+        method=method,
+        seconds=seconds,
+        class_names=class_names,
+        queries_together=queries_together,
+        say=say,
+    )
+    for line in lines:
         print(line, flush=True)
 
 

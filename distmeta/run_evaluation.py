@@ -187,7 +187,11 @@ def evaluation_executor(config: Config) -> Iterator[Executor]:
 
 
 NAMED = {
-    f"evaluate.{key}" for key in ("split", "n_way", "k_shot", "query_per_class", "episodes", "seed", "class_names")
+    f"evaluate.{key}"
+    for key in (
+        *("split", "n_way", "k_shot", "query_per_class", "episodes", "seed"),
+        *("class_names", "queries_together"),
+    )
 }
 """Settings that stand in the name of an evaluation."""
 
@@ -202,6 +206,7 @@ def evaluation_name(options: EvaluateConfig, more: list[str]) -> str:
         f"{options.episodes}-episodes",
         f"seed-{options.seed}",
         *(["class-names"] if options.class_names else []),
+        *(["queries-together"] if options.queries_together else []),
     ]
     return "_".join([*parts, *more])
 

@@ -24,6 +24,7 @@ from distmeta.adapt.methods import METHODS, Support, contrastive_loss
 from distmeta.errors import UserError
 from distmeta.evaluate.baselines import logistic_regression, nearest_prototype
 from distmeta.evaluate.head import MOST_IN_THE_SPAN, Head
+from distmeta.evaluate.together import nearest_moved_prototype
 from distmeta.pipeline import write_models
 from distmeta.setup import Setup
 from tests.runs import begun_run
@@ -135,6 +136,12 @@ def test_a_temperature_makes_probabilities_true():
     assert fit_temperature(3 * np.tile(scores[:4], (500, 1)), np.tile(labels[:4], 500), 4) == few
 
 
+def test_with_names_a_single_example_can_be_left_out():
+    made = folds(np.arange(4), least=1)
+    assert sorted(np.concatenate([fold.test for fold in made[0]])) == [0, 1, 2, 3]
+    assert all(len(fold.train) + len(fold.test) == 4 for each in made for fold in each)
+
+
 # The choice
 
 
@@ -145,6 +152,7 @@ class Imagined(Trials):
         self.shares, self.seconds = shares, seconds
         self.support = Support([((1,), -1)] * (2 * each), np.arange(2 * each) % 2, 2)
         self.bases = dict.fromkeys(network for network, _ in shares)
+        self.names = None
         self._rounds = folds(self.support.labels)
 
     def _tried(self, network, method, some):
@@ -272,6 +280,9 @@ def test_one_example_of_a_class_is_enough(run):
         (["a", "b"], ["x", "y"], {"method": "magic"}, "magic is none of auto"),
         (["a", "b"], ["x", "y"], {"device": "tpu"}, "tpu is none of"),
         (["a", "b"], ["x", "y"], {"method": "contrastive"}, "each class has a single one"),
+        (["a", "b"], ["x", "y"], {"method": "fine-tune", "queries_together": True}, "moves prototypes"),
+        (["a", "b"], ["x", "y"], {"class_names": "name"}, "where the name goes"),
+        ([("a", "b"), ("c", "d")], ["x", "y"], {"class_names": True}, "a name is one text"),
         (["a", "b"], ["x", "y"], {"model": "/nowhere/at/all"}, "nothing is at"),
     ],
 )
@@ -279,6 +290,32 @@ def test_a_mistake_is_told_in_a_line(texts, labels, settings, told, run):
     with pytest.raises(UserError, match=told) as raised:
         Classifier(**({"model": run} | settings)).fit(texts, labels)
     assert "\n" not in str(raised.value)
+
+
+def test_names_of_classes_are_examples_in_every_fit(run):
+    texts, labels = examples(1)
+    named = [label.replace("class ", "topic") + "u" for label in labels]  # a word of its texts
+    made = Classifier(run, class_names=True, method="prototype").fit(texts, named)
+    assert made.choice_.own is not None, "a name stands for a class whose only example is left out"
+    features = made.base_.features(made.base_.encode([(text,) for text in [*texts, *sorted(named)]]))
+    wanted = Head.of_prototypes(torch.from_numpy(features), torch.tensor([0, 1, 2] * 2), 3)
+    assert made.fitted_.head.weight.numpy() == pytest.approx(wanted.weight.numpy(), abs=1e-4)
+    template = Classifier(run, class_names="about {}", method="prototype").fit(texts, named)
+    assert np.abs(template.fitted_.head.weight.numpy() - wanted.weight.numpy()).max() > 1e-3
+
+
+def test_queries_together_are_what_the_evaluation_makes_of_them(run, tmp_path):
+    texts, labels = examples(3)
+    query = examples(5)[0]
+    made = Classifier(run, queries_together=True).fit(texts, labels)
+    base = made.base_
+    support, other = (base.features(base.encode([(text,) for text in each])) for each in (texts, query))
+    numbers = np.searchsorted(made.classes_, labels)
+    assert (made.predict(query) == made.classes_[nearest_moved_prototype(support, numbers, other, 3)]).all()
+    alone = np.concatenate([made.predict_proba([text]) for text in query])
+    assert np.abs(alone - made.predict_proba(query)).max() > 1e-3
+    again = Classifier.load(made.save(tmp_path / "made"))
+    assert again.predict_proba(query) == pytest.approx(made.predict_proba(query), abs=1e-5)
 
 
 def test_a_network_without_an_algorithm_has_no_inner_loop(run):

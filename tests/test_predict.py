@@ -189,7 +189,7 @@ def test_memory_does_not_grow_with_the_table(name, project, tmp_path, monkeypatc
     """Beyond what is predicted together; the network's part is left out, which takes texts a batch at a time."""
     monkeypatch.setattr(command, "predictions", lambda _, rows, *__: [("class a", 0.5)] * len(rows))
     peaks = []
-    for rows in (20_000, 60_000):
+    for rows in (10_000, 30_000):
         source = write_table(
             tmp_path, name, [{"text": f"{TEXT} {number}", "other": "x" * 100} for number in range(rows)]
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from distmeta.adapt.base import AVERAGE, NETWORK, STARTING, TRAINED, Base
 from distmeta.adapt.folds import Fold, folds
-from distmeta.adapt.methods import FROZEN, METHODS, Fitted, Scores, Support, why_not
+from distmeta.adapt.methods import FITS, FROZEN, TOGETHER, Fitted, Scores, Support, why_not
 from distmeta.errors import UserError
 
 AUTO = "auto"
@@ -66,12 +66,19 @@ class Choice:
 
 
 class Trials:
-    """Fits networks to parts of the examples, the features of which are computed once a network."""
+    """Fits networks to parts of the examples, the features of which are computed once a network.
 
-    def __init__(self, bases: Sequence[Base], support: Support, seed: int) -> None:
+    Args:
+        bases: the networks.
+        support: the examples.
+        seed: of how they are divided.
+        names: one more example of each class, its name, on which every fit rests; None: names are not used.
+    """
+
+    def __init__(self, bases: Sequence[Base], support: Support, seed: int, names: Support | None = None) -> None:
         self.bases = {base.name: base for base in bases}
-        self.support = support
-        self._rounds = folds(support.labels, seed)
+        self.support, self.names = support, names
+        self._rounds = folds(support.labels, seed, least=1 if names else 2)
         self._features: dict[str, NDArray[np.floating]] = {}
 
     @property
@@ -80,15 +87,21 @@ class Trials:
         return bool(self._rounds)
 
     def features(self, network: str) -> NDArray[np.floating]:
-        """Of the examples."""
+        """Of the examples, and of the names behind them."""
         if network not in self._features:
-            self._features[network] = self.bases[network].features(self.support.tokens)
+            tokens = [*self.support.tokens, *(self.names.tokens if self.names else [])]
+            self._features[network] = self.bases[network].features(tokens)
         return self._features[network]
 
     def fit(self, network: str, method: str, rows: NDArray[np.int64] | None = None) -> Fitted:
         """A classifier from all examples, or from some."""
-        rows = np.arange(len(self.support.labels)) if rows is None else rows
-        return METHODS[method](self.bases[network], self.support.part(rows), self.features(network)[rows])
+        count = len(self.support.labels)
+        rows = np.arange(count) if rows is None else rows
+        support, features = self.support.part(rows), self.features(network)
+        if self.names:
+            support = support.with_more(self.names)
+            rows = np.concatenate([rows, np.arange(count, len(features))])
+        return FITS[method](self.bases[network], support, features[rows])
 
     def all(self, network: str, method: str) -> Tried:
         """What comes of all rounds of folds."""
@@ -115,7 +128,7 @@ class Trials:
             started = time.monotonic()
             fitted = self.fit(network, method, fold.train)
             seconds += time.monotonic() - started
-            if method in FROZEN:
+            if method in (*FROZEN, TOGETHER):
                 found.append(fitted.of_features(features[fold.test]))  # type: ignore[attr-defined]  # those are Linear
             else:
                 found.append(fitted.scores([self.support.tokens[row] for row in fold.test]))
@@ -132,7 +145,7 @@ def choose(trials: Trials, method: str, seconds: float, shown: Mapping[str, Any]
 
     Args:
         trials: on the examples.
-        method: one of `METHODS`, or auto.
+        method: one of `FITS`, or auto.
         seconds: for trying what changes a network.
         shown: what the evaluation of the run showed of its networks (see `distmeta.models.description`).
 
@@ -148,7 +161,7 @@ def choose(trials: Trials, method: str, seconds: float, shown: Mapping[str, Any]
             raise UserError(f"--method {method}: {why_not(method, anyone, trials.support)}")
     if not trials.can_be_told:
         return _untold(trials, networks, method, shown)
-    uses = FROZEN if method == AUTO else (method,) if method in FROZEN else ()
+    uses = FROZEN if method == AUTO else (method,) if method in (*FROZEN, TOGETHER) else ()
     tried = [trials.all(network, use) for network in networks for use in _in_order(uses, trials.support)]
     for use in TUNED if method == AUTO else (method,) if method in TUNED else ():
         best = _best(tried, trials.support.labels).network if tried else networks[0]

@@ -13,8 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 from distmeta.adapt.base import Base, Text, load_bases
 from distmeta.adapt.calibration import fit_temperature, probabilities
 from distmeta.adapt.choose import AUTO, Choice, Trials, choose
-from distmeta.adapt.methods import METHODS, Fitted, Support
+from distmeta.adapt.methods import METHODS, TOGETHER, Fitted, Support
 from distmeta.errors import UserError
+from distmeta.tasks.names import PLACE, PLAIN, name_text
 
 TEXTS_AT_A_TIME = 1024
 """Texts whose features are held together when many are predicted."""
@@ -34,6 +35,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         method: prototype, logistic-regression, inner-loop, contrastive, fine-tune; auto chooses among them, and among
             the networks of a run, by cross-validation on the examples.
         seconds: for trying methods that change the network.
+        class_names: whether the labels are names that say what the classes are, each of which then counts as one more
+            example; or a text with {} for the name.
+        queries_together: whether the texts of a call of `predict` help one another, a thousand at a time: a method of
+            its own, prototypes that they move, for texts that are all of these classes.
         device: auto, cpu or cuda.
         seed: of how the examples are divided.
 
@@ -49,12 +54,16 @@ class Classifier(ClassifierMixin, BaseEstimator):
         *,
         method: str = AUTO,
         seconds: float = SECONDS,
+        class_names: bool | str = False,
+        queries_together: bool = False,
         device: str = "auto",
         seed: int = 0,
     ) -> None:
         self.model = model
         self.method = method
         self.seconds = seconds
+        self.class_names = class_names
+        self.queries_together = queries_together
         self.device = device
         self.seed = seed
 
@@ -64,6 +73,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         Raises:
             UserError: texts and labels do not fit, there are fewer than two classes, or a setting is none.
         """
+        if self.queries_together and self.method not in (AUTO, "prototype"):
+            raise UserError(f"queries_together: moves prototypes, and method is {self.method}; leave one of them out")
+        if isinstance(self.class_names, str) and PLACE not in self.class_names:
+            raise UserError(f"class_names: should have {PLACE} where the name goes, or be True")
         if self.method != AUTO and self.method not in METHODS:
             raise UserError(f"method: {self.method} is none of {AUTO}, {', '.join(METHODS)}")
         texts, labels = texts_of(X), np.asarray(y)
@@ -74,8 +87,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
             raise UserError(f"labels: give examples of two classes or more, there is {len(self.classes_)}")
         bases = load_bases(str(self.model), device_of(self.device))
         support = Support(bases[0].encode(texts), numbers.astype(np.int64), len(self.classes_))
-        trials = Trials(bases, support, self.seed)
-        self.choice_: Choice = choose(trials, self.method, self.seconds, bases[0].description.shown)
+        trials = Trials(bases, support, self.seed, self._names(bases[0], is_pair=len(texts[0]) == 2))
+        method = TOGETHER if self.queries_together else self.method
+        self.choice_: Choice = choose(trials, method, self.seconds, bases[0].description.shown)
         self.fitted_: Fitted = trials.fit(self.choice_.network, self.choice_.method)
         own = self.choice_.own
         self.temperature_ = 1.0
@@ -84,6 +98,16 @@ class Classifier(ClassifierMixin, BaseEstimator):
             self.temperature_ = fit_temperature(own.scores, support.labels[own.rows], examples)
         self.reads_pairs_ = len(texts[0]) == 2
         return self
+
+    def _names(self, base: Base, *, is_pair: bool) -> Support | None:
+        """The names of the classes, where they are examples."""
+        if not self.class_names:
+            return None
+        if is_pair:
+            raise UserError("class_names: a name is one text, and these are pairs; leave it out")
+        template = self.class_names if isinstance(self.class_names, str) else PLAIN
+        names = [(name_text(template, str(label)),) for label in self.classes_]
+        return Support(base.encode(names), np.arange(len(names)), len(names))
 
     def predict(self, X: Sequence[Any]) -> NDArray[Any]:
         """The likeliest class of each text."""

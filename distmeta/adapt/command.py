@@ -47,6 +47,8 @@ def adapt(
     *,
     method: str,
     seconds: float,
+    class_names: bool,
+    queries_together: bool,
     say: Say,
 ) -> Iterator[str]:
     """Makes a classifier of a network and the examples in a file, and keeps it in a folder. Yields what came of it.
@@ -56,7 +58,9 @@ def adapt(
     """
     found = read_examples(examples, columns.text, label_column, columns.pair, say)
     started = time.monotonic()
-    classifier = Classifier(model, method=method, seconds=seconds).fit(found.texts, found.labels)
+    classifier = Classifier(
+        model, method=method, seconds=seconds, class_names=class_names, queries_together=queries_together
+    ).fit(found.texts, found.labels)
     took = time.monotonic() - started
     numbers = np.searchsorted(classifier.classes_, found.labels)
     counts = np.bincount(numbers)

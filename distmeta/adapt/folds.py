@@ -23,14 +23,20 @@ class Fold:
     test: Rows
 
 
-def folds(labels: NDArray[np.integer], seed: int = 0) -> list[list[Fold]]:
+def folds(labels: NDArray[np.integer], seed: int = 0, *, least: int = 2) -> list[list[Fold]]:
     """Rounds of folds; in a round each example of a class that has two is predicted once. A class with a single example
-    is trained on in all of them. Empty where there is nothing to leave out."""
+    is trained on in all of them. Empty where there is nothing to leave out.
+
+    Args:
+        labels: of the examples.
+        seed: of how they are divided.
+        least: 1 where a class has something to go by without any of its examples.
+    """
     counts = np.bincount(labels)
-    divided = np.flatnonzero(counts >= 2)
-    if not len(divided):
+    divided = np.flatnonzero(counts >= least)
+    number = int(min(FOLDS, counts[divided].max() if least > 1 else len(labels))) if len(divided) else 0
+    if number < 2:
         return []
-    number = int(min(FOLDS, counts[divided].max()))
     random = np.random.default_rng(seed)
     predicted = int(counts[divided].sum())
     rounds = min(MOST_ROUNDS, -(-WANTED // predicted))

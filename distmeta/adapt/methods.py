@@ -16,6 +16,7 @@ from distmeta.evaluate.features import runs
 from distmeta.evaluate.fine_tuning import MOST_TEXTS, tuned_weights
 from distmeta.evaluate.head import TEMPERATURE, Head
 from distmeta.evaluate.networks import Tokens
+from distmeta.evaluate.together import moved_prototypes
 from distmeta.models import Network, Parameters
 
 Scores = NDArray[np.floating]
@@ -39,6 +40,11 @@ class Support:
     def part(self, rows: NDArray[np.integer]) -> "Support":
         """Some of them, by number."""
         return Support([self.tokens[row] for row in rows], self.labels[rows], self.n_way)
+
+    def with_more(self, other: "Support") -> "Support":
+        """These and others of the same classes."""
+        labels = np.concatenate([self.labels, other.labels])
+        return Support([*self.tokens, *other.tokens], labels, self.n_way)
 
     def batch(self, base: Base) -> TokenBatch:
         """All of them as a network takes them."""
@@ -76,6 +82,24 @@ class Linear:
     def of_features(self, features: NDArray[np.floating]) -> Scores:
         """The same of texts whose features are there."""
         return self.head.scores(torch.from_numpy(features)).numpy()
+
+
+@dataclass(frozen=True)
+class Together:
+    """Prototypes that the texts which are predicted together move (see `distmeta.evaluate.together`)."""
+
+    base: Base
+    sums: Tensor
+    """(n_way, width): of the features of each class, of length 1."""
+
+    def scores(self, tokens: Sequence[Tokens]) -> Scores:
+        """See `Scores`."""
+        return self.of_features(self.base.features(tokens))
+
+    def of_features(self, features: NDArray[np.floating]) -> Scores:
+        """The same of texts whose features are there."""
+        rows = functional.normalize(torch.from_numpy(features))
+        return (rows @ moved_prototypes(self.sums, rows).t() / TEMPERATURE).numpy()
 
 
 @dataclass(frozen=True)
@@ -121,6 +145,12 @@ def regression(base: Base, support: Support, features: NDArray[np.floating]) -> 
     return Linear(base, Head.of_regression(*_tensors(support, features), support.n_way))
 
 
+def together(base: Base, support: Support, features: NDArray[np.floating]) -> Fitted:
+    """Prototypes moved by what is predicted together."""
+    rows, labels = _tensors(support, features)
+    return Together(base, functional.one_hot(labels, support.n_way).float().t() @ functional.normalize(rows))
+
+
 def inner_loop(base: Base, support: Support, features: NDArray[np.floating]) -> Fitted:
     """The algorithm's own use, with what it learned beside the network."""
     return InnerLoop.of(base, support)
@@ -155,7 +185,10 @@ METHODS: dict[str, Callable[[Base, Support, NDArray[np.floating]], Fitted]] = {
     "contrastive": contrastive,
     "fine-tune": fine_tune,
 }
-"""Each takes the features of its examples as well, which several ask for."""
+"""Those to choose from. Each takes the features of its examples as well, which several ask for."""
+TOGETHER = "queries-together"
+FITS = METHODS | {TOGETHER: together}
+"""With the one that is another question, and is had where that is asked."""
 FROZEN = ("prototype", "logistic-regression")
 """Those that need no more than features."""
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from distmeta.adapt.base import Base, load_base
-from distmeta.adapt.choose import Choice
-from distmeta.adapt.methods import InnerLoop, Linear, Support
+from distmeta.adapt.choose import AUTO, Choice
+from distmeta.adapt.methods import TOGETHER, InnerLoop, Linear, Support, Together
 from distmeta.errors import UserError
 from distmeta.evaluate.head import Head
 from distmeta.model_card import write_classifier_card
@@ -37,6 +37,8 @@ def save(classifier: "Classifier", folder: Path) -> Path:
     write_base(base, folder)
     if isinstance(fitted, InnerLoop):
         tensors = _examples(fitted.support)
+    elif isinstance(fitted, Together):
+        tensors = {"sums": fitted.sums}
     else:
         assert isinstance(fitted, Linear)
         tensors = {name: getattr(fitted.head, name) for name in ("centre", "weight", "bias")}
@@ -64,12 +66,15 @@ def load(kind: type["Classifier"], folder: Path, device: str) -> Any:
     about = description.classifier if description else None
     if about is None:
         raise UserError(f"{folder}: no classifier is there; make one by `distmeta adapt` or Classifier.save")
-    classifier = kind(folder, method=about["method"], device=device)
+    together = about["method"] == TOGETHER
+    classifier = kind(folder, method=AUTO if together else about["method"], queries_together=together, device=device)
     base = load_base(about["network"], str(folder), device_of(device))
     tensors = read_tensors(folder / ADAPTED)
     classifier.classes_ = np.array(about["classes"])
     if "centre" in tensors:
         classifier.fitted_ = Linear(base, Head(*(tensors[name] for name in ("centre", "weight", "bias"))))
+    elif "sums" in tensors:
+        classifier.fitted_ = Together(base, tensors["sums"])
     else:
         classifier.fitted_ = InnerLoop.of(base, _support(tensors, len(classifier.classes_)))
     classifier.choice_ = Choice(about["network"], about["method"], about["why"], ())

@@ -23,9 +23,9 @@ def nearest_prototype(support: Features, support_labels: Labels, query: Features
     unscaled features the latter lost 8 points on a sentence encoder). Shapes (..., support, width), (..., support),
     (..., query, width), where what stands in front are episodes; returns (..., query).
     """
-    own, others = _unit_length(_tensor(support)), _unit_length(_tensor(query))
+    own, others = unit_length(as_tensor(support)), unit_length(as_tensor(query))
     of_class = torch.nn.functional.one_hot(torch.from_numpy(support_labels), n_way).to(own.dtype).mT
-    prototypes = _unit_length(of_class @ own / of_class.sum(-1, keepdim=True))
+    prototypes = unit_length(of_class @ own / of_class.sum(-1, keepdim=True))
     return (others @ prototypes.mT).argmax(-1).numpy()
 
 
@@ -37,16 +37,16 @@ def logistic_regression(support: Features, support_labels: Labels, query: Featur
     whose features all point nearly one way, as an untrained one's do, the centring is worth 3 points (5-shot). Shapes
     as of `nearest_prototype`.
     """
-    own, others = _unit_length(_tensor(support)), _unit_length(_tensor(query))
+    own, others = unit_length(as_tensor(support)), unit_length(as_tensor(query))
     centre = own.mean(-2, keepdim=True)
-    own, others = _unit_length(own - centre), _unit_length(others - centre)
+    own, others = unit_length(own - centre), unit_length(others - centre)
     return _fit_and_predict(own @ own.mT, support_labels, others @ own.mT, n_way)
 
 
 def fit_and_predict(products: Features, labels: Labels, query_products: Features, n_way: int) -> Labels:
     """Predicts query examples by a logistic regression, from the inner products of the support examples with each other
     and with the query's: (..., support, support), (..., support), (..., query, support); returns (..., query)."""
-    return _fit_and_predict(_tensor(products), labels, _tensor(query_products), n_way)
+    return _fit_and_predict(as_tensor(products), labels, as_tensor(query_products), n_way)
 
 
 def _fit_and_predict(products: Tensor, labels: Labels, query_products: Tensor, n_way: int) -> Labels:
@@ -56,11 +56,12 @@ def _fit_and_predict(products: Tensor, labels: Labels, query_products: Tensor, n
     return scores.argmax(2).reshape(query_products.shape[:-1]).numpy()
 
 
-def _tensor(values: Features) -> Tensor:
+def as_tensor(values: Features) -> Tensor:
+    """The numbers in fp32."""
     return torch.from_numpy(np.asarray(values, np.float32))
 
 
-def _unit_length(rows: Tensor) -> Tensor:
+def unit_length(rows: Tensor) -> Tensor:
     """The rows scaled to length 1; those of zeros stay."""
     length = rows.norm(dim=-1, keepdim=True)
     return rows / torch.where(length == 0, 1.0, length)

@@ -24,6 +24,8 @@ class EvaluateConfig(Section):
     class_names: bool | None = None
     """Whether the name of each class is one more support example (`tasks.class_names`, or the name alone); unset: as in
     training."""
+    queries_together: bool = False
+    """Also score each network with the queries of an episode seen together: a row of its own, `queries-together`."""
     inner_steps: int | None = Field(default=None, ge=1)
     """Steps of the inner loop; unset: as in training."""
     language_model_baseline: bool = False

@@ -24,8 +24,7 @@ def what_was_used(config: Config, overlap: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "encoder": config.model.name_or_path or f"a new {new}, trained from nothing",
         "class_names": bool(config.evaluate.class_names),
-        # Nothing here looks at more than one query at a time.
-        "queries_together": False,
+        "queries_together": config.evaluate.queries_together,
         **{name: overlap[key] for name, key in counts.items() if key in overlap},
     }
 

@@ -16,9 +16,10 @@ from distmeta.evaluate.episodes import Episode
 from distmeta.evaluate.features import Features
 from distmeta.evaluate.fine_tuning import FineTuningUnit, fine_tune
 from distmeta.evaluate.networks import OfFeatures, Place, ScoredNetwork, Tokens, load
-from distmeta.evaluate.results import Use
+from distmeta.evaluate.results import TOGETHER, Use
 from distmeta.evaluate.score import EpisodeScore
 from distmeta.evaluate.tf_idf import TfIdf
+from distmeta.evaluate.together import nearest_moved_prototype
 from distmeta.meta.threads import in_threads
 from distmeta.tasks.episode import Task
 
@@ -51,10 +52,14 @@ class Method:
 
 
 def methods_of(
-    network: ScoredNetwork, tokens: Sequence[Tokens], features: Callable[[], Features], executor: Executor
+    network: ScoredNetwork,
+    tokens: Sequence[Tokens],
+    features: Callable[[], Features],
+    executor: Executor,
+    queries_together: bool = False,
 ) -> list[Method]:
     """The methods that use a network, which has these tokens for each text; its frozen `features` are asked for by
-    those that need them."""
+    those that need them. That of all `queries_together` is one where it is asked for."""
 
     def frozen(use: Use, predict: Callable[..., np.ndarray]) -> Method:
         def scores(episodes: Sequence[Episode]) -> Iterator[EpisodeScore]:
@@ -80,6 +85,8 @@ def methods_of(
         frozen("prototype", nearest_prototype),
         frozen("logistic-regression", logistic_regression),
     ]
+    if queries_together:
+        found.append(frozen(TOGETHER, nearest_moved_prototype))
     if network.fine_tuning_episodes:
         found.append(Method(network.name, "fine-tuning", fine_tuning, episodes=network.fine_tuning_episodes))
     return found

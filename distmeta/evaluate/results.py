@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Use = Literal["inner-loop", "prototype", "logistic-regression", "fine-tuning"]
+Use = Literal["inner-loop", "prototype", "logistic-regression", "queries-together", "fine-tuning"]
 NETWORK_USES: tuple[Use, ...] = ("inner-loop", "prototype", "logistic-regression")
-USES: tuple[Use, ...] = (*NETWORK_USES, "fine-tuning")
+TOGETHER: Use = "queries-together"
+"""What sees the queries of an episode together, another question than one at a time: no verdict is about it."""
+USES: tuple[Use, ...] = (*NETWORK_USES, TOGETHER, "fine-tuning")
 """In the order of a table."""
 
 

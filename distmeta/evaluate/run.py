@@ -54,6 +54,7 @@ def score_networks(
     say: Callable[[str], None],
     *,
     executor: Executor,
+    queries_together: bool = False,
     work: Path | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -84,7 +85,7 @@ def score_networks(
             continue
         tokens = network.encode(texts.examples)
         features = cache(partial(compute_features, network, tokens, executor, work, is_stopped))
-        for method in methods_of(network, tokens, features, executor):
+        for method in methods_of(network, tokens, features, executor, queries_together):
             names.append(method.name)
             if method.use != "fine-tuning":  # which is asked for of one of them alone
                 uses[network.name].append(method.use)
@@ -177,7 +178,15 @@ def evaluate_networks(
         Interrupted: `is_stopped` said so before the end.
     """
     groups = read_pairs(options.similarity, options.similarity_pairs) if options.similarity else {}
-    score_networks(networks, asked, say, executor=executor, work=work, is_stopped=is_stopped)
+    score_networks(
+        networks,
+        asked,
+        say,
+        executor=executor,
+        queries_together=options.queries_together,
+        work=work,
+        is_stopped=is_stopped,
+    )
     same, more = find_same(networks), {}
     if options.similarity:
         distinct = [network for network in networks if network.name not in same]

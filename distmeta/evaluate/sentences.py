@@ -80,7 +80,7 @@ def describe_used(report: Mapping[str, Any]) -> list[str]:
         for key in ("unlabelled_test_texts", "texts_seen_in_training")
     )
     names = "class names" if used["class_names"] else "no class names"
-    queries = "queries together" if used["queries_together"] else "each query by itself"
+    queries = "each query by itself" + (" but in queries-together" if used["queries_together"] else "")
     return [
         f"Used: {used['encoder']}; {names}; {queries}; {read} test texts as unlabelled text; {seen} test texts in "
         "training tasks."

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distmeta.evaluate.kept import other_corpus
-from distmeta.evaluate.results import USES, MethodResult
+from distmeta.evaluate.results import TOGETHER, USES, MethodResult
 from distmeta.evaluate.sentences import (
     bounds,
     describe_similarity,
@@ -50,6 +50,7 @@ def evaluation_report(
     same = dict(same or {})
     in_order = sorted(results, key=lambda result: USES.index(result.use))
     by_name = {result.name: result for result in in_order}
+    alone = [result for result in in_order if result.use != TOGETHER]
     return {
         "split": split,
         "n_way": n_way,
@@ -57,8 +58,8 @@ def evaluation_report(
         "query_per_class": query_per_class,
         "episodes": max(len(result.accuracy) for result in in_order),
         "methods": [_method(result, by_name) for result in in_order],
-        "verdict": verdict(in_order, judged, rivals, same.get(judged)),
-        "verdicts": _verdicts(in_order, by_name, judged, against),
+        "verdict": verdict(alone, judged, rivals, same.get(judged)),
+        "verdicts": _verdicts(alone, by_name, judged, against),
         "same": same,
     }
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from distmeta.evaluate.kept import other_corpus
 from distmeta.evaluate.overlap import describe_overlap
+from distmeta.evaluate.results import TOGETHER
 from distmeta.evaluate.sentences import describe_similarity, describe_used, episodes_text, findings, same_networks
 from distmeta.report.blocks import Cell, Column, Section, Table
 from distmeta.report.read import Json
@@ -60,7 +61,8 @@ def best_method(evaluation: Json | None) -> list[str]:
     """A line about the highest accuracy of the table, whoever has it; none without a table."""
     if not evaluation:
         return []
-    method = max(evaluation["methods"], key=lambda method: method["accuracy"])
+    alone = [method for method in evaluation["methods"] if method["use"] != TOGETHER]
+    method = max(alone, key=lambda method: method["accuracy"])
     return [f"Highest accuracy of the table: {method['name']}, {score(method, 'accuracy')}."]
 
 
