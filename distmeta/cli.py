@@ -280,7 +280,7 @@ def report(
         typer.Argument(
             metavar="DIR...",
             parser=lambda text: local_path(text, "DIR"),
-            help="Runs, one sweep, or one --output of evaluate.",
+            help="Runs, one sweep, one --output of evaluate, or what `adapt` has written.",
         ),
     ],
     output: Annotated[

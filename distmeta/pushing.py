@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+from distmeta.adapt.account import FILE as ACCOUNT
 from distmeta.errors import UserError, first_line
 from distmeta.models.description import FILE
 from distmeta.rundir import RunDirectory
+
+PRIVATE = [ACCOUNT, "report.html"]
+"""Files that have texts of a user's examples."""
 
 
 def push(directory: Path, name: str, *, public: bool) -> str:
@@ -23,7 +27,7 @@ def push(directory: Path, name: str, *, public: bool) -> str:
         raise UserError("push: you are not logged in to the Hugging Face hub: run `hf auth login`, or set HF_TOKEN")
     try:
         address = hub.create_repo(name, private=not public, exist_ok=True)
-        hub.upload_folder(repo_id=address.repo_id, folder_path=folder)
+        hub.upload_folder(repo_id=address.repo_id, folder_path=folder, ignore_patterns=PRIVATE)
     except Exception as error:  # whatever the hub or the way there may raise
         raise UserError(f"push: {name}: {first_line(error)}") from None
     return str(address)

@@ -153,7 +153,7 @@ class Imagined(Trials):
         self.support = Support([((1,), -1)] * (2 * each), np.arange(2 * each) % 2, 2)
         self.bases = dict.fromkeys(network for network, _ in shares)
         self.names = None
-        self._rounds = folds(self.support.labels)
+        self.rounds = folds(self.support.labels)
 
     def _tried(self, network, method, some):
         rows = np.concatenate([fold.test for fold in some])

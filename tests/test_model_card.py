@@ -10,7 +10,7 @@ from distmeta import Classifier
 from distmeta.errors import UserError
 from distmeta.model_card import write_card
 from distmeta.pipeline import export
-from distmeta.pushing import push
+from distmeta.pushing import PRIVATE, push
 from distmeta.run_evaluation import evaluate
 from distmeta.rundir import RunDirectory
 from tests.commands import distmeta_here
@@ -97,7 +97,8 @@ def test_a_run_is_pushed_as_the_network_that_it_keeps_and_privately(run, hub):
     assert push(run.path, "mine", public=False) == "https://hub/mine"
     create, upload = hub.calls
     assert create == ("create", "mine", {"private": True, "exist_ok": True})
-    assert upload == ("upload", {"repo_id": "me/mine", "folder_path": run.model})
+    assert upload == ("upload", {"repo_id": "me/mine", "folder_path": run.model, "ignore_patterns": PRIVATE})
+    assert "adaptation.json" in PRIVATE, "it has texts of the examples"
 
 
 def test_who_is_not_logged_in_is_told(run, monkeypatch):

@@ -226,6 +226,32 @@ def test_labels_that_are_numbers_stay_such(project, tmp_path):
     assert [row["label"] for row in read_table(tmp_path / "out.parquet")] == [1, None]
 
 
+# The page
+
+
+def test_a_page_shows_what_was_seen_of_the_examples(project):
+    about = json.loads((project / "mine" / "adaptation.json").read_text())
+    assert (about["examples"], sum(map(sum, about["confusion"]))) == ([4, 4, 4], pytest.approx(12, abs=0.05))
+    diagonal = sum(about["confusion"][number][number] for number in range(3))
+    assert diagonal / 12 == pytest.approx(about["accuracy"], abs=0.01)
+    assert [each["examples"] for each in about["growth"]] == [1, 2, 3]
+    hardest = [each["probability"] for each in about["hardest"]]
+    assert hardest == sorted(hardest)
+    assert len(hardest) == 12
+    done = distmeta_here("report", "mine", cwd=project)
+    page = Path(done.stdout.strip()).read_text()
+    for text in ("How often is it right?", "Would more examples pay?", "class b", about["hardest"][0]["text"]):
+        assert text in page
+
+
+def test_a_page_of_one_example_each_says_what_is_not_known(project, tmp_path):
+    (tmp_path / "one.csv").write_text("sentence,class\nbin dor,a\nkast lin,b\n")
+    adapt(project, "--output", str(tmp_path / "one"), examples=str(tmp_path / "one.csv"))
+    page = Path(distmeta_here("report", tmp_path / "one", cwd=project).stdout.strip()).read_text()
+    assert "Not known yet." in page
+    assert "each class has one example, so that none could be left out" in page
+
+
 # In parts
 
 

@@ -78,13 +78,13 @@ class Trials:
     def __init__(self, bases: Sequence[Base], support: Support, seed: int, names: Support | None = None) -> None:
         self.bases = {base.name: base for base in bases}
         self.support, self.names = support, names
-        self._rounds = folds(support.labels, seed, least=1 if names else 2)
+        self.rounds = folds(support.labels, seed, least=1 if names else 2)
         self._features: dict[str, NDArray[np.floating]] = {}
 
     @property
     def can_be_told(self) -> bool:
         """Whether any class has two examples."""
-        return bool(self._rounds)
+        return bool(self.rounds)
 
     def features(self, network: str) -> NDArray[np.floating]:
         """Of the examples, and of the names behind them."""
@@ -105,19 +105,19 @@ class Trials:
 
     def all(self, network: str, method: str) -> Tried:
         """What comes of all rounds of folds."""
-        return self._tried(network, method, list(chain.from_iterable(self._rounds)))
+        return self._tried(network, method, list(chain.from_iterable(self.rounds)))
 
     def within(self, network: str, method: str, until: float) -> Tried | None:
         """The same of one round, as far as the time goes; None where a fold and the last fit would not end in time."""
         done: list[Fold] = []
         parts: list[Tried] = []
-        for fold in self._rounds[0]:
+        for fold in self.rounds[0]:
             slowest = max((part.seconds for part in parts), default=0.0)
             if time.monotonic() + 2 * slowest > until:
                 break
             parts.append(self._tried(network, method, [fold]))
             done.append(fold)
-        if len(done) < min(2, len(self._rounds[0])):
+        if len(done) < min(2, len(self.rounds[0])):
             return None
         rows, scores = np.concatenate([part.rows for part in parts]), np.concatenate([part.scores for part in parts])
         return Tried(network, method, rows, scores, float(np.mean([part.seconds for part in parts])))

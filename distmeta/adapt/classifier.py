@@ -45,6 +45,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: the labels, sorted.
         choice_: what was chosen, and why.
+        trials_: what it was chosen by, not there in one that was loaded.
         temperature_: scores are divided by it before they become probabilities; 1 where nothing was there to fit it on.
     """
 
@@ -87,7 +88,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             raise UserError(f"labels: give examples of two classes or more, there is {len(self.classes_)}")
         bases = load_bases(str(self.model), device_of(self.device))
         support = Support(bases[0].encode(texts), numbers.astype(np.int64), len(self.classes_))
-        trials = Trials(bases, support, self.seed, self._names(bases[0], is_pair=len(texts[0]) == 2))
+        trials = self.trials_ = Trials(bases, support, self.seed, self._names(bases[0], is_pair=len(texts[0]) == 2))
         method = TOGETHER if self.queries_together else self.method
         self.choice_: Choice = choose(trials, method, self.seconds, bases[0].description.shown)
         self.fitted_: Fitted = trials.fit(self.choice_.network, self.choice_.method)

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from distmeta.adapt.account import FILE as ACCOUNT
+from distmeta.adapt.account import account
 from distmeta.adapt.choose import Choice
 from distmeta.adapt.classifier import TEXTS_AT_A_TIME, Classifier
 from distmeta.adapt.examples import read_examples
 from distmeta.adapt.rows import WRITTEN, Row, Table, format_of, writer
 from distmeta.adapt.words import warning
 from distmeta.errors import UserError
+from distmeta.files import write_json
 
 Say = Callable[[str], None]
 
@@ -76,7 +79,10 @@ def adapt(
             yield told
     else:
         yield "probabilities are not calibrated: that takes two examples of a class"
-    yield f"kept in {classifier.save(output)}"
+    folder = classifier.save(output)
+    about = account(classifier.trials_, choice, classifier.temperature_, found.texts, found.labels)
+    write_json(folder / ACCOUNT, about)
+    yield f"kept in {folder}; `distmeta report {folder}` makes a page of what was seen"
 
 
 def _table(choice: Choice, labels: np.ndarray) -> Iterator[str]:

@@ -8,6 +8,7 @@ import jinja2
 from distmeta.errors import UserError
 from distmeta.files import write_output
 from distmeta.report.blocks import Page
+from distmeta.report.classifier_page import classifier_page, is_classifier, read_classifier
 from distmeta.report.compare_page import compare_page
 from distmeta.report.evaluations_page import evaluations_page, has_evaluations, read_evaluations
 from distmeta.report.read import read_run, read_sweep
@@ -17,7 +18,7 @@ from distmeta.sweep.directory import is_sweep
 
 
 def write_report(directories: Sequence[Path], output: Path | None = None) -> Path:
-    """Writes the page of a run, of a sweep, of evaluations, or of several runs side by side; returns the file.
+    """Writes the page of a run, a sweep, evaluations, a classifier, or several runs side by side; returns the file.
 
     The default file is `report.html` in the first directory.
 
@@ -49,6 +50,8 @@ def _page(paths: Sequence[Path]) -> Page:
     if sweeps and len(paths) > 1:
         raise UserError(f"{sweeps[0]}: is a sweep, which has a page of its own; name it alone, or only runs")
     names = _names(paths)
+    if len(paths) == 1 and is_classifier(paths[0]):
+        return classifier_page(read_classifier(paths[0]), names[0])
     if len(paths) == 1 and has_evaluations(paths[0]):
         return evaluations_page(read_evaluations(paths[0], names[0]))
     if sweeps:
