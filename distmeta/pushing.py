@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distmeta.adapt.account import FILE as ACCOUNT
+from distmeta.adapt.files import ACCOUNT
 from distmeta.errors import UserError, first_line
 from distmeta.models.description import FILE
 from distmeta.rundir import RunDirectory

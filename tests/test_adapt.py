@@ -1,7 +1,5 @@
 """A classifier from a few examples: methods against plain references, the choice among them, its conventions."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -333,16 +331,6 @@ def test_nothing_else_is_overwritten(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="something is there"):
         Classifier(run).fit(*examples(2)).save(tmp_path)
-
-
-def test_it_imports_neither_ray_nor_deepspeed(run):
-    code = (
-        "import sys; from distmeta import Classifier\n"
-        f"Classifier({str(run)!r}).fit(['a b', 'c d', 'a e', 'c f'], [0, 1, 0, 1]).predict(['a'])\n"
-        "print([name for name in ('ray', 'deepspeed', 'wandb') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_a_choice_without_trials_has_nothing_of_its_own():

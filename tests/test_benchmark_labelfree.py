@@ -42,6 +42,7 @@ def arguments(tmp_path):
     return [*called, "--labelled", "topics", str(labelled), str(tmp_path)]
 
 
+@pytest.mark.slow
 def test_arms_on_tiny_text(benchmark, arguments, tmp_path, capsys):
     before = torch.get_num_threads()
     assert benchmark.main([*arguments, "--arms", *ARMS]) == 0

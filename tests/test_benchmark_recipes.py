@@ -121,6 +121,7 @@ def test_a_point_is_worth_what_its_best_network_gains_in_all_uses(benchmark):
     assert (worth, network) == (pytest.approx(0.2), "50% start")
 
 
+@pytest.mark.slow
 def test_a_table(benchmark, data, capsys):
     arguments = ["--table", "--algorithm", "protonet", "multitask", "--set", "train.outer_steps=10"]
     assert benchmark.main(options(data, "--set", "meta.outer_lr=0.01", *arguments)) == 0

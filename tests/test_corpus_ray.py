@@ -22,12 +22,11 @@ from tests.preparing import prepare_small
 from tests.test_corpus_mixture import prepare_mixture
 
 ingest.UNIT_BYTES = 1
-for cpus in (1, 2):
-    ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, log_to_driver=False)
-    prepare_small(Path(f"{sys.argv[2]}{cpus}"), [Path(sys.argv[1])], executor=RayExecutor())
-    if cpus == 2:
-        prepare_mixture(Path(f"{sys.argv[2]}-mixture"), json.loads(sys.argv[3]), executor=RayExecutor())
-    ray.shutdown()
+cpus = int(sys.argv[4])
+ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, log_to_driver=False)
+prepare_small(Path(sys.argv[2]), [Path(sys.argv[1])], executor=RayExecutor())
+if cpus == 2:
+    prepare_mixture(Path(f"{sys.argv[2]}-mixture"), json.loads(sys.argv[3]), executor=RayExecutor())
 """
 
 
@@ -40,9 +39,8 @@ def files_of(directory: Path) -> dict[str, str]:
     }
 
 
-def test_one_process_and_ray_on_one_and_two_cpus_make_the_same_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("cpus", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_one_process_and_ray_make_the_same_files(cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         file = write_sentences(tmp_path / "in" / f"{number}.txt", 120)
         file.write_text(file.read_text().replace("our", str(number)))
@@ -55,7 +53,7 @@ def test_one_process_and_ray_on_one_and_two_cpus_make_the_same_files(
     expected_mixture = files_of(tmp_path / "local-mixture")
     assert len(json.loads((tmp_path / "local/manifest.json").read_text())["segment_parts"]) == 5
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "in"), str(tmp_path / "ray"), json.dumps(mixture)],
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "in"), str(tmp_path / "ray"), json.dumps(mixture), str(cpus)],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
@@ -64,6 +62,6 @@ def test_one_process_and_ray_on_one_and_two_cpus_make_the_same_files(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for cpus in (1, 2):
-        assert files_of(tmp_path / f"ray{cpus}") == expected
-    assert files_of(tmp_path / "ray-mixture") == expected_mixture
+    assert files_of(tmp_path / "ray") == expected
+    if cpus == 2:
+        assert files_of(tmp_path / "ray-mixture") == expected_mixture

@@ -99,7 +99,7 @@ def _resume_all(runs: Path, folder: Path, sizes: tuple[int, ...]) -> None:
                 engine.close()
 
 
-@pytest.mark.parametrize("size", WORLDS)
+@pytest.mark.parametrize("size", [*WORLDS[:-1], pytest.param(WORLDS[-1], marks=pytest.mark.slow)])
 def test_resumes_on_any_number_of_workers_at_any_stage(
     worlds: dict[int, World], runs: Path, tmp_path: Path, size: int
 ) -> None:

@@ -59,7 +59,7 @@ ONE, TWO, THREE = (2,), (2, 1), (1, 0, 1)  # tasks of each worker
             if (model_type, adapt) != ("bert", "lora")
         ),
         ("bert", "lora", ONE),
-        ("bert", "chosen", TWO),
+        pytest.param("bert", "chosen", TWO, marks=pytest.mark.slow),
         ("gpt2", "bias", THREE),
     ],
 )

@@ -90,6 +90,7 @@ def _memory() -> tuple[int, int, int, int]:
     return numbers, largest, gathered.most, engine.most - before
 
 
+@pytest.mark.slow
 def test_no_worker_ever_holds_the_network(worlds: dict[int, World]) -> None:
     numbers, largest, gathered, extra = worlds[2].run(_memory)
     print(f"of {numbers} numbers at most {gathered} gathered, {extra} bytes held beside the partitions")

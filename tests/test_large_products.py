@@ -102,6 +102,7 @@ def test_rows_are_not_kept_for_a_weight_that_is_not_trained():
     assert saved[1] is weight
 
 
+@pytest.mark.slow
 def test_products_of_ever_new_lengths_take_no_more_memory():
     """oneDNN keeps what it compiles: 300 lengths would take 300 MB and more."""
     code = """

@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import importlib, pkgutil, sys
-for name in ("tasks", "compute", "models", "meta", "evaluate", "tracking", "corpus"):
+for name in ("tasks", "compute", "models", "meta", "evaluate", "tracking", "corpus", "adapt"):
     package = importlib.import_module(f"distmeta.{name}")
     for module in pkgutil.iter_modules(package.__path__, f"distmeta.{name}."):
         importlib.import_module(module.name)

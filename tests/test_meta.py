@@ -321,7 +321,10 @@ def test_first_order_memory_does_not_grow_with_inner_steps(computation, algorith
     assert peaks[2] - peaks[0] <= 1.05 * copies * adapted
 
 
-@pytest.mark.parametrize(("computation", "layers", "width"), [("plain", 2, 32), ("packed", 2, 32), ("packed", 4, 256)])
+@pytest.mark.parametrize(
+    ("computation", "layers", "width"),
+    [("plain", 2, 32), ("packed", 2, 32), pytest.param("packed", 4, 256, marks=pytest.mark.slow)],
+)
 def test_second_order_memory_with_recomputation(computation, layers, width):
     """At 20 steps at most half as much again as at 5, where keeping the graph takes three times as much: where
     activations are what counts, and where fast weights are."""

@@ -121,7 +121,10 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     world.close()
 
 
-@pytest.mark.parametrize(("world", "stage"), [(1, 0), (1, 2), (1, 3), (3, 1), (3, 2), (3, 3)], indirect=["world"])
+BETWEEN = [pytest.param(3, stage, marks=pytest.mark.slow) for stage in (1, 2)]
+
+
+@pytest.mark.parametrize(("world", "stage"), [(1, 0), (1, 2), (1, 3), (3, 3), *BETWEEN], indirect=["world"])
 def test_an_engine_holds_what_the_formulas_say(world: tuple[int, World], stage: int):
     workers, processes = world
     numbers, resident, most = processes.run(engine_bytes, stage)
@@ -131,7 +134,7 @@ def test_an_engine_holds_what_the_formulas_say(world: tuple[int, World], stage: 
     assert most == pytest.approx(states.peak, rel=0.1)
 
 
-@pytest.mark.parametrize(("world", "stage"), [(1, 3), (3, 1), (3, 3)], indirect=["world"])
+@pytest.mark.parametrize(("world", "stage"), [(1, 3), (3, 3), BETWEEN[0]], indirect=["world"])
 def test_with_offloading_the_host_holds_what_the_formulas_say(world: tuple[int, World], stage: int):
     """On a CPU the host's memory is the worker's, and both add up to what is measured."""
     workers, processes = world

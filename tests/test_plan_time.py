@@ -140,6 +140,7 @@ def test_the_share_of_successive_halving(max_steps: int, grace: int, factor: int
 # The plan against what happens
 
 
+@pytest.mark.slow
 def test_steps_are_run_and_what_the_command_takes_is_added_up(opened: tuple[Config, RunDirectory]):
     config, run = opened[0].model_copy(deep=True), opened[1]
     largest = torch.ones(10**9 // FLOAT)  # a calibration is not to count what the process that asks for it once held

@@ -114,8 +114,9 @@ def test_two_workers_equal_one_process(algorithm, adapt, more, stage, bound, wor
 
 @pytest.mark.parametrize(
     ("algorithm", "adapt", "bound"),
-    [("fomaml", "lora", 5e-6), pytest.param("maml", "bias", 2e-5, marks=pytest.mark.slow)],
+    [("fomaml", "lora", 5e-6), ("maml", "bias", 2e-5)],
 )
+@pytest.mark.slow  # their gradients are held in test_engine_sharded
 def test_weights_that_stay_partitioned_come_to_the_same(algorithm, adapt, bound, worlds, corpus, tmp_path):
     """Three workers, of which one has two tasks; language modelling, validation and a resume included."""
     config = configure(
@@ -179,7 +180,7 @@ def test_workers_share_the_tasks_out(corpus):
 # Resuming
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)), 3])
 def test_a_checkpoint_is_resumed_by_other_workers_at_another_stage(stage, worlds, corpus, tmp_path):
     """Case C1: from two workers to one and from one to two; to the bit where their number stays."""
 
@@ -232,7 +233,7 @@ def test_the_warm_up_trains_the_language_model_alone(worlds, corpus, tmp_path):
     assert not any("lm_loss" in row for row in run_steps(worlds[1], without, tmp_path / "without"))
 
 
-@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("model_type", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_bf16_follows_fp32(model_type, worlds, corpus, tmp_path):
     """Case C2: small updates are kept, and the last outer loss is close."""
     model = tiny_config(corpus)["model"]["config"] if model_type == "bert" else GPT2

@@ -12,8 +12,6 @@ from distmeta.adapt.choose import Choice, Trials, Tried
 from distmeta.adapt.methods import FROZEN
 from distmeta.evaluate.statistics import classification_scores
 
-FILE = "adaptation.json"
-"""In the folder of a classifier. It has texts of the examples, and is not pushed to a hub."""
 HARDEST = 20
 SHOWN = 200
 """Characters of a text."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distmeta.adapt.account import FILE as ACCOUNT
 from distmeta.adapt.account import account
 from distmeta.adapt.choose import Choice
 from distmeta.adapt.classifier import TEXTS_AT_A_TIME, Classifier
 from distmeta.adapt.examples import read_examples
+from distmeta.adapt.files import ACCOUNT
 from distmeta.adapt.rows import WRITTEN, Row, Table, format_of, writer
 from distmeta.adapt.words import warning
 from distmeta.errors import UserError

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distmeta.adapt.base import Base, load_base
 from distmeta.adapt.choose import AUTO, Choice
+from distmeta.adapt.files import ADAPTED
 from distmeta.adapt.methods import TOGETHER, InnerLoop, Linear, Support, Together
 from distmeta.errors import UserError
 from distmeta.evaluate.head import Head
@@ -20,9 +21,6 @@ from distmeta.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from distmeta.adapt.classifier import Classifier
-
-ADAPTED = "classifier.safetensors"
-"""The head; of an inner loop, the tokens and labels of the examples instead."""
 
 
 def save(classifier: "Classifier", folder: Path) -> Path:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from distmeta.adapt.account import FILE
+from distmeta.adapt.files import ACCOUNT
 from distmeta.errors import UserError
 from distmeta.report.blocks import Cell, Column, Page, Picture, Section, Table
 from distmeta.report.drawing import BLACK, LINES, drawing, percent_axis
@@ -16,7 +16,7 @@ MOST_CLASSES = 40
 
 def is_classifier(path: Path) -> bool:
     """Whether a folder holds a classifier and what was seen of it."""
-    return (path / FILE).exists()
+    return (path / ACCOUNT).exists()
 
 
 def read_classifier(path: Path) -> Json:
@@ -26,10 +26,10 @@ def read_classifier(path: Path) -> Json:
         UserError: it cannot be read.
     """
     try:
-        found: Json = json.loads((path / FILE).read_text(encoding="utf-8"))
+        found: Json = json.loads((path / ACCOUNT).read_text(encoding="utf-8"))
         return found
     except ValueError as error:
-        raise UserError(f"{path / FILE}: cannot be read ({error}); make the classifier again") from None
+        raise UserError(f"{path / ACCOUNT}: cannot be read ({error}); make the classifier again") from None
 
 
 def classifier_page(found: Json, name: str) -> Page:
