@@ -106,16 +106,15 @@ class DataSet:
         for text, label in dict.fromkeys(rows):
             by_class[label].append(text)
         random = np.random.default_rng(SEED)
-        test = (
-            [(text, self._short(label)) for text, label in self.rows(folder, self.test or {}, self.label)]
-            if self.test
-            else []
-        )
+        other = self.rows(folder, self.test, self.label) if self.test else []
+        test = [(text, self._short(label)) for text, label in other]
         chosen = {label: random.permutation(len(texts)) for label, texts in by_class.items()}
         if not test:
-            each = max(1, QUERIES // len(by_class))
-            test = [(by_class[label][row], label) for label, order in chosen.items() for row in order[:each]]
-            chosen = {label: order[each:] for label, order in chosen.items()}
+            # Of a small class at most half, so that there is something to draw.
+            most = max(1, QUERIES // len(by_class))
+            ends = {label: min(most, len(order) // 2) for label, order in chosen.items()}
+            test = [(by_class[label][row], label) for label, order in chosen.items() for row in order[: ends[label]]]
+            chosen = {label: order[ends[label] :] for label, order in chosen.items()}
         test = [test[row] for row in random.permutation(len(test))[:QUERIES]]
         for _ in range(draws):
             picked = {label: random.permutation(order)[:shots] for label, order in chosen.items()}
