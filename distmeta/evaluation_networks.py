@@ -6,6 +6,7 @@ from pathlib import Path
 from distmeta.config import Config, load_config, with_values
 from distmeta.errors import UserError
 from distmeta.evaluate.networks import Candidate, Model
+from distmeta.models.description import Description
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, check_weights, resolve
 
@@ -33,7 +34,10 @@ def _model(path: str, name: str, config: Config, say: Say) -> Model:
     folder = Path(path).expanduser()
     source = str(folder.resolve()) if folder.exists() else path
     try:
-        made = resolve(with_values(config, {"model.name_or_path": source, "meta.lm_weight": 0.0}))
+        described = Description.read(folder) if folder.is_dir() else None
+        pooling = described.pooling if described and config.model.pooling == "auto" else config.model.pooling
+        values = {"model.name_or_path": source, "model.pooling": pooling, "meta.lm_weight": 0.0}
+        made = resolve(with_values(config, values))
         lines = check_weights(made) or ""
     except UserError as error:
         told = str(error).replace("model.name_or_path: ", "", 1)

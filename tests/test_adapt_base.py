@@ -11,13 +11,15 @@ import torch
 from distmeta.adapt.base import AVERAGE, NETWORK, STARTING, TRAINED, load_base, load_bases
 from distmeta.adapt.methods import InnerLoop, Support
 from distmeta.compute.batch import collate_tokens
+from distmeta.config import load_config
 from distmeta.errors import UserError
 from distmeta.evaluate.networks import RunPlace
+from distmeta.evaluation_networks import models_of
 from distmeta.models.description import FILE, Description, show
 from distmeta.pipeline import write_models
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
-from tests.runs import begun_run
+from tests.runs import begun_run, quiet
 
 CPU = torch.device("cpu")
 TEXTS = [("bin dor topicao n1",), ("kast lin topicbu",), ("fen fon dix topicao mir",), ("topicbo n2 gor",)] * 2
@@ -106,6 +108,16 @@ def test_the_pooling_of_a_folder_of_sentence_transformers_is_its_own(run, tmp_pa
     (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20}))
     assert Description.read(tmp_path) == Description("first", 20)
     assert Description.read(run.model).pooling == "mean"
+
+
+def test_an_evaluation_of_a_folder_reads_texts_as_the_folder_says(tmp_path):
+    run = exported(tmp_path, model={"pooling": "first"})
+    config = load_config(None, ["tasks.label_column=label"])
+    (network,) = models_of([str(run.model)], config, quiet)
+    assert network.config.model.pooling == "first"
+    config.model.pooling = "last"
+    (network,) = models_of([str(run.model)], config, quiet)
+    assert network.config.model.pooling == "last", "who asks for another has another"
 
 
 def test_what_a_later_version_wrote_is_refused(tmp_path):
