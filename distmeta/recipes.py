@@ -1,8 +1,8 @@
 """Recipes: what settings are that are left unset, by the algorithm and by whether the model is loaded or new.
 
 Rates that a new model needs destroy in a few steps what a loaded one knows. What was measured of those of loaded
-models, by `jobs/benchmarks/recipes.py`, stands in `jobs/configs/findings.md`. Not measured are those of reptile,
-leopard and metaicl, which are set low, multitask's, which lies between two that were, and `train.patience`.
+models, by `jobs/benchmarks/recipes.py`, stands in `jobs/configs/findings.md`. Not measured are that of metaicl, which
+is set low, and `train.patience`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
