@@ -152,6 +152,10 @@ class Imagined(Trials):
         self.bases = dict.fromkeys(network for network, _ in shares)
         self.names = None
         self.rounds = folds(self.support.labels)
+        self._seconds = {}
+
+    def features(self, network):
+        return np.empty((0, 1))
 
     def _tried(self, network, method, some):
         rows = np.concatenate([fold.test for fold in some])
@@ -192,6 +196,15 @@ def test_what_would_take_too_long_is_not_tried(all_possible):
     assert chosen(shares, took=1000.0).method != "fine-tune"
     assert chosen(shares).method == "fine-tune"
     assert {each.method for each in chosen(shares, took=1000.0).tried} == {"prototype", "logistic-regression"}
+
+
+def test_what_would_take_too_long_is_foreseen_by_what_a_text_takes(all_possible):
+    """Not even a first fold is begun: of thousands of examples it would take minutes."""
+    trials = Imagined({(TRAINED, method): 0.5 for method in METHODS}, 2000)
+    trials._seconds = {TRAINED: 0.01}
+    found = choose(trials, "auto", 100, {})
+    assert {each.method for each in found.tried} == {"prototype", "logistic-regression", "contrastive"}
+    assert {each.method for each in choose(trials, "auto", 10_000, {}).tried} == set(METHODS)
 
 
 def test_of_a_method_that_is_asked_for_the_network_is_chosen(all_possible):

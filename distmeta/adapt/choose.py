@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from distmeta.adapt.base import AVERAGE, NETWORK, STARTING, TRAINED, Base
 from distmeta.adapt.folds import Fold, folds
-from distmeta.adapt.methods import FITS, FROZEN, TOGETHER, Fitted, Scores, Support, why_not
+from distmeta.adapt.methods import CONTRASTIVE_STEPS, FITS, FROZEN, TOGETHER, Fitted, Scores, Support, why_not
 from distmeta.errors import UserError
+from distmeta.evaluate.fine_tuning import MOST_TEXTS, STEPS
 
 AUTO = "auto"
 FIRST = ("logistic-regression", "prototype")
@@ -21,6 +22,17 @@ NETWORKS = (TRAINED, AVERAGE, STARTING, NETWORK)
 """In the order in which they are taken where nothing tells them apart."""
 TUNED = ("inner-loop", "contrastive", "fine-tune")
 """Methods that change the network, each of which takes seconds, in the order in which they are tried."""
+
+
+BACK_AND_FORTH = 3
+"""What a text takes in training, times what it takes for its features."""
+
+
+def texts_seen(method: str, examples: int) -> int:
+    """How many texts go through the network in a fit that changes it, about."""
+    if method == "contrastive":
+        return CONTRASTIVE_STEPS * min(examples, MOST_TEXTS)
+    return max(STEPS * min(examples, MOST_TEXTS), 2 * examples)
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Trials:
         self.support, self.names = support, names
         self.rounds = folds(support.labels, seed, least=1 if names else 2)
         self._features: dict[str, NDArray[np.floating]] = {}
+        self._seconds: dict[str, float] = {}
 
     @property
     def can_be_told(self) -> bool:
@@ -90,7 +103,9 @@ class Trials:
         """Of the examples, and of the names behind them."""
         if network not in self._features:
             tokens = [*self.support.tokens, *(self.names.tokens if self.names else [])]
+            started = time.monotonic()
             self._features[network] = self.bases[network].features(tokens)
+            self._seconds[network] = (time.monotonic() - started) / len(tokens)
         return self._features[network]
 
     def fit(self, network: str, method: str, rows: NDArray[np.int64] | None = None) -> Fitted:
@@ -108,7 +123,12 @@ class Trials:
         return self._tried(network, method, list(chain.from_iterable(self.rounds)))
 
     def within(self, network: str, method: str, until: float) -> Tried | None:
-        """The same of one round, as far as the time goes; None where a fold and the last fit would not end in time."""
+        """The same of one round, as far as the time goes; None where a fold and the last fit would not end in time, as
+        what the network takes for a text foretells."""
+        self.features(network)
+        foreseen = BACK_AND_FORTH * self._seconds.get(network, 0.0) * texts_seen(method, len(self.support.labels))
+        if time.monotonic() + 2 * foreseen > until:
+            return None
         done: list[Fold] = []
         parts: list[Tried] = []
         for fold in self.rounds[0]:
