@@ -13,6 +13,7 @@ from sklearn.preprocessing import FunctionTransformer
 from torch.nn import functional
 
 from distmeta.adapt import choose as choosing
+from distmeta.adapt import words
 from distmeta.adapt.base import AVERAGE, STARTING, TRAINED
 from distmeta.adapt.calibration import calibration_error, fit_temperature, probabilities
 from distmeta.adapt.choose import Choice, Trials, Tried, choose
@@ -220,6 +221,22 @@ def test_with_one_example_each_the_runs_own_evaluation_decides(all_possible):
     found = choose(Imagined(shares, 1), "auto", 10, shown)
     assert (found.network, found.method, found.own) == (STARTING, "prototype", None)
     assert choose(Imagined(shares, 1), "auto", 10, {}).network == TRAINED
+
+
+@pytest.mark.parametrize("most", [2000, 30])
+def test_a_network_that_is_no_better_than_the_words_is_told(most, monkeypatch):
+    """Also where a part of examples that stand by class is compared, of which the first ones would be of one class."""
+    monkeypatch.setattr(words, "MOST_EXAMPLES", most)
+    texts, labels = examples(20)
+    numbers = np.searchsorted(np.unique(labels), labels)
+    rows, pairs = np.arange(60), [(text,) for text in texts]
+    good = Tried("network", "prototype", rows, np.eye(3)[numbers], 0.0)
+    poor = Tried("network", "prototype", rows, np.eye(3)[(numbers + (rows % 2)) % 3], 0.0)
+    told = words.warning(pairs, numbers, 3, poor, 0)
+    assert told.startswith("TF-IDF, which knows no language, is right in ")
+    noise = [(f"n{row}",) for row in rows]
+    assert words.warning(noise, numbers, 3, good, 0) is None
+    assert words.warning([("a",)] * 3, np.arange(3), 3, good, 0) is None
 
 
 # The classifier

@@ -1,9 +1,11 @@
 """What the words alone would do on the same examples: a network that is no better than TF-IDF is worth a warning."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from distmeta.adapt.base import Text
-from distmeta.adapt.choose import Tried, right_of_both
+from distmeta.adapt.choose import Tried
 from distmeta.adapt.folds import folds
 from distmeta.evaluate.baselines import fit_and_predict
 from distmeta.evaluate.tf_idf import TfIdf
@@ -15,15 +17,17 @@ MOST_EXAMPLES = 2000
 def warning(texts: list[Text], labels: np.ndarray, n_way: int, own: Tried, seed: int) -> str | None:
     """A line where TF-IDF predicts as many of the left-out examples as the network does; None where it is worse, or
     nothing could be left out."""
-    found = _tried(texts[:MOST_EXAMPLES], labels[:MOST_EXAMPLES], n_way, seed)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(texts))[:MOST_EXAMPLES])
+    found = _tried([texts[row] for row in chosen], labels[chosen], n_way, seed)
     if found is None:
         return None
-    difference = right_of_both(own, found, labels)
-    if difference.mean() > 0:
+    ours, theirs = own.right(labels), replace(found, rows=chosen[found.rows]).right(labels)
+    both = ~np.isnan(ours - theirs)
+    if not both.any() or ours[both].mean() > theirs[both].mean():
         return None
     return (
-        f"TF-IDF, which knows no language, is right in {found.accuracy(labels):.1%} of the same examples, where the "
-        f"network is in {own.accuracy(labels):.1%}: the words alone may do, or the network does not suit these texts"
+        f"TF-IDF, which knows no language, is right in {theirs[both].mean():.1%} of the same examples, where the "
+        f"network is in {ours[both].mean():.1%}: the words alone may do, or the network does not suit these texts"
     )
 
 
