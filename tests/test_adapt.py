@@ -19,7 +19,7 @@ from distmeta.adapt.calibration import calibration_error, fit_temperature, proba
 from distmeta.adapt.choose import Choice, Trials, Tried, choose
 from distmeta.adapt.classifier import Classifier
 from distmeta.adapt.folds import folds
-from distmeta.adapt.methods import METHODS, Support, contrastive_loss
+from distmeta.adapt.methods import METHODS, Support, contrastive_loss, some_of_each
 from distmeta.errors import UserError
 from distmeta.evaluate.baselines import logistic_regression, nearest_prototype
 from distmeta.evaluate.head import MOST_IN_THE_SPAN, Head
@@ -95,6 +95,15 @@ def test_the_contrastive_loss_is_that_of_the_paper():
         losses.append(-sum(terms) / len(terms))
     assert contrastive_loss(rows, labels) == pytest.approx(float(sum(losses) / len(losses)), rel=1e-5)
     assert contrastive_loss(rows, torch.arange(6)) is None
+
+
+def test_a_contrastive_step_compares_texts_of_the_same_classes():
+    generator = torch.Generator().manual_seed(0)
+    few, many = torch.arange(60) % 3, torch.arange(600) % 100
+    assert len(set(some_of_each(few, generator).tolist())) == 30, "ten of each"
+    step = few.new_tensor(sorted(many[some_of_each(many, generator)].tolist()))
+    assert step.unique(return_counts=True)[1].tolist() == [4] * 8
+    assert sorted(some_of_each(torch.arange(6) // 2, generator).tolist()) == list(range(6)), "all, where they are few"
 
 
 # Cross-validation and calibration
@@ -186,10 +195,29 @@ def test_what_is_better_by_more_than_chance_is_taken(all_possible):
     assert (tuned.network, tuned.method) == (STARTING, "contrastive"), "it is the best network that is changed"
 
 
-def test_where_nothing_tells_them_apart_the_first_is_taken(all_possible):
-    found = chosen({(AVERAGE, "prototype"): 0.51, (TRAINED, "logistic-regression"): 0.5})
+def test_few_examples_weigh_less_than_what_is_usual(all_possible):
+    usual = choosing.USUAL["contrastive"][0]
+    assert usual > 0
+    shares = {(TRAINED, "contrastive"): 0.5 - usual}
+    assert chosen(shares, each=4).method == "contrastive"
+    many = chosen(shares, each=2000, seconds=10_000)
+    assert many.method != "contrastive"
+    assert next(each for each in many.tried if each.method == "contrastive").accuracy(np.arange(4000) % 2) < 0.5
+
+
+def test_where_nothing_is_better_the_first_is_taken(all_possible):
+    found = chosen({}, took=1000.0)
     assert (found.network, found.method) == (TRAINED, "logistic-regression")
-    assert "not told apart" in found.why
+    assert found.left_out == ["contrastive", "fine-tune", "inner-loop"]
+
+
+def test_of_few_examples_the_network_is_taken_that_the_runs_evaluation_showed(all_possible):
+    shares = {(network, method): 0.5 for network in (TRAINED, STARTING) for method in METHODS}
+    shown = {TRAINED: {"prototype": 0.6}, STARTING: {"prototype": 0.7}}
+    found = choose(Imagined(shares, 4), "logistic-regression", 0, shown)
+    assert found.network == STARTING
+    shown = {TRAINED: {"prototype": 0.7, "logistic-regression": 0.7}, STARTING: {"logistic-regression": 0.6}}
+    assert choose(Imagined(shares, 4), "logistic-regression", 0, shown).network == TRAINED
 
 
 def test_what_would_take_too_long_is_not_tried(all_possible):

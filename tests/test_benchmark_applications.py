@@ -73,8 +73,11 @@ def test_a_call_goes_on_where_another_ended(benchmark, project, tmp_path, monkey
     table = capsys.readouterr().out
     assert "tiny prototype" in table
     monkeypatch.setattr(benchmark, "tf_idf", None)
-    assert benchmark.main([*arguments, "--methods", "prototype", "--output", str(tmp_path)]) == 0
+    picture = tmp_path / "frontier.svg"
+    again = [*arguments, "--methods", "prototype", "--output", str(tmp_path), "--picture", str(picture)]
+    assert benchmark.main(again) == 0
     assert capsys.readouterr().out == table
+    assert "seconds of a core to adapt" in picture.read_text()
 
 
 def test_a_method_without_some_sets_has_no_mean(benchmark):

@@ -21,10 +21,12 @@ def test_auto_takes_the_faster_and_says_so(monkeypatch: pytest.MonkeyPatch, capl
     rates = {torch.float32: 2e11 if faster == "fp32" else 1e11, torch.bfloat16: 1.5e11}
     monkeypatch.setattr(precision, "_rate", lambda dtype, device: rates[dtype])
     choose_precision.cache_clear()
+    precision.faster.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert choose_precision("auto", CPU) == faster
     assert f"auto takes {faster} (GFLOP/s" in caplog.text
     choose_precision.cache_clear()
+    precision.faster.cache_clear()
 
 
 def test_what_is_asked_for_is_taken_without_a_measurement(monkeypatch: pytest.MonkeyPatch):

@@ -73,6 +73,8 @@ def adapt(
     )
     yield from _table(classifier.choice_, numbers)
     choice = classifier.choice_
+    if choice.left_out:
+        yield f"  not tried, for want of time: {', '.join(choice.left_out)}; --seconds gives more than {seconds:g}"
     yield f"taken: {choice.network} {choice.method}: {choice.why}"
     if choice.own:
         if told := warning(found.texts, numbers, len(counts), choice.own, classifier.seed):

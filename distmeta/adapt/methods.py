@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from distmeta.adapt.base import Base
 from distmeta.compute.batch import TokenBatch, collate_tokens
+from distmeta.compute.precision import passes_in
+from distmeta.engine.precision import faster
 from distmeta.evaluate.features import runs
 from distmeta.evaluate.fine_tuning import MOST_TEXTS, tuned_weights
 from distmeta.evaluate.head import TEMPERATURE, Head
@@ -25,7 +27,9 @@ Scores = NDArray[np.floating]
 QUERY_TOKENS = 4096
 """Tokens of queries that go through an adapted network together."""
 CONTRASTIVE_STEPS = 10
-CONTRASTIVE_RATE = 2e-5
+CONTRASTIVE_RATE = 1e-4
+LEAST_OF_A_CLASS = 4
+"""Texts of each class that a step compares, where the classes are many and have so many."""
 
 
 @dataclass(frozen=True)
@@ -210,11 +214,11 @@ def contrasted_weights(network: Network, parameters: Parameters, support: TokenB
         for name, value in parameters.items()
     }
     body = [value for value in weights.values() if value.requires_grad]
-    optimizer = torch.optim.AdamW(body, lr=CONTRASTIVE_RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(body, lr=CONTRASTIVE_RATE, weight_decay=0.01, fused=True)
     generator = torch.Generator().manual_seed(0)
     for _ in range(CONTRASTIVE_STEPS):
-        part = torch.randperm(len(labels), generator=generator)[:MOST_TEXTS].to(labels.device)
-        loss = contrastive_loss(network.features(weights, support.take(part)), labels[part])
+        part = some_of_each(labels.cpu(), generator).to(labels.device)
+        loss = contrastive_loss(network.features(weights, support.take(part)).float(), labels[part])
         if loss is None:
             continue
         optimizer.zero_grad()
@@ -222,6 +226,16 @@ def contrasted_weights(network: Network, parameters: Parameters, support: TokenB
         torch.nn.utils.clip_grad_norm_(body, 1.0)
         optimizer.step()
     return {name: value.detach() for name, value in weights.items()}
+
+
+def some_of_each(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers of at most `MOST_TEXTS` texts drawn of all classes, or, of many, of some: alone in its class a text would
+    be compared with none of its own."""
+    n_way = int(labels.max()) + 1
+    classes = torch.randperm(n_way, generator=generator)[: max(2, min(n_way, MOST_TEXTS // LEAST_OF_A_CLASS))]
+    each = MOST_TEXTS // len(classes)
+    rows = [torch.nonzero(labels == label).flatten() for label in classes]
+    return torch.cat([own[torch.randperm(len(own), generator=generator)[:each]] for own in rows])
 
 
 def contrastive_loss(features: Tensor, labels: Tensor) -> Tensor | None:
@@ -247,7 +261,8 @@ def _trained(base: Base, support: Support, train: Callable[[Network, Parameters,
     scorer = base.scorer
     scorer.network.eval()
     local = scorer.network.localized(scorer.parameters, [support.batch(base)])
-    with torch.enable_grad():
+    precision, _ = faster(base.device)
+    with torch.enable_grad(), passes_in(precision):
         tuned = dict(train(scorer.network, local.parameters, local.batches[0]))
     if local.embedding is not None:
         assert local.rows is not None

@@ -40,14 +40,20 @@ def choose_precision(wanted: Precision, device: torch.device) -> Literal["fp32",
     """`fp32` or `bf16`: what is wanted, or for `auto` the faster by a measurement of milliseconds, which is said."""
     if wanted != "auto":
         return wanted
+    chosen, rates = faster(device)
+    shown = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
+    logger.warning("engine.precision: auto takes %s (GFLOP/s of a matrix product: %s)", chosen, shown)
+    return chosen
+
+
+@lru_cache
+def faster(device: torch.device) -> tuple[Literal["fp32", "bf16"], dict[Literal["fp32", "bf16"], float]]:
+    """The faster one, and the operations a second of both."""
     rates: dict[Literal["fp32", "bf16"], float] = {
         "fp32": _rate(torch.float32, device),
         "bf16": _rate(torch.bfloat16, device),
     }
-    chosen = max(rates, key=lambda name: rates[name])
-    shown = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
-    logger.warning("engine.precision: auto takes %s (GFLOP/s of a matrix product: %s)", chosen, shown)
-    return chosen
+    return max(rates, key=lambda name: rates[name]), rates
 
 
 def _agreed(wanted: Precision, device: torch.device) -> Literal["fp32", "bf16"]:

@@ -74,7 +74,8 @@ def tuned_weights(
         [
             {"params": body, "lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY},
             {"params": [head.weight, head.bias], "lr": HEAD_RATE, "weight_decay": 0.0},
-        ]
+        ],
+        fused=True,
     )
     for part in _steps(len(labels)):
         part = part.to(labels.device)
