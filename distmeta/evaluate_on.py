@@ -136,6 +136,7 @@ def _evaluate(request: EvaluationRequest, base: Config, subject: Subject, say: S
     from distmeta.evaluate.overlap import count_overlap, describe_overlap
     from distmeta.evaluate.run import evaluate_networks
     from distmeta.evaluate.table import evaluation_table
+    from distmeta.tracking.wandb_results import record_evaluation
 
     root = subject.run.path if subject.run else subject.folder.parent
     with (
@@ -161,7 +162,7 @@ def _evaluate(request: EvaluationRequest, base: Config, subject: Subject, say: S
         overlap = count_overlap(setup, subject.trained, "test") if subject.trained else {}
         for line in describe_overlap(overlap, "test"):
             say(line)
-        tables = []
+        tables, found = [], {}
         for number, (one, report) in enumerate(zip(asked, reports, strict=True)):
             report |= {"on": _what(request, setup), "seed": base.evaluate.seed, "class_names": _uses_names(base)}
             if subject.run and subject.config:
@@ -170,10 +171,14 @@ def _evaluate(request: EvaluationRequest, base: Config, subject: Subject, say: S
             if given:
                 report["given"] = {"draws": list(given[number].names), "queries": given[number].queries}
             assert one.kept
-            one.kept.finish(report)
+            found[one.kept.file.stem] = one.kept.finish(report)
             say(f"wrote {one.kept.file}")
             question = "Did meta-pretraining help?" if subject.run else f"Is {judged} the best of them?"
             tables.append(evaluation_table(report, question))
+        if subject.run and subject.config:
+            where = record_evaluation(subject.run, subject.config.tracking, found)
+            if where:
+                say(f"W&B: the results are in {where}")
         return tables
 
 

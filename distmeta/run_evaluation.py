@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+TASKS_SHOWN = 3
+"""Of those that were evaluated on, to look at in W&B."""
+
 
 def evaluate(config: Config, run: RunDirectory, say: Say) -> str:
     """Scores the run's networks on held-out classes, and returns the table as text: see `evaluate_all`."""
@@ -51,6 +54,7 @@ def evaluate_all(
         from distmeta.evaluate.overlap import count_overlap, describe_overlap
         from distmeta.evaluate.run import Asked, evaluate_networks
         from distmeta.evaluate.table import evaluation_table
+        from distmeta.tracking.wandb_results import record_evaluation
 
         config = configs[0]
         own_parts = own_setup(config, run)
@@ -97,7 +101,7 @@ def evaluate_all(
         overlap = count_overlap(setup, trained, config.evaluate.split) if trained else {}
         for line in describe_overlap(overlap, config.evaluate.split):
             say(line)
-        tables = []
+        tables, found, is_own = [], {}, False
         for each, one, report, changes in zip(configs, asked, reports, all_changes, strict=True):
             report = with_context(report | {"overlap": overlap}, each, progress_of(run))
             report |= {"class_names": bool(each.evaluate.class_names)}
@@ -107,8 +111,13 @@ def evaluate_all(
             if not changes:
                 write_json(run.evaluation, written)
                 _show(each, run, written)
+                is_own = True
+            found["" if not changes else one.kept.file.stem] = written
             say(f"wrote {one.kept.file}")
             tables.append(evaluation_table(report))
+        tasks = [asked[0].source.draw(index) for index in range(TASKS_SHOWN)] if is_own else []
+        if where := record_evaluation(run, config.tracking, found, tasks, page=is_own):
+            say(f"W&B: the results are in {where}")
         return tables
 
 

@@ -52,7 +52,17 @@ def distmeta_here(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProc
             main()
         except SystemExit as end:
             code = int(end.code or 0)
+    _forget_wandb()
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def _forget_wandb() -> None:
+    """W&B remembers a login as long as its process lives, which is this one."""
+    if wandb := sys.modules.get("wandb"):
+        from wandb.sdk.lib import wbauth
+
+        wandb.teardown()
+        wbauth.unauthenticate_session(update_settings=False)
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:

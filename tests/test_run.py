@@ -16,10 +16,11 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
+from distmeta.corpus.manifest import Manifest
 from distmeta.train.phases import STEP_PHASES
 from tests.commands import KEY, Running, assert_gone, distmeta, distmeta_here, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
-from tests.wandb_files import offline_records
+from tests.wandb_files import logged_steps, offline_records, read_media, summary_of
 
 TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction", "wall_seconds", "worker_seconds"}
 TIMES |= {f"seconds/{phase}" for phase in STEP_PHASES}
@@ -69,8 +70,9 @@ def whole(folder: Path) -> Path:
     done = distmeta("pretrain", "--config", config, "--run-dir", folder / "whole", cwd=folder.parent)
     assert "meta-pretrained inner-loop" in done.stdout
     assert "engine.computation: auto takes packed" in done.stderr
-    (recorded,) = (folder / "whole" / "wandb").glob("offline-run-*")
-    assert f"this uploads it: wandb sync {recorded}\n" in done.stderr
+    parts = sorted((folder / "whole" / "wandb").glob("offline-run-*"))
+    assert f"this uploads it: wandb sync {' '.join(map(str, parts))}\n" in done.stderr
+    assert f"in the terminal: wandb leet {folder / 'whole' / 'wandb'}\n" in done.stderr
     assert (
         next(each.run for each in offline_records(folder / "whole") if each.HasField("run")).notes
         == "said by the command"
@@ -123,9 +125,34 @@ def test_the_exported_folder_is_the_kept_network(whole: Path):
     assert tokenizer.model_max_length == 32
 
 
+def test_weights_and_biases_has_the_whole_of_it(whole: Path):
+    """Each step once, that of the start among them, and the evaluation as figures, table, tasks and page."""
+    found = offline_records(whole)
+    assert logged_steps(found) == list(range(STEPS + 1))
+    (run, *_) = [record.run for record in found if record.HasField("run")]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    manifest = Manifest.load(whole / "corpus")
+    assert config["prepared_corpus"]["content_digest"] == manifest.content_digest == config["environment"]["corpus"]
+    assert config["prepared_corpus"]["train"]["classes"] == 11
+    report, summary = json.loads((whole / "evaluation.json").read_text()), summary_of(found)
+    own = [method for method in report["methods"] if method["network"] == "meta-pretrained"]
+    for method in own:
+        for key in ("accuracy", "precision", "recall", "f1", "adapt_seconds"):
+            assert summary[f"evaluation/{method['use']}/{key}"] == pytest.approx(method[key])
+    assert summary["evaluation/accuracy"] == pytest.approx(max(method["accuracy"] for method in own))
+    assert summary["evaluation/verdict"] == report["verdict"]["text"]
+    media = {key: read_media(whole, summary[key]) for key in ("evaluation/table", "tasks/examples", "report")}
+    methods = json.loads(media["evaluation/table"])
+    assert [row[0] for row in methods["data"]] == [method["name"] for method in report["methods"]]
+    examples = json.loads(media["tasks/examples"])["data"]
+    assert {row[2] for row in examples} == {"support", "query"}
+    assert "meta-pretrained" in media["report"]
+    assert str(whole) not in media["report"]
+
+
 def test_nothing_secret_and_nothing_large_is_left(whole: Path, folder: Path):
     """Cases E2, E3 and B3: one W&B run with config and history, no key, no password, no copy of the folder."""
-    assert len(list((whole / "wandb").glob("offline-run-*"))) == 1
+    assert len({each.run.run_id for each in offline_records(whole) if each.HasField("run")}) == 1
     for file in whole.rglob("*"):
         if file.is_file() and not file.is_symlink():
             content = file.read_bytes()
@@ -154,7 +181,12 @@ def test_the_kept_network_is_scored_again_with_other_ways(whole: Path, folder: P
     evaluation = json.loads(file.read_text())
     assert (evaluation["n_way"], evaluation["k_shot"], evaluation["split"]) == (11, 1, "train")
     assert "11-way 1-shot" in done.stdout
-    assert json.loads((whole / "evaluation.json").read_text())["split"] == "test"
+    own = json.loads((whole / "evaluation.json").read_text())
+    assert own["split"] == "test"
+    found = summary_of(offline_records(whole))  # in the same run, beside the run's own evaluation
+    accuracy = next(each["accuracy"] for each in evaluation["methods"] if each["name"] == "meta-pretrained prototype")
+    assert found[f"evaluation/{file.stem}/prototype/accuracy"] == pytest.approx(accuracy)
+    assert found["evaluation/verdict"] == own["verdict"]["text"]
 
 
 def test_without_inner_learning_accuracy_is_chance(whole: Path, folder: Path):

@@ -24,7 +24,7 @@ from distmeta.tracking.wandb_file import records, rows
 from distmeta.tracking.wandb_place import wandb_lines, write_state
 from distmeta.tracking.wandb_run import mode_of_user, without_passwords
 from distmeta.train import launch
-from tests.wandb_files import logged_steps, offline_records
+from tests.wandb_files import logged_steps, offline_records, summary_of
 from tests.wandb_server import server
 
 API_KEY = "9f3c" * 10
@@ -105,12 +105,7 @@ def test_an_offline_run_holds_configuration_history_and_summary(tmp_path: Path) 
     assert "not_finite" not in logged[0]
     metrics = [record.metric for record in found if record.HasField("metric")]
     assert ("*", "outer_step") in {(metric.glob_name, metric.step_metric) for metric in metrics}
-    summary = {
-        item.key or "/".join(item.nested_key): json.loads(item.value_json)
-        for record in found
-        if record.HasField("summary")
-        for item in record.summary.update
-    }
+    summary = summary_of(found)
     assert summary["cost"] == 1.5
     assert summary["best"] == {"accuracy": 0.75}
     (folder,) = run_dir.glob("wandb/offline-run-*")
@@ -333,7 +328,8 @@ def test_all_that_the_environment_says_is_in_the_run_and_its_files_are_where_it_
     assert (run.project, run.entity, run.display_name, run.run_group) == ("shots", "team", "mine", "some")
     assert (list(run.tags), run.notes) == (["a", "b"], "a note")
     folders = sorted((tmp_path / "else where" / "wandb").glob("offline-run-*"))
-    (line,) = wandb_lines([run_dir])
+    line, shown = wandb_lines([run_dir])
+    assert shown.endswith(f"wandb leet '{folders[0].parent}'")
     assert line.endswith(f"this uploads it: wandb sync '{folders[0]}' '{folders[1]}'")
     for folder in folders:
         (file,) = folder.glob("*.wandb")

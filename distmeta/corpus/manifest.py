@@ -128,6 +128,22 @@ class Manifest(Frozen):
         """Return the files of hashes of what language modelling reads, where any data set is labelled."""
         return [directory / part for part in self.overlap_parts]
 
+    def figures(self) -> dict[str, Any]:
+        """Return what it comes to, as numbers that runs can be compared by."""
+        splits = {split: {"classes": parts.count, "examples": parts.examples} for split, parts in self.classes.items()}
+        return {
+            "content_digest": self.content_digest,
+            "rows_read": self.rows.read,
+            "rows_kept": self.rows.kept,
+            "sentences": self.sentences,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "segments": self.segments,
+            "unknown_tokens": self.unknown_tokens,
+            "data_sets": len(self.datasets),
+            **splits,
+        }
+
     def describe(self) -> str:
         """Return what a user wants to know of it, in a few lines. What was lost stands last, by file."""
         classes = ", ".join(f"{parts.count} meta-{split}" for split, parts in self.classes.items())

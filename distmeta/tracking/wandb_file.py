@@ -47,6 +47,6 @@ def rows(found: Iterator[Any]) -> Iterator[dict[str, Any]]:
 
 
 def last_logged_step(run_dir: Path, pattern: str) -> int:
-    """The largest `outer_step` in the run's .wandb files in folders of a pattern; 0 where there is none."""
+    """The largest `outer_step` in the run's .wandb files in folders of a pattern; -1 where there is none."""
     files = run_dir.glob(f"wandb/{pattern}/*.wandb")
-    return max((row.get("outer_step", 0) for file in files for row in rows(records(file))), default=0)
+    return max((row.get("outer_step", -1) for file in files for row in rows(records(file))), default=-1)

@@ -10,7 +10,8 @@ from distmeta.files import write_json
 
 
 def wandb_lines(run_dirs: Sequence[Path]) -> list[str]:
-    """A line each for the address and for the files that are still to be uploaded of one run, or of all of a sweep.
+    """A line each for the address and for the files that are still to be uploaded of one run, or of all of a sweep; of
+    one run also what shows them in the terminal.
 
     Nothing where nothing was recorded. Files that `wandb sync` has uploaded count no more.
     """
@@ -28,6 +29,8 @@ def wandb_lines(run_dirs: Sequence[Path]) -> list[str]:
             folders = [f"{shlex.quote(str(run_dirs[0].parent))}/*/wandb/offline-run-*"]
         where = parts[0][1].parent if len(parts) == 1 or len(run_dirs) == 1 else f"{len(parts)} folders"
         lines.append(f"W&B: recorded offline in {where}; this uploads it: wandb sync {' '.join(folders)}")
+        if len(run_dirs) == 1:
+            lines.append(f"W&B: in the terminal: wandb leet {shlex.quote(str(parts[0][1].parent))}")
     return lines
 
 

@@ -48,13 +48,14 @@ class WandbRun:
     failure ends the logging, and either is said once.
     """
 
-    def __init__(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any]) -> None:
-        """Records the resolved configuration, nested, in `settings`, without the passwords in its addresses."""
+    def __init__(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any] | None) -> None:
+        """Records the resolved configuration, nested, in `settings`, without the passwords in its addresses. With None
+        something is added to the run that is there; where none is, none is made, and nothing is recorded."""
         self.where = ""
         """The run's web address, or the folder of an offline run, or "" where nothing is recorded."""
         self._run: Any = None
         self._state_file = run_dir / "wandb.json"
-        self._logged = 0
+        self._logged = -1
         # W&B's own error reports would go over the network, and hold the process for 20 s where no server answers.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         self._guard(lambda: self._start(run_dir, config, settings))
@@ -62,8 +63,9 @@ class WandbRun:
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Logs metrics rows, in order: numbers as they are, a list of numbers as `key/1`, `key/2`...
 
-        Rows at or below the last step logged are skipped, so it is right to pass again all that a checkpoint covers,
-        and needed after a crash: what was logged in the second before it may be lost.
+        Rows at or below the last step logged are skipped: a step that is computed again, after its worker was lost, has
+        the same losses. So it is right to pass again all that a checkpoint covers, and needed after a crash: what was
+        logged in the second before it may be lost.
         """
         rows = [row for row in rows if row["outer_step"] > self._logged]
         if self._run is None or not rows:
@@ -71,8 +73,14 @@ class WandbRun:
         self._logged = rows[-1]["outer_step"]
         self._guard(lambda: self._log(rows))
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether what is given is recorded."""
+        return self._run is not None
+
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Sets figures of the whole run; nested ones appear as `outer.inner`."""
+        """Sets figures of the whole run; nested ones appear as `outer.inner`. Tables and pages of W&B are values too.
+        Those that are there already stay, but for those of the same names."""
         if self._run is not None:
             self._guard(lambda: self._run.summary.update(dict(values)))
 
@@ -82,9 +90,9 @@ class WandbRun:
             self._guard(lambda: self._run.finish(exit_code=0))
             self._run = None
 
-    def _start(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any]) -> None:
+    def _start(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any] | None) -> None:
         mode = mode_of_user(config)
-        if mode == "disabled":
+        if mode == "disabled" or (settings is None and not self._state_file.exists()):
             return
         import wandb  # half a second, which nobody should wait where W&B is disabled
 
@@ -97,6 +105,8 @@ class WandbRun:
             write_state(run_dir, {"run_id": run_id})
         folder = directory(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        # A table is kept here until it is uploaded; W&B's own choice is a folder of the user.
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
 
         def start(mode: Mode) -> Any:
             return wandb.init(
@@ -105,7 +115,7 @@ class WandbRun:
                 resume="allow",
                 **names(config, run_dir),
                 dir=str(folder),
-                config=without_passwords(settings),
+                config=None if settings is None else without_passwords(settings),
                 settings=quiet_settings(FINISH_TIMEOUT),
             )
 

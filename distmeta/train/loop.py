@@ -112,7 +112,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         else None
     )
     is_main = worker.rank == 0
-    recorder = Recorder(config, run, progress["outer_step"] - (unvalidated is not None)) if is_main else None
+    before = progress["outer_step"] - (unvalidated is not None)
+    recorder = Recorder(config, run, before, setup.manifest.figures()) if is_main else None
     best = Best(run, progress, extra, is_main)
     chooser = Chooser(config, run, stepper, validator, recorder, best, progress)
     totals = Totals(progress, worker.world_size)
@@ -178,8 +179,6 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
                 else:
                     engine.state().take_part()
                 worker.store_checkpoint(outer_step, folder)
-            if recorder:
-                recorder.checkpointed()
             totals.count("checkpoint")
         if is_last or is_stopping:
             break
@@ -187,7 +186,6 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     progress |= chooser.progress
     progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
     if recorder:
-        recorder.checkpointed()
         recorder.finish(run_summary(progress, config.tracking))
     work_source.close()
     engine.close()
