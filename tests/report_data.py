@@ -52,19 +52,19 @@ def metrics_rows(steps: int, *, peak: float = 0.75, warmup: int = 0, seed: int =
             learned = 1 - math.exp(-3 * (step - warmup) / (steps - warmup))
             accuracy = 0.2 + (peak - 0.2) * learned + noise.gauss(0, 0.05)
             row |= {
-                "query_loss": 1.6 - 1.0 * learned + noise.gauss(0, 0.08),
-                "query_accuracy": min(max(accuracy, 0), 1),
-                "query_accuracy_before": min(max(0.2 + 0.04 * learned + noise.gauss(0, 0.03), 0), 1),
-                "support_loss": [1.609 * math.exp(-(0.05 + 0.3 * learned) * inner) for inner in range(5)],
-                "inner_lr": 0.05,
+                "training/query_loss": 1.6 - 1.0 * learned + noise.gauss(0, 0.08),
+                "training/query_accuracy": min(max(accuracy, 0), 1),
+                "training/query_accuracy_before": min(max(0.2 + 0.04 * learned + noise.gauss(0, 0.03), 0), 1),
+                "training/support_loss": [1.609 * math.exp(-(0.05 + 0.3 * learned) * inner) for inner in range(5)],
+                "training/inner_lr": 0.05,
             }
         row |= {
-            "lm_loss": 3 + 5.5 * math.exp(-4 * step / steps) + noise.gauss(0, 0.1),
-            "seconds": sum(seconds.values()),
-            **{f"seconds/{phase}": spent for phase, spent in seconds.items()},
-            "wall_seconds": wall,
-            "worker_seconds": 2 * wall,
-            "flops": 1.3e9 * step,
+            "training/lm_loss": 3 + 5.5 * math.exp(-4 * step / steps) + noise.gauss(0, 0.1),
+            "time/step": sum(seconds.values()),
+            **{f"time/{phase}": spent for phase, spent in seconds.items()},
+            "cost/wall_seconds": wall,
+            "cost/worker_seconds": 2 * wall,
+            "cost/flops": 1.3e9 * step,
         }
         rows.append(row)
     return rows

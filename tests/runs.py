@@ -42,7 +42,9 @@ def begun_run(folder: Path, name: str = "run", **sections: Any) -> tuple[Config,
     torch.manual_seed(0)
     save_weights(run.best_weights, {name: x + 0.01 * torch.randn_like(x) for name, x in parameters.items()}, 2)
     for step in (1, 2):
-        MetricsFile(run.metrics).append({"outer_step": step, "query_loss": 1.0, "query_accuracy": 0.5})
+        MetricsFile(run.metrics).append(
+            {"outer_step": step, "training/query_loss": 1.0, "training/query_accuracy": 0.5}
+        )
     return config, run
 
 

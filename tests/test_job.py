@@ -122,7 +122,9 @@ def test_a_submitted_job_is_the_command(terminal: Terminal, tmp_path: Path):
     """The same configuration through the command line, on a cluster of its own."""
     rows = submit_tiny_run(terminal, tmp_path)
     distmeta("pretrain", "--config", "run.yaml", "--run-dir", "local", cwd=tmp_path)
-    assert [row["query_loss"] for row in rows] == [row["query_loss"] for row in read_rows(tmp_path / "local")]
+    assert [row["training/query_loss"] for row in rows] == [
+        row["training/query_loss"] for row in read_rows(tmp_path / "local")
+    ]
 
 
 @pytest.mark.parametrize(

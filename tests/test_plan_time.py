@@ -180,8 +180,11 @@ def test_what_was_measured_till_then_is_a_forecast(
     opened: tuple[Config, RunDirectory], monkeypatch: pytest.MonkeyPatch
 ):
     """Here two steps with tasks were done in time, and nothing after them."""
-    rows = [{"outer_step": 1, "seconds": 1.0, "wall_seconds": 3.0}]
-    rows += [{"outer_step": n, "seconds": 0.5, "wall_seconds": 2.5 + n / 2, "query_loss": 1.0} for n in (2, 3)]
+    rows = [{"outer_step": 1, "time/step": 1.0, "cost/wall_seconds": 3.0}]
+    rows += [
+        {"outer_step": n, "time/step": 0.5, "cost/wall_seconds": 2.5 + n / 2, "training/query_loss": 1.0}
+        for n in (2, 3)
+    ]
     found = {"startup": 9.0, "memory_without_model": 4 * 10**8, "peak_memory": 6 * 10**8}
     monkeypatch.setattr(calibrate, "_run", lambda *_: (found, rows))
     plan = make_plan(*opened, rate=None, say=lambda _: None)

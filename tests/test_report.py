@@ -143,7 +143,10 @@ def test_files_of_an_old_run_and_of_one_without_validation(tmp_path: Path) -> No
     """Rows without the newer keys, no tasks yet, a summary of which half is written: left out, and said."""
     run = tmp_path / "old"
     run.mkdir()
-    rows = [{"outer_step": step, "lm_loss": 5.0, "seconds": 0.1, "not_finite": ["grad_norm"]} for step in range(1, 6)]
+    rows = [
+        {"outer_step": step, "training/lm_loss": 5.0, "time/step": 0.1, "not_finite": ["training/grad_norm"]}
+        for step in range(1, 6)
+    ]
     write_lines(run / "metrics.jsonl", rows)
     (run / "summary.json").write_text('{"outer_step": 5, "best')
     text = text_of(write_report([run]))
@@ -161,7 +164,7 @@ def test_files_of_an_old_run_and_of_one_without_validation(tmp_path: Path) -> No
 
 def test_an_algorithm_without_an_inner_loop(tmp_path: Path) -> None:
     run = make_run(tmp_path / "prototypes")
-    inner = ("query_accuracy_before", "support_loss", "inner_lr")
+    inner = ("training/query_accuracy_before", "training/support_loss", "training/inner_lr")
     rows = [{key: value for key, value in row.items() if key not in inner} for row in metrics_rows(80)]
     write_lines(run / "metrics.jsonl", rows)
     file = write_report([run])

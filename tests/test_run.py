@@ -17,13 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from distmeta.corpus.manifest import Manifest
-from distmeta.train.phases import STEP_PHASES
 from tests.commands import KEY, Running, assert_gone, distmeta, distmeta_here, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
+from tests.training import is_measured
 from tests.wandb_files import logged_steps, offline_records, read_media, summary_of
 
-TIMES = {"seconds", "tasks_per_second", "tokens_per_second", "data_wait_fraction", "wall_seconds", "worker_seconds"}
-TIMES |= {f"seconds/{phase}" for phase in STEP_PHASES}
 STEPS, EVERY = 100, 20
 
 
@@ -37,8 +35,8 @@ def assert_same_rows(run: Path, other: Path, tolerance: float = 0.0, steps: int 
     if not tolerance:
         assert validations[0] == validations[1]
     for row, expected in zip(rows, others, strict=True):
-        for key in expected.keys() - TIMES:
-            allowed = max(tolerance, 1e-14) if key in ("grad_norm", "clip_factor") else tolerance
+        for key in filter(lambda key: not is_measured(key), expected):
+            allowed = max(tolerance, 1e-14) if key in ("training/grad_norm", "training/clip_factor") else tolerance
             assert row[key] == pytest.approx(expected[key], rel=allowed, abs=allowed), (row["outer_step"], key)
 
 
@@ -86,10 +84,24 @@ def whole(folder: Path) -> Path:
 def test_a_run_leaves_what_was_promised(whole: Path):
     rows = read_rows(whole)
     assert [row["outer_step"] for row in rows] == list(range(1, STEPS + 1))
-    expected = {"query_loss", "query_accuracy", "query_accuracy_before", "support_loss", "grad_norm", "inner_lr"}
-    expected |= {"outer_lr", "tasks_per_second", "tokens_per_second", "data_wait_fraction", "lm_loss", "flops"}
-    assert all(expected <= row.keys() and len(row["support_loss"]) == 3 for row in rows)
-    assert rows[0]["query_accuracy_before"] == pytest.approx(1 / 3)
+    expected = {
+        "training/query_loss",
+        "training/query_accuracy",
+        "training/query_accuracy_before",
+        "training/support_loss",
+        "training/grad_norm",
+        "training/inner_lr",
+    }
+    expected |= {
+        "training/outer_lr",
+        "time/tasks_per_second",
+        "time/tokens_per_second",
+        "time/data_wait_fraction",
+        "training/lm_loss",
+        "cost/flops",
+    }
+    assert all(expected <= row.keys() and len(row["training/support_loss"]) == 3 for row in rows)
+    assert rows[0]["training/query_accuracy_before"] == pytest.approx(1 / 3)
 
     evaluation = json.loads((whole / "evaluation.json").read_text())
     names = [method["name"] for method in evaluation["methods"]]
@@ -105,7 +117,7 @@ def test_a_run_leaves_what_was_promised(whole: Path):
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["outer_step"] == STEPS
     assert summary["worker_seconds"] == pytest.approx(2 * summary["wall_seconds"])
-    assert summary["flops"] == rows[-1]["flops"] > 0
+    assert summary["flops"] == rows[-1]["cost/flops"] > 0
     validations = [json.loads(line) for line in (whole / "validation.jsonl").read_text().splitlines()]
     assert [row["outer_step"] for row in validations] == [0, 50, 100]
     assert summary["best_score"] == max(row["inner-loop"] for row in validations)
@@ -134,7 +146,11 @@ def test_weights_and_biases_has_the_whole_of_it(whole: Path):
     manifest = Manifest.load(whole / "corpus")
     assert config["prepared_corpus"]["content_digest"] == manifest.content_digest == config["environment"]["corpus"]
     assert config["prepared_corpus"]["train"]["classes"] == 11
+    rows = read_rows(whole)
+    sections = {key.split("/")[0] for row in rows for key in row}
+    assert sections | {"machine"} == {"outer_step", "training", "validation", "time", "cost", "machine"}
     report, summary = json.loads((whole / "evaluation.json").read_text()), summary_of(found)
+    assert summary["validation/inner-loop"]["max"] == max(row.get("validation/inner-loop", 0.0) for row in rows)
     own = [method for method in report["methods"] if method["network"] == "meta-pretrained"]
     for method in own:
         for key in ("accuracy", "precision", "recall", "f1", "adapt_seconds"):
@@ -247,7 +263,7 @@ def test_the_language_model_baseline_gets_as_many_tokens(whole: Path, folder: Pa
     distmeta("pretrain", "--config", "run.yaml", "--run-dir", "baseline", "--resume", *option, cwd=folder)
     tokens = [sum(row["tokens"] for row in read_rows(path)) for path in (run, run / "language-model")]
     assert tokens[1] == pytest.approx(tokens[0], rel=0.05)
-    assert not any("query_loss" in row for row in read_rows(run / "language-model"))
+    assert not any("training/query_loss" in row for row in read_rows(run / "language-model"))
     methods = json.loads((run / "evaluation.json").read_text())["methods"]
     assert "language-model inner-loop" in [method["name"] for method in methods]
 

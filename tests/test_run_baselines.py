@@ -44,11 +44,11 @@ def test_a_baseline_has_what_the_run_had_but_for_the_tasks(asked: str, tmp_path:
     if asked == "multitask_baseline":
         assert baseline.meta.algorithm == "multitask"
         assert [row["outer_step"] for row in rows] == [1, 2, 3]
-        assert all("query_loss" in row and "lm_loss" in row for row in rows)
+        assert all("training/query_loss" in row and "training/lm_loss" in row for row in rows)
         assert "best_score" in progress  # chosen on the meta-valid classes, as the run's network is
     else:
         assert progress["tokens"] == pytest.approx(PROGRESS["tokens"], rel=0.1)
-        assert not any("query_loss" in row for row in rows)
+        assert not any("training/query_loss" in row for row in rows)
     evaluate(config, run, quiet)
     names = [method["name"] for method in json.loads(run.evaluation.read_text())["methods"]]
     assert f"{directory.path.name} prototype" in names
@@ -102,4 +102,4 @@ def test_in_a_mixture_each_labelled_set_has_a_head_of_its_own_and_words_have_non
     assert len(ends) == len(spans)
     assert all(first[1] <= second[0] for first, second in pairwise(ends))
     run_training(baseline.model_dump(), directory.path)
-    assert all("query_loss" in row for row in read_rows(directory.path))
+    assert all("training/query_loss" in row for row in read_rows(directory.path))

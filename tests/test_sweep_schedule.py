@@ -98,7 +98,7 @@ def test_the_end_of_a_trial_is_told_once_and_with_the_step_that_the_table_has(tm
     run = sweep.trial("0001")
     run.path.mkdir(parents=True)
     write_trial(run, {"trial_id": "0001", "config": {}, "status": "running"})
-    run.metrics.write_text('{"outer_step": 9, "wall_seconds": 1.0}\n')
+    run.metrics.write_text('{"outer_step": 9, "cost/wall_seconds": 1.0}\n')
     tell_ends(sweep, write_table(sweep), said.append)
     run.summary.write_text('{"outer_step": 12, "accuracy": 0.5, "wall_seconds": 1.5}')
     set_status(run, "stopped")

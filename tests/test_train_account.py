@@ -41,18 +41,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def phases_of(rows: list[dict[str, Any]]) -> list[float]:
-    return [sum(row[f"seconds/{phase}"] for phase in STEP_PHASES) for row in rows]
+    return [sum(row[f"time/{phase}"] for phase in STEP_PHASES) for row in rows]
 
 
 def test_the_phases_of_a_step_add_up_to_its_seconds(worlds, corpus, tmp_path):
     train = {"outer_steps": 12, "checkpoint_every": 3, "validate_every": 3}
     config = configure(corpus, train=train)
     rows = run_steps(worlds[1], config, tmp_path / "one")
-    shares = [phases / row["seconds"] for phases, row in zip(phases_of(rows), rows, strict=True)]
+    shares = [phases / row["time/step"] for phases, row in zip(phases_of(rows), rows, strict=True)]
     assert max(shares) <= 1 + 1e-9  # nothing from before or after the step
     assert statistics.median(shares) > 0.97
     rows = run_steps(worlds[2], config, tmp_path / "two")
-    assert sum(phases_of(rows)) == pytest.approx(sum(row["seconds"] for row in rows), rel=0.05)
+    assert sum(phases_of(rows)) == pytest.approx(sum(row["time/step"] for row in rows), rel=0.05)
     for size, run in enumerate(("one", "two"), start=1):
         progress = progress_at(tmp_path / run, 12)
         assert sum(progress["phase_seconds"].values()) == pytest.approx(progress["wall_seconds"], rel=0.1)
@@ -70,9 +70,9 @@ def test_the_phases_of_a_step_add_up_to_its_seconds(worlds, corpus, tmp_path):
 def test_it_is_told_how_far_a_gradient_was_clipped(engine, limit, worlds, corpus, tmp_path):
     config = configure(corpus, engine=engine, train={"outer_steps": 2, "validate_every": 0})
     rows = run_steps(worlds[2], config, tmp_path / "run")
-    assert all(row["grad_norm"] > 0.01 for row in rows)
-    assert [row["clip_factor"] for row in rows] == [
-        pytest.approx(min(1.0, limit / row["grad_norm"]), rel=1e-3) for row in rows
+    assert all(row["training/grad_norm"] > 0.01 for row in rows)
+    assert [row["training/clip_factor"] for row in rows] == [
+        pytest.approx(min(1.0, limit / row["training/grad_norm"]), rel=1e-3) for row in rows
     ]
 
 
@@ -83,7 +83,7 @@ def test_operations_are_counted_for_the_whole_network(worlds, corpus, tmp_path, 
     rows = run_steps(worlds[2], config, tmp_path / "run")
     network = Setup(config, RunDirectory(tmp_path / "run")).network()
     entries = sum(each.weight.numel() for each in network.base.encoder.modules() if isinstance(each, torch.nn.Linear))
-    assert 1 < rows[-1]["flops"] / sum(6 * entries * row["tokens"] for row in rows) < 1.5
+    assert 1 < rows[-1]["cost/flops"] / sum(6 * entries * row["training/tokens"] for row in rows) < 1.5
 
 
 def test_a_checkpoint_has_all_that_the_run_took_and_a_resume_adds_to_it(worlds, corpus, tmp_path):
@@ -110,7 +110,7 @@ def test_a_checkpoint_has_all_that_the_run_took_and_a_resume_adds_to_it(worlds, 
     assert resumed["flops"] == pytest.approx(whole["flops"])
     assert (resumed["tokens"], resumed["lm_tokens"]) == (whole["tokens"], whole["lm_tokens"])
     for key in ("wall_seconds", "worker_seconds"):
-        assert third[key] < rows[3][key] < rows[5][key] <= resumed[key]
+        assert third[key] < rows[3][f"cost/{key}"] < rows[5][f"cost/{key}"] <= resumed[key]
     assert resumed["worker_seconds"] - third["worker_seconds"] == pytest.approx(
         resumed["wall_seconds"] - third["wall_seconds"]
     )
@@ -149,10 +149,10 @@ def test_a_run_that_diverges_ends_on_every_worker_and_keeps_the_network_before(m
     rows = read_rows(tmp_path)
     assert [row["outer_step"] for row in rows] == list(range(1, last + 1))
     if last == 2:
-        assert rows[-1]["query_loss"] > 20
+        assert rows[-1]["training/query_loss"] > 20
     else:
-        assert {"query_loss", "grad_norm"} <= set(rows[-1]["not_finite"])
-        assert "clip_factor" not in rows[-1]
+        assert {"training/query_loss", "training/grad_norm"} <= set(rows[-1]["not_finite"])
+        assert "training/clip_factor" not in rows[-1]
     for each in progress:
         assert each["outer_step"] == last
         assert each["diverged"].startswith("query loss ")

@@ -26,8 +26,13 @@ def steps(begun: float, ended: float, *, loss: float = 0.5, clip: float = 1.0, *
     rows = []
     for step in range(1, STEPS + 1):
         accuracy = begun + (ended - begun) * (step - 1) / (STEPS - 1)
-        row = {"outer_step": step, "query_loss": loss, "query_accuracy": accuracy, "grad_norm": 1 / clip}
-        rows.append(row | {"clip_factor": clip} | more)
+        row = {
+            "outer_step": step,
+            "training/query_loss": loss,
+            "training/query_accuracy": accuracy,
+            "training/grad_norm": 1 / clip,
+        }
+        rows.append(row | {"training/clip_factor": clip} | more)
     return rows
 
 
@@ -88,7 +93,7 @@ def validations(*values: float, valid: float = 0.8) -> list[dict[str, Any]]:
         ),
         (
             validations(0.8, 0.6),
-            steps(0.7, 0.8, clip=0.01, support_loss=[1.0]),
+            steps(0.7, 0.8, clip=0.01, **{"training/support_loss": [1.0]}),
             [
                 "the meta-valid accuracy fell from the first validation on",
                 "gradients of norm 1e+02 were clipped to 1, 1% of it, in half of the steps (engine.gradient_clipping); "

@@ -136,8 +136,8 @@ def test_at_the_end_averages_of_the_best_and_of_the_last_network_are_candidates(
         *zip([2] * 3 + [3] * 3, [0.25, 0.5, 0.75] * 2, scores[4:], strict=True),
     ]
     row = read_rows(tmp_path / "run")[-1]
-    assert row["valid/average/0.5/2"] == pytest.approx(0.7)
-    assert row["valid/inner-loop"] == pytest.approx(0.4)
+    assert row["validation/average/0.5/2"] == pytest.approx(0.7)
+    assert row["validation/inner-loop"] == pytest.approx(0.4)
     assert [each["outer_step"] for each in read_rows(tmp_path / "run", "validation.jsonl")] == [0, 1, 2, 3]
 
 
@@ -207,11 +207,11 @@ def test_with_partitioned_weights_averages_score_the_same_and_the_weights_stay(w
         worlds[1], configure(corpus, meta=meta, train=train | {"average_with_start": "auto"}), tmp_path / "whole"
     )
     rows = read_rows(tmp_path / "auto")
-    averages = [key for key in rows[-1] if key.startswith("valid/average/")]
+    averages = [key for key in rows[-1] if key.startswith("validation/average/")]
     assert len(averages) in (3, 6)
     assert {key: rows[-1][key] for key in averages} == pytest.approx({key: whole[-1][key] for key in averages})
     half = read_rows(tmp_path / "half", "validation.jsonl")
-    assert half[-1]["inner-loop"] == pytest.approx(rows[-1]["valid/average/0.5/3"])
+    assert half[-1]["inner-loop"] == pytest.approx(rows[-1]["validation/average/0.5/3"])
     expected = weights_of(tmp_path / "none", 3)
     for name in ("auto", "half"):
         assert all(torch.equal(value, expected[key]) for key, value in weights_of(tmp_path / name, 3).items())

@@ -160,7 +160,7 @@ def test_a_run_that_begins_again_from_nothing_says_so_and_keeps_no_row_twice(tmp
             recorder = Recorder(config, run, 0)
             recorder.validation(0, {"inner-loop": 0.5})
             for step in (1, 2):
-                recorder.step({"outer_step": step, "outer_lr": 0.1, "tokens_per_second": 1.0 + attempt})
+                recorder.step({"outer_step": step, "training/outer_lr": 0.1, "time/tokens_per_second": 1.0 + attempt})
                 shown.update()
     assert [json.loads(line)["outer_step"] for line in run.validation.read_text().splitlines()] == [0]
     assert [line for line in said if "again" in line] == ["beginning again: there was no checkpoint yet"]

@@ -204,8 +204,8 @@ def test_similarities_that_are_kept_are_those_that_the_run_began_with_after_a_re
 
     whole = run_steps(worlds[1], config_with(1000.0), tmp_path / "whole")
     free = run_steps(worlds[1], config_with(0.0), tmp_path / "free")
-    assert whole[0]["query_loss"] == free[0]["query_loss"]  # of which the term is no part
-    assert whole[-1]["query_loss"] != pytest.approx(free[-1]["query_loss"], rel=1e-3)
+    assert whole[0]["training/query_loss"] == free[0]["training/query_loss"]  # of which the term is no part
+    assert whole[-1]["training/query_loss"] != pytest.approx(free[-1]["training/query_loss"], rel=1e-3)
     shutil.rmtree(tmp_path / "whole" / "checkpoints" / "checkpoint_00000008")
     assert_same(run_steps(worlds[1], config_with(1000.0), tmp_path / "whole"), whole, tolerance=0.0)
 
@@ -227,10 +227,10 @@ def test_a_stop_request_leaves_a_checkpoint_of_the_step(worlds, corpus, tmp_path
 def test_the_warm_up_trains_the_language_model_alone(worlds, corpus, tmp_path):
     config = configure(corpus, meta={"lm_warmup_steps": 4}, train={"outer_steps": 8})
     rows = run_steps(worlds[1], config, tmp_path / "run")
-    assert ["query_loss" in row for row in rows] == [False] * 4 + [True] * 4
-    assert all("lm_loss" in row for row in rows)
+    assert ["training/query_loss" in row for row in rows] == [False] * 4 + [True] * 4
+    assert all("training/lm_loss" in row for row in rows)
     without = configure(corpus, meta={"lm_weight": 0.0}, train={"outer_steps": 2})
-    assert not any("lm_loss" in row for row in run_steps(worlds[1], without, tmp_path / "without"))
+    assert not any("training/lm_loss" in row for row in run_steps(worlds[1], without, tmp_path / "without"))
 
 
 @pytest.mark.parametrize("model_type", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
@@ -241,7 +241,7 @@ def test_bf16_follows_fp32(model_type, worlds, corpus, tmp_path):
     for precision in ("fp32", "bf16"):
         config = configure(corpus, model={"config": model}, engine={"precision": precision}, train={"outer_steps": 20})
         rows = run_steps(worlds[1], config, tmp_path / precision)
-        losses[precision] = rows[-1]["query_loss"]
+        losses[precision] = rows[-1]["training/query_loss"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.05)
     weights = weights_of(tmp_path / "bf16", 20)
     norms = [value for name, value in weights.items() if name.endswith((".LayerNorm.weight", "ln_1.weight"))]
@@ -344,7 +344,7 @@ def test_a_stop_does_not_wait_for_a_validation_which_is_made_good(weights, when,
     worlds[2].run(run_training_until, config.model_dump(), run, "train" if when == "step" else "valid")
     stopped = read_rows(run)
     assert [row["outer_step"] for row in stopped] == [1, 2]
-    assert not any(key.startswith("valid/") for key in stopped[-1])
+    assert not any(key.startswith("validation/") for key in stopped[-1])
     assert [row["outer_step"] for row in read_rows(run, "validation.jsonl")] == [0]
     (run / "stop-requested").unlink()
     assert_same(run_steps(worlds[2], config, run), whole, tolerance=0.0)

@@ -100,8 +100,8 @@ def test_a_mixture_gives_the_same_losses_at_every_stage_and_after_a_resume(
     rows = run_steps(worlds[2], config, tmp_path)
     if partitioned:  # where nothing but the inner loop is validated
         alone = [{key: value for key, value in row.items() if "prototype" not in key} for row in alone]
-    assert {key for key in rows[-1] if key.startswith("valid/inner-loop/")} == {
-        f"valid/inner-loop/{name}" for name in ("mails", "topics", "words")
+    assert {key for key in rows[-1] if key.startswith("validation/inner-loop/")} == {
+        f"validation/inner-loop/{name}" for name in ("mails", "topics", "words")
     }
     assert_same(rows, alone, tolerance=1e-4)
     shutil.rmtree(tmp_path / "checkpoints" / f"checkpoint_{STEPS:08d}")

@@ -120,14 +120,14 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
     with tempfile.TemporaryDirectory(prefix="distmeta-plan-") as scratch:
         outcome, rows = _run(short, RunDirectory(Path(scratch) / "run"), workers)
     first, rows = rows[0], rows[1:]  # the first step pays for what is made once
-    with_tasks = [row["seconds"] for row in rows if "query_loss" in row]
-    last_step = max((row["outer_step"] for row in rows if "query_loss" in row), default=0)
-    without = [row["seconds"] for row in rows if "query_loss" not in row]
+    with_tasks = [row["time/step"] for row in rows if "training/query_loss" in row]
+    last_step = max((row["outer_step"] for row in rows if "training/query_loss" in row), default=0)
+    without = [row["time/step"] for row in rows if "training/query_loss" not in row]
     progress = outcome.get("progress", {})
     if not with_tasks:
         raise UserError(f"plan: training diverged: {progress['diverged']}; lower meta.inner_lr or meta.outer_lr")
     # Before the first step stands the validation of the network as it was.
-    validation = max(0.0, first["wall_seconds"] - first["seconds"])
+    validation = max(0.0, first["cost/wall_seconds"] - first["time/step"])
     if progress.get("outer_step") == short.train.outer_steps:
         validation = progress["phase_seconds"]["validation"] / 2
     return Calibration(
@@ -169,8 +169,8 @@ def _run(config: Config, run: RunDirectory, workers: int) -> tuple[dict[str, Any
             waited = time.monotonic() - started
             rows += tail.new()
             if rows and "startup" not in outcome:
-                outcome["startup"] = max(0.0, waited - rows[-1]["wall_seconds"])
-            is_measured = any("query_loss" in row for row in rows[1:])
+                outcome["startup"] = max(0.0, waited - rows[-1]["cost/wall_seconds"])
+            is_measured = any("training/query_loss" in row for row in rows[1:])
             if waited > PATIENCE and not is_measured:
                 raise UserError(
                     f"plan: two steps with tasks were not done in {PATIENCE:.0f} s on this machine; give --rate, the "

@@ -33,7 +33,7 @@ CURVES = (
         "query",
         "Query accuracy after adaptation",
         "In training. Running means over a twentieth of each run.",
-        lambda run: _series(run.metrics, "query_accuracy"),
+        lambda run: _series(run.metrics, "training/query_accuracy"),
     ),
     Curves(
         "validation",
@@ -46,7 +46,7 @@ CURVES = (
         "language",
         "Language-model loss (nats)",
         "In training. Running means over a twentieth of each run.",
-        lambda run: _series(run.metrics, "lm_loss"),
+        lambda run: _series(run.metrics, "training/lm_loss"),
         fractions=False,
     ),
 )

@@ -69,7 +69,7 @@ class Run:
         """`wall_seconds`, `worker_seconds`, `flops` and so on, up to the last step on record; None where not kept."""
         if self.summary:
             return self.summary.get(key)
-        return self.metrics[-1].get(key) if self.metrics else None
+        return self.metrics[-1].get(f"cost/{key}") if self.metrics else None
 
 
 @dataclass

@@ -35,16 +35,16 @@ PHASES = {
 
 def accuracy_curves(run: Run) -> Picture | None:
     """Query accuracy after adaptation, and before where there is an inner loop; None where no step has had a task."""
-    rows = [row for row in run.metrics if "query_accuracy" in row]
-    before = [row for row in rows if "query_accuracy_before" in row]
+    rows = [row for row in run.metrics if "training/query_accuracy" in row]
+    before = [row for row in rows if "training/query_accuracy_before" in row]
     if not rows:
         return None
     steps = [row["outer_step"] for row in rows]
     with drawing("accuracy", "Query accuracy in training") as drawn:
         axes = drawn.axes
-        noisy_line(axes, steps, [row["query_accuracy"] for row in rows], LINES[0], "after adaptation")
+        noisy_line(axes, steps, [row["training/query_accuracy"] for row in rows], LINES[0], "after adaptation")
         if before:
-            accuracies = [row["query_accuracy_before"] for row in before]
+            accuracies = [row["training/query_accuracy_before"] for row in before]
             noisy_line(axes, [row["outer_step"] for row in before], accuracies, LINES[1], "before adaptation")
         chance_line(axes, run.settings.get("tasks.n_way"))
         axes.set_xlabel("outer step")
@@ -52,7 +52,7 @@ def accuracy_curves(run: Run) -> Picture | None:
         percent_axis(axes.yaxis)
         drawn.legend(3)
     last = rows[-min(len(rows), 50) :]
-    mean = sum(row["query_accuracy"] for row in last) / len(last)
+    mean = sum(row["training/query_accuracy"] for row in last) / len(last)
     return drawn.picture(
         f"Query accuracy by outer step; in the last {len(last)} steps {percent(mean)} after adaptation.",
         f"On the query sets of the training tasks. {smoothing(len(rows))}",
@@ -62,8 +62,8 @@ def accuracy_curves(run: Run) -> Picture | None:
 def loss_curves(run: Run) -> Picture | None:
     """Query loss after adaptation and the language model's loss; None where there is neither."""
     curves: list[tuple[str, str, dict[str, Any]]] = [
-        ("query_loss", "query loss, after adaptation", LINES[0]),
-        ("lm_loss", "language-model loss", LINES[1]),
+        ("training/query_loss", "query loss, after adaptation", LINES[0]),
+        ("training/lm_loss", "language-model loss", LINES[1]),
     ]
     present = {key: [row for row in run.metrics if key in row] for key, _, _ in curves}
     if not any(present.values()):
@@ -82,20 +82,20 @@ def loss_curves(run: Run) -> Picture | None:
 
 def inner_loop_curve(run: Run) -> Picture | None:
     """Support loss by inner step, early in training against late; None where no step has had a task."""
-    rows = [row for row in run.metrics if row.get("support_loss")]
+    rows = [row for row in run.metrics if row.get("training/support_loss")]
     if not rows:
         return None
-    rows = [row for row in rows if len(row["support_loss"]) == len(rows[-1]["support_loss"])]
+    rows = [row for row in rows if len(row["training/support_loss"]) == len(rows[-1]["training/support_loss"])]
     share = max(1, len(rows) // 10)
     parts = [("late in training", rows[-share:], LINES[0])]
     if len(rows) > 1:
         parts.insert(0, ("early in training", rows[:share], LINES[1]))
     with drawing("inner", "The inner loop") as drawn:
         for label, part, style in parts:
-            means = _mean_by_position([row["support_loss"] for row in part])
+            means = _mean_by_position([row["training/support_loss"] for row in part])
             span = f"steps {part[0]['outer_step']:,} to {part[-1]['outer_step']:,}"
             drawn.axes.plot(range(len(means)), means, **style, linewidth=1.8, label=f"{label} ({span})")
-        drawn.axes.set_xticks(range(len(rows[-1]["support_loss"])))
+        drawn.axes.set_xticks(range(len(rows[-1]["training/support_loss"])))
         drawn.axes.set_xlabel("inner steps taken")
         drawn.axes.set_ylabel("support loss (nats)")
         drawn.axes.set_ylim(bottom=0)
@@ -147,8 +147,8 @@ def phase_seconds(run: Run) -> dict[str, float]:
     if run.summary:
         phases = dict(run.summary.get("phase_seconds", {}))
     else:
-        names = [name for name in PHASES if any(f"seconds/{name}" in row for row in run.metrics)]
-        phases = {name: sum(row.get(f"seconds/{name}", 0.0) for row in run.metrics) for name in names}
+        names = [name for name in PHASES if any(f"time/{name}" in row for row in run.metrics)]
+        phases = {name: sum(row.get(f"time/{name}", 0.0) for row in run.metrics) for name in names}
     wall = run.total("wall_seconds")
     if phases and wall:
         phases["other"] = wall - sum(phases.values())

@@ -163,7 +163,8 @@ def trial_row(sweep: SweepDirectory, trial_id: str) -> dict[str, Any]:
 def _so_far(run: RunDirectory) -> dict[str, Any]:
     rows = read_metrics(run.metrics) if run.metrics.exists() else []
     last = rows[-1] if rows else {}
-    return {key: last[key] for key in ("outer_step", "wall_seconds", "worker_seconds", "flops") if key in last}
+    names = {"outer_step": "outer_step"} | {key: f"cost/{key}" for key in ("wall_seconds", "worker_seconds", "flops")}
+    return {key: last[name] for key, name in names.items() if name in last}
 
 
 class Stopwatch:

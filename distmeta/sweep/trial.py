@@ -87,7 +87,7 @@ class Trial(tune.Trainable):
             over = self._training.is_over(wait=0.3)
             for row in self._metrics.new():
                 self._has_stepped = True
-                self._note(run_summary({key: row[key] for key in TOTALS}, self._config.tracking))
+                self._note(run_summary({key: row[f"cost/{key}"] for key in TOTALS}, self._config.tracking))
             self._waiting += [row for row in self._validations.new() if row["outer_step"] > 0]
             if self._waiting:
                 row = self._waiting.pop(0)

@@ -24,6 +24,18 @@ FINISH_TIMEOUT = 30.0
 # choice is 15).
 FLUSH_INTERVAL = 1.0
 
+HIDDEN = ("training/tokens", "training/inner_lr", "time/data_wait_fraction")
+"""Metrics that say the same at every step, or the same as another: there, but without a panel."""
+GOALS = {
+    "training/query_loss": "min",
+    "training/query_accuracy": "max",
+    "training/lm_loss": "min",
+    "validation/inner-loop": "max",
+    "validation/prototype": "max",
+    "validation/logistic-regression": "max",
+}
+"""Metrics of which the summary has the best value beside the last one."""
+
 # What W&B would record by itself: command line, program, host, git remote, packages, console, use of the machine.
 NOTHING_BY_ITSELF: dict[str, Any] = {
     "x_disable_machine_info": True,
@@ -143,8 +155,12 @@ class WandbRun:
         state = {"run_id": run_id, "url": self._run.url if mode == "online" else before.get("url")}
         write_state(run_dir, state | ({} if folder == run_dir else {"directory": str(folder)}))
         # W&B's own step starts again at 0 in each offline part of a run, so every chart goes by ours.
-        self._run.define_metric("outer_step")
+        self._run.define_metric("outer_step", hidden=True)
         self._run.define_metric("*", step_metric="outer_step")
+        for name in HIDDEN:
+            self._run.define_metric(name, step_metric="outer_step", hidden=True)
+        for name, goal in GOALS.items():
+            self._run.define_metric(name, step_metric="outer_step", summary=f"{goal},last")
 
     def _log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:

@@ -36,7 +36,7 @@ def advise(config: Config, metrics: Rows, validation: Rows, training_classes: in
     scores = [(row["outer_step"], row[use]) for row in validation if use in row]
     if len(scores) < 2 or scores[-1][1] > scores[0][1]:
         return []
-    steps = [row for row in metrics if "query_accuracy" in row]
+    steps = [row for row in metrics if "training/query_accuracy" in row]
     found = [*_of_the_course(config, scores)]
     if steps:
         found += _of_training(config, steps, validation[-1], training_classes, is_settled=bool(found))
@@ -68,8 +68,11 @@ def _of_training(
 ) -> Iterator[str]:
     """What the steps that had tasks say; where the course of the validations `is_settled`, nothing of rates too low."""
     meta, tasks = config.meta, config.tasks
-    begun, ended = _mean(steps, "query_accuracy", first=True), _mean(steps, "query_accuracy", first=False)
-    loss = _mean(steps, "query_loss", first=False)
+    begun, ended = (
+        _mean(steps, "training/query_accuracy", first=True),
+        _mean(steps, "training/query_accuracy", first=False),
+    )
+    loss = _mean(steps, "training/query_loss", first=False)
     ways = f"tasks.n_way ({tasks.n_way})"
     guessing = math.log(tasks.n_way) if isinstance(tasks.n_way, int) else math.inf
     if begun >= SOLVED:
@@ -95,13 +98,15 @@ def _of_training(
             f"over-fitted to {classes}: {_percent(ended)} in training, {_percent(valid)} on the meta-valid ones: train "
             f"on more classes or a mixture of sources,{freeze} or lower meta.outer_lr ({meta.outer_lr:.2g})"
         )
-    factors = [row["clip_factor"] for row in steps if row.get("clip_factor") is not None]
+    factors = [row["training/clip_factor"] for row in steps if row.get("training/clip_factor") is not None]
     if factors and (factor := statistics.median(factors)) < CLIPPED:
-        norm = statistics.median(row["grad_norm"] for row in steps if row.get("clip_factor") is not None)
+        norm = statistics.median(
+            row["training/grad_norm"] for row in steps if row.get("training/clip_factor") is not None
+        )
         from_inner = f"; steps of meta.inner_lr {meta.inner_lr:.2g} make such, try {meta.inner_lr / 3:.2g}"
         yield (
             f"gradients of norm {norm:.2g} were clipped to {config.engine.gradient_clipping:g}, {factor:.0%} of it, in "
-            f"half of the steps (engine.gradient_clipping){from_inner if 'support_loss' in steps[-1] else ''}"
+            f"half of the steps (engine.gradient_clipping){from_inner if 'training/support_loss' in steps[-1] else ''}"
         )
 
 

@@ -116,7 +116,7 @@ class Chooser:
             use = self._train.select_by
             score, ci95 = found.scores.get(use), found.scores.get(f"{use}_ci95")
             self._best.offer(outer_step, score, ci95, weights, found, share)
-            row = {f"valid/{name}": value for name, value in found.scores.items()}
+            row = {f"validation/{name}": value for name, value in found.scores.items()}
             reason = self._reason_to_end(outer_step)
             if outer_step == self._train.outer_steps or reason:
                 last = Candidate(outer_step, 0.0, found, own)
@@ -164,7 +164,9 @@ class Chooser:
         is_better = not best.start_share or best.score is None or (kept and kept.score(use) > best.score)
         if kept and kept.start_share and is_better:
             best.replace(_row(kept, use), kept.weights)
-        return {f"valid/average/{r['start_share']:g}/{r['outer_step']}": r["score"] for r in rows if r["start_share"]}
+        return {
+            f"validation/average/{r['start_share']:g}/{r['outer_step']}": r["score"] for r in rows if r["start_share"]
+        }
 
     def _score(
         self, weights: Mapping[str, Tensor], is_stopping: IsStopping, *, are_own: bool, inner_loops: bool = False

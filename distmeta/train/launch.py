@@ -279,8 +279,8 @@ class _Progress:
 
 def _describe(row: dict[str, Any]) -> str:
     parts = []
-    if "query_loss" in row:
-        parts.append(f"query loss {row['query_loss']:.3f}, accuracy {row['query_accuracy']:.0%}")
-    if "lm_loss" in row:
-        parts.append(f"lm loss {row['lm_loss']:.3f}")
-    return " | ".join([*parts, f"lr {row['outer_lr']:.2e}", f"{row['tokens_per_second']:.0f} tok/s"])
+    if "training/query_loss" in row:
+        parts.append(f"query loss {row['training/query_loss']:.3f}, accuracy {row['training/query_accuracy']:.0%}")
+    if "training/lm_loss" in row:
+        parts.append(f"lm loss {row['training/lm_loss']:.3f}")
+    return " | ".join([*parts, f"lr {row['training/outer_lr']:.2e}", f"{row['time/tokens_per_second']:.0f} tok/s"])

@@ -26,6 +26,7 @@ from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.tensors import read_tensors
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_summary
+from distmeta.tracking.machine_use import MachineUse
 from distmeta.train.best import Best
 from distmeta.train.choose import Chooser
 from distmeta.train.phases import PHASES, STEP_PHASES, PhaseClock, Totals
@@ -36,8 +37,11 @@ from distmeta.train.work import WorkSource
 
 logger = logging.getLogger(__name__)
 
-TOTALS = ("flops", "wall_seconds", "worker_seconds")
-"""What a row of the metrics says of all steps so far."""
+TOTALS = ("flops", "wall_seconds", "worker_seconds", "energy_kwh")
+"""What a row of the metrics says of all steps so far, behind `cost/`."""
+
+
+JOULES_OF_A_KWH = 3.6e6
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     network that is kept, `candidates` among which it was chosen at the end, `ended_early` only where the run did (see
     `Chooser`), `startup_seconds` from the launch to the first step, `peak_memory_bytes` of the largest worker, totals
     of `flops`, `tokens`, `lm_tokens`, `wall_seconds`, `worker_seconds` and `phase_seconds` (see `PhaseClock`; mean over
-    the workers, of validation and checkpoint the main worker's), those before a resume included, and `diverged`, a line
-    of text, only where it did.
+    the workers, of validation and checkpoint the main worker's), of `energy_kwh` where the devices tell, those before a
+    resume included, and `diverged`, a line of text, only where it did.
     """
     config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
     with freed_at_once():
@@ -117,6 +121,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     best = Best(run, progress, extra, is_main)
     chooser = Chooser(config, run, stepper, validator, recorder, best, progress)
     totals = Totals(progress, worker.world_size)
+    machine = MachineUse(worker.device, worker.world_size, is_main=is_main)
 
     def validate(outer_step: int, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
         scores = chooser.validate(outer_step, is_stopping)
@@ -132,7 +137,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     elif unvalidated is not None:
         scores = validate(progress["outer_step"], lambda: False)
         if recorder:
-            recorder.step(unvalidated | (scores or {}) | {key: progress[key] for key in TOTALS})
+            recorder.step(unvalidated | (scores or {}) | _totals(progress))
     for step in () if chooser.ended_early else range(progress["outer_step"], config.train.outer_steps):
         clock = PhaseClock()
         work = work_source.take(step)
@@ -140,6 +145,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         rate = learning_rate(config.meta, step, config.train.outer_steps)
         norm, metrics = stepper.step(work, rate, step / config.train.outer_steps, clock)
         metrics["stop"] = float(is_main and run.stop_request.exists())
+        metrics["look"] = float(machine.is_due)
         metrics |= {f"seconds/{phase}": spent / worker.world_size for phase, spent in clock.seconds.items()}
         started = time.perf_counter()
         metrics = _sum_over_workers(metrics, worker)
@@ -147,14 +153,19 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         seconds = time.perf_counter() - clock.started
 
         outer_step = step + 1
-        is_stopping = metrics.pop("stop") > 0
+        is_stopping, is_due = metrics.pop("stop") > 0, metrics.pop("look") > 0
         row = _row(outer_step, metrics, norm, rate, seconds, config.meta)
-        row["clip_factor"] = engine.clip_factor
+        row["training/clip_factor"] = engine.clip_factor
         progress["outer_step"] = outer_step
-        progress["tokens"] += row["tokens"]
+        progress["tokens"] += row["training/tokens"]
         progress["lm_tokens"] += int(metrics.get("lm_tokens", 0))
         progress["flops"] += flop_counter.step(step_tokens(metrics))
         totals.count({phase: metrics[f"seconds/{phase}"] for phase in STEP_PHASES})
+        if is_due:
+            seen, joules = machine.look()
+            row |= seen
+            if joules:
+                progress["energy_kwh"] = progress.get("energy_kwh", 0.0) + joules / JOULES_OF_A_KWH
         diverged, is_whole = _divergence(row, config.train.max_loss), True
         if diverged:
             progress["diverged"] = diverged
@@ -163,7 +174,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             scores = None if is_stopping else validate(outer_step, run.stop_request.exists)
             is_whole, is_stopping = scores is not None, scores is None
             row |= scores or {}
-        row |= {key: progress[key] for key in TOTALS}
+        row |= _totals(progress)
         if recorder:
             recorder.step(row, is_whole=is_whole)
         if diverged:
@@ -233,10 +244,14 @@ def _beginning() -> dict[str, Any]:
     }
 
 
+def _totals(progress: Mapping[str, Any]) -> dict[str, float]:
+    return {f"cost/{key}": progress[key] for key in TOTALS if key in progress}
+
+
 def _divergence(row: Mapping[str, Any], max_loss: float) -> str | None:
     """What shows that a run has diverged, as a line of text; the same on every worker."""
     for key in ("query_loss", "lm_loss", "grad_norm"):
-        value = row.get(key, 0.0)
+        value = row.get(f"training/{key}", 0.0)
         if not math.isfinite(value) or (key != "grad_norm" and value > max_loss):
             return f"{key.replace('_', ' ')} {value:.4g} at outer step {row['outer_step']}"
     return None
@@ -287,27 +302,28 @@ def step_tokens(metrics: Mapping[str, float]) -> StepTokens:
 def _row(
     outer_step: int, metrics: dict[str, float], norm: float, rate: float, seconds: float, config: MetaConfig
 ) -> dict[str, Any]:
-    """The metrics of an outer step as they are written down; what a warm-up step does not have is absent."""
+    """The metrics of an outer step as they are written down, in sections, which are W&B's too; what a warm-up step does
+    not have is absent."""
     row: dict[str, Any] = {"outer_step": outer_step}
     inner_steps = config.inner_steps
     if "query_loss" in metrics:
         keys = ("query_loss", "query_accuracy", "query_accuracy_before")
-        row |= {key: metrics[key] for key in keys if key in metrics}
+        row |= {f"training/{key}": metrics[key] for key in keys if key in metrics}
         if "support_loss/0" in metrics:
-            row["support_loss"] = [metrics[f"support_loss/{step}"] for step in range(inner_steps)]
-        row["tasks_per_second"] = config.meta_batch_size / seconds
-        row["inner_lr"] = config.inner_lr
+            row["training/support_loss"] = [metrics[f"support_loss/{step}"] for step in range(inner_steps)]
+        row["time/tasks_per_second"] = config.meta_batch_size / seconds
+        row["training/inner_lr"] = config.inner_lr
     if "lm_loss" in metrics:
-        row["lm_loss"] = metrics["lm_loss"]
+        row["training/lm_loss"] = metrics["lm_loss"]
     tokens = (
         metrics.get("support_tokens", 0) * inner_steps + metrics.get("query_tokens", 0) + metrics.get("lm_tokens", 0)
     )
     return row | {
-        "grad_norm": norm,
-        "outer_lr": rate,
-        "tokens": int(tokens),
-        "tokens_per_second": tokens / seconds,
-        "data_wait_fraction": metrics["seconds/data"] / seconds,
-        "seconds": seconds,
-        **{f"seconds/{phase}": metrics[f"seconds/{phase}"] for phase in STEP_PHASES},
+        "training/grad_norm": norm,
+        "training/outer_lr": rate,
+        "training/tokens": int(tokens),
+        "time/tokens_per_second": tokens / seconds,
+        "time/data_wait_fraction": metrics["seconds/data"] / seconds,
+        "time/step": seconds,
+        **{f"time/{phase}": metrics[f"seconds/{phase}"] for phase in STEP_PHASES},
     }

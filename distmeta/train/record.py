@@ -9,6 +9,9 @@ from distmeta.rundir import RunDirectory
 from distmeta.tracking.metrics import MetricsFile, read_metrics
 from distmeta.tracking.wandb_run import WandbRun
 
+FORECAST = ("wall_seconds", "worker_seconds", "flops", "cost", "peak_memory_bytes")
+"""What `distmeta plan` has foretold and a run measures."""
+
 
 class Recorder:
     """Metrics of each step and validation, in files and in W&B at once.
@@ -26,6 +29,7 @@ class Recorder:
     def __init__(
         self, config: Config, run: RunDirectory, outer_step: int, corpus: Mapping[str, Any] | None = None
     ) -> None:
+        self._plan = run.plan
         self._metrics, self._validation = MetricsFile(run.metrics), MetricsFile(run.validation)
         # A beginning scores the network of step 0 again: what an attempt before it wrote is replaced as well.
         last_kept = outer_step if outer_step else -1
@@ -58,11 +62,14 @@ class Recorder:
             self._wandb.log([_of_the_start(row)])
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Closes W&B with the outcome of the run."""
+        """Closes W&B with the outcome of the run, beside what was forecast of it."""
+        if self._plan.exists():
+            plan = json.loads(self._plan.read_text(encoding="utf-8"))
+            summary = summary | {f"plan/{key}": plan[key] for key in FORECAST if key in plan}
         self._wandb.summary(summary)
         self._wandb.finish()
 
 
 def _of_the_start(validation: dict[str, Any]) -> dict[str, Any]:
     """What a validation would be in the row of a step."""
-    return {key if key == "outer_step" else f"valid/{key}": value for key, value in validation.items()}
+    return {key if key == "outer_step" else f"validation/{key}": value for key, value in validation.items()}

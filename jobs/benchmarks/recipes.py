@@ -194,7 +194,7 @@ class Trials:
             before = self._starting[key]
             after = {name: score(weights) for name, weights in networks.items()}
             gains = {name: {use: paired_gain(of[use], before[use]) for use in USES} for name, of in after.items()}
-            losses = [row["query_loss"] for row in read_metrics(run.metrics)]
+            losses = [row["training/query_loss"] for row in read_metrics(run.metrics)]
         return Trial({use: float(np.mean(before[use])) for use in USES}, gains, losses, seconds)
 
 

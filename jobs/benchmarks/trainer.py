@@ -162,14 +162,14 @@ def pretrain(config: Config, run: RunDirectory) -> Turn:
     counted = [
         # From the end of one step to that of the next: the work of the loop around the step is in it.
         Step(
-            row["wall_seconds"] - before["wall_seconds"],
-            row["seconds/inner"] + row["seconds/outer"],
-            row["seconds/communication"] + row["seconds/optimizer"],
+            row["cost/wall_seconds"] - before["cost/wall_seconds"],
+            row["time/inner"] + row["time/outer"],
+            row["time/communication"] + row["time/optimizer"],
         )
         for before, row in list(pairwise(rows))[UNCOUNTED - 1 : -1]
     ]
     spent = processor[UNCOUNTED + len(counted)] - processor[UNCOUNTED]
-    return Turn(counted, spent / len(counted), [row["query_loss"] for row in rows])
+    return Turn(counted, spent / len(counted), [row["training/query_loss"] for row in rows])
 
 
 class Watcher(threading.Thread):
