@@ -326,7 +326,7 @@ def adapt(
     ] = "auto",
     seconds: Annotated[
         float, typer.Option(min=0, metavar="S", help="Time for trying what changes the network.")
-    ] = 10.0,
+    ] = 30.0,
     class_names: Annotated[
         bool, typer.Option("--class-names", help="The labels say what the classes are: each is one more example.")
     ] = False,

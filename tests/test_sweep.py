@@ -17,9 +17,10 @@ from distmeta.engine.checkpoint import read_checkpoint
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.directory import write_trial
 from distmeta.sweep.takeover import OWN, copy_newest, take_over
+from distmeta.tracking.wandb_file import rows as wandb_rows
 from tests.commands import KEY, Running, assert_gone, distmeta, distmeta_here, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
-from tests.wandb_files import logged_steps, offline_records
+from tests.wandb_files import logged_steps, offline_records, read_media, summary_of
 
 STEPS, EVERY = 80, 20
 RATES = [0.1, 0.03, 30.0]
@@ -121,9 +122,11 @@ def recorded(run: Path) -> tuple[dict[str, Any], dict[str, Any], str, list[int]]
 
 def test_wandb_has_a_run_a_trial_in_one_group_with_the_swept_values_as_numbers(whole: Path):
     """Case E3: exactly one run a trial."""
+    best = json.loads((whole / "summary.json").read_text())["best_trial"]
     for row in read_trials(whole):
         run = whole / "trials" / row["trial_id"]
-        assert len(list(run.glob("wandb/offline-run-*"))) == 1
+        # The winner has another part, with its result on the meta-test classes.
+        assert len(list(run.glob("wandb/offline-run-*"))) == 1 + (row["trial_id"] == best)
         config, summary, group, steps = recorded(run)
         assert group == "whole"
         assert config["meta.inner_lr"] == row["config"]["meta.inner_lr"]
@@ -136,6 +139,31 @@ def test_wandb_has_a_run_a_trial_in_one_group_with_the_swept_values_as_numbers(w
             assert summary["accuracy_ci95"] == pytest.approx(row["accuracy_ci95"])
         else:
             assert summary["diverged"] == row["reason"]
+
+
+def test_wandb_has_the_sweep_as_a_run_and_the_winner_is_tagged(whole: Path):
+    rows, summary = read_trials(whole), json.loads((whole / "summary.json").read_text())
+    report = json.loads((whole / "evaluation.json").read_text())
+    own = {each["use"]: each for each in report["methods"] if each["network"] == f"trial {summary['best_trial']}"}
+    found = offline_records(whole)
+    (run,) = [record.run for record in found if record.HasField("run")]
+    assert (run.job_type, run.run_group) == ("sweep", "whole")
+    values = summary_of(found)
+    assert values["best_trial"] == summary["best_trial"]
+    assert values["evaluation/prototype/accuracy"] == pytest.approx(own["prototype"]["accuracy"])
+    table = json.loads(read_media(whole, values["sweep/trials"]))
+    assert [row[table["columns"].index("trial_id")] for row in table["data"]] == [row["trial_id"] for row in rows]
+    logged = list(wandb_rows(iter(found)))
+    assert logged[-1]["sweep/best_accuracy"] == max(row.get("accuracy", 0.0) for row in rows)
+    assert logged[-1]["sweep/worker_seconds"] == pytest.approx(summary["worker_seconds"])
+    for row in rows:
+        trial = offline_records(whole / "trials" / row["trial_id"])
+        tags = {tag for record in trial if record.HasField("run") for tag in record.run.tags}
+        assert ("winner" in tags) == (row["trial_id"] == summary["best_trial"])
+        assert "bert" in tags
+        if row["trial_id"] == summary["best_trial"]:
+            accuracy = summary_of(trial)["evaluation/prototype/accuracy"]
+            assert accuracy == pytest.approx(own["prototype"]["accuracy"])
 
 
 def test_no_key_and_no_large_file_is_left(whole: Path):

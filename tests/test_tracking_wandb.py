@@ -19,7 +19,7 @@ from distmeta.config import Config
 from distmeta.errors import UserError
 from distmeta.rundir import RunDirectory
 from distmeta.tracking.config import TrackingConfig
-from distmeta.tracking.wandb_environment import directory, environment, names, prepare_environment
+from distmeta.tracking.wandb_environment import directory, environment, names, prepare_environment, tags_of_user
 from distmeta.tracking.wandb_file import records, rows
 from distmeta.tracking.wandb_place import wandb_lines, write_state
 from distmeta.tracking.wandb_run import mode_of_user, without_passwords
@@ -130,6 +130,47 @@ def test_killed_between_two_logs_and_resumed_each_step_is_logged_once_in_one_run
     found = offline_records(run_dir)
     assert logged_steps(found) == list(range(1, 13))
     assert len({record.run.run_id for record in found if record.HasField("run")}) == 1
+
+
+def test_a_row_is_on_disk_soon_though_nothing_comes_after_it(tmp_path: Path) -> None:
+    code = """
+    run = start()
+    run.log(rows(1, 1))
+    print(time.time(), flush=True)
+    time.sleep(60)
+    """
+    process, run_dir = script(tmp_path, code)
+    try:
+        logged = float(process.stdout.readline())
+        until = time.monotonic() + 20
+        while not (steps := logged_steps(offline_records(run_dir))) and time.monotonic() < until:
+            time.sleep(0.05)
+        print(f"{time.time() - logged:.1f} s from the step to the disk")
+    finally:
+        process.kill()
+    assert steps == [1]
+
+
+def test_what_is_added_later_is_in_the_same_run_and_makes_none(tmp_path: Path) -> None:
+    """Where no run is there, nothing is recorded."""
+    code = """
+    from distmeta.tracking.wandb_run import WandbRun
+    run = WandbRun(run_dir, TrackingConfig(), None, tags=["winner"])
+    run.summary({"found": 0.5})
+    run.finish()
+    print("recorded", run.where or "nowhere")
+    """
+    output, run_dir = run_script(tmp_path, code)
+    assert "recorded nowhere" in output
+    assert not (run_dir / "wandb").exists()
+    run_script(tmp_path, "run = start(tags=['mine']); run.log(rows(1, 2)); run.summary({'cost': 1.5}); run.finish()")
+    time.sleep(1)  # W&B names its folders by the second
+    run_script(tmp_path, code)
+    found = offline_records(run_dir)
+    runs = [record.run for record in found if record.HasField("run")]
+    assert len({run.run_id for run in runs}) == 1
+    assert list(runs[-1].tags) == ["mine", "winner"]
+    assert (logged_steps(found), summary_of(found)["found"], summary_of(found)["cost"]) == ([1, 2], 0.5, 1.5)
 
 
 def test_what_a_crash_took_from_w_b_is_logged_again(tmp_path: Path) -> None:
@@ -266,20 +307,25 @@ def test_the_environment_counts_where_the_configuration_is_silent(
 ) -> None:
     run_dir = tmp_path / "0003"
     run_dir.mkdir()
-    unset = {"project": "distmeta", "entity": None, "group": None, "name": "0003"}
-    for name in ("PROJECT", "ENTITY", "RUN_GROUP", "NAME", "DIR"):
+    unset = {"project": "distmeta", "entity": None, "group": None, "name": "0003", "job_type": "pretrain"}
+    for name in ("PROJECT", "ENTITY", "RUN_GROUP", "NAME", "DIR", "JOB_TYPE", "TAGS"):
         monkeypatch.setenv(f"WANDB_{name}", "")
     assert (names(TrackingConfig(), run_dir), directory(run_dir)) == (unset, run_dir)
+    assert tags_of_user(TrackingConfig()) == []
     for name in ("PROJECT", "ENTITY", "RUN_GROUP", "NAME"):
         monkeypatch.setenv(f"WANDB_{name}", f"my-{name.lower()}")
     monkeypatch.setenv("WANDB_DIR", "elsewhere")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_TAGS", "a, b")
     said = {"project": "my-project", "entity": "my-entity", "group": "my-run_group", "name": "my-name"}
+    said["job_type"] = "pretrain"
     assert (names(TrackingConfig(), run_dir), directory(run_dir)) == (said, tmp_path / "elsewhere")
     chosen = {"project": "a", "entity": "b", "group": "c", "name": "d"}
-    assert names(TrackingConfig(**chosen), run_dir) == chosen
+    assert names(TrackingConfig(**chosen), run_dir) == chosen | {"job_type": "pretrain"}
+    assert (tags_of_user(TrackingConfig()), tags_of_user(TrackingConfig(tags=["c"]))) == (["a", "b"], ["c"])
     (run_dir / "trial.json").touch()
-    assert names(TrackingConfig(), run_dir)["name"] == "my-name-0003"
+    trial = names(TrackingConfig(), run_dir)
+    assert (trial["name"], trial["job_type"]) == ("my-name-0003", "trial")
 
 
 def test_what_the_command_is_told_holds_for_its_workers_and_a_key_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

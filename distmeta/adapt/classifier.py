@@ -19,7 +19,7 @@ from distmeta.tasks.names import PLACE, PLAIN, name_text
 
 TEXTS_AT_A_TIME = 1024
 """Texts whose features are held together when many are predicted."""
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 class Classifier(ClassifierMixin, BaseEstimator):

@@ -222,7 +222,10 @@ def read_sweep(path: Path, name: str) -> Sweep:
         evaluation=evaluation,
         evaluations=_others(directory.evaluations, evaluation, unreadable),
         plan=_json(path / "plan.json", unreadable),
-        wandb=wandb_lines([directory.trial(row["trial_id"]).path.resolve() for row in rows]),
+        wandb=[
+            *wandb_lines([directory.trial(row["trial_id"]).path.resolve() for row in rows]),
+            *wandb_lines([path.resolve()]),
+        ],
         unreadable=unreadable,
     )
 

@@ -51,15 +51,15 @@ def sweep(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say) -> s
     from distmeta.pipeline import export
     from distmeta.sweep.run import run_trials
     from distmeta.sweep.select import choose
-    from distmeta.tracking.wandb_place import wandb_lines
+    from distmeta.tracking.wandb_sweep import record_sweep
     from distmeta.train.storage import own_storage
 
     with own(sweep.path), own_storage(config, RunDirectory(sweep.path)):
         try:
             rows = run_trials(config, sweep, resume=resume, say=say)
-        finally:
-            for line in wandb_lines([sweep.trial(trial_id).path for trial_id in sweep.trial_ids()]):
-                say(line)
+        except BaseException:
+            _say_where_recorded(sweep, say)
+            raise
         outcome = choose(config, sweep, rows, say)
         best = sweep.trial(json.loads(sweep.summary.read_text(encoding="utf-8"))["best_trial"])
         made = load_config(best.config, check=False)
@@ -71,8 +71,19 @@ def sweep(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say) -> s
 
         if log_model(best.path, folder, made.tracking):
             say("uploaded the model to W&B")
+        summary, report = (json.loads(file.read_text(encoding="utf-8")) for file in (sweep.summary, sweep.evaluation))
+        record_sweep(sweep.path, config.tracking, config.model_dump(), rows, best.path, summary, report)
+        _say_where_recorded(sweep, say)
         say(f"wrote {write_report([sweep.path])}")
         return outcome
+
+
+def _say_where_recorded(sweep: SweepDirectory, say: Say) -> None:
+    from distmeta.tracking.wandb_place import wandb_lines
+
+    trials = [sweep.trial(trial_id).path for trial_id in sweep.trial_ids()]
+    for line in [*wandb_lines(trials), *wandb_lines([sweep.path])]:
+        say(line)
 
 
 def plan(

@@ -19,7 +19,9 @@ class TrackingConfig(Section):
     group: str | None = None
     """W&B group; unset: WANDB_RUN_GROUP, or in a sweep the name of its directory."""
     name: str | None = None
-    """W&B name of the run; unset: WANDB_NAME, or the name of the run directory. WANDB_TAGS and such hold as well."""
+    """W&B name of the run; unset: WANDB_NAME, or the name of the run directory. WANDB_NOTES and such hold as well."""
+    tags: list[str] = Field(default_factory=list)
+    """W&B tags; unset: WANDB_TAGS. The algorithm, the ZeRO stage and the kind of network are added."""
     log_model: bool = True
     """Keep the exported model in W&B as an artifact, where online; checkpoints never go there."""
     price_per_worker_hour: float = Field(default=0.0, ge=0)

@@ -74,12 +74,20 @@ def names(config: TrackingConfig, run_dir: Path) -> dict[str, Any]:
     name = config.name or variables.get("WANDB_NAME")
     if name and (run_dir / "trial.json").exists():
         name = f"{name}-{run_dir.name}"
+    kind = "trial" if (run_dir / "trial.json").exists() else "pretrain"
     return {
+        "job_type": variables.get("WANDB_JOB_TYPE") or kind,
         "project": config.project or variables.get("WANDB_PROJECT") or "distmeta",
         "entity": config.entity or variables.get("WANDB_ENTITY"),
         "group": config.group or variables.get("WANDB_RUN_GROUP"),
         "name": name or run_dir.name,
     }
+
+
+def tags_of_user(config: TrackingConfig) -> list[str]:
+    """Those that a user asks for."""
+    told = environment().get("WANDB_TAGS", "").split(",")
+    return list(config.tags) or [tag.strip() for tag in told if tag.strip()]
 
 
 def directory(run_dir: Path) -> Path:

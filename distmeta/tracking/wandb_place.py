@@ -35,7 +35,8 @@ def wandb_lines(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def write_state(run_dir: Path, state: dict[str, Any]) -> None:
-    """Keeps the id of a run (`run_id`), its address (`url`) and where its files are, if elsewhere (`directory`)."""
+    """Keeps the id of a run (`run_id`), its tags (`tags`), its address (`url`) and where its files are, if elsewhere
+    (`directory`)."""
     write_json(run_dir / "wandb.json", state)
 
 

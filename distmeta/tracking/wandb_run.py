@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.tracking.config import TrackingConfig
-from distmeta.tracking.wandb_environment import MODES, Mode, directory, mode_of_environment, names, prepare_environment
+from distmeta.tracking.wandb_environment import (
+    MODES,
+    Mode,
+    directory,
+    mode_of_environment,
+    names,
+    prepare_environment,
+    tags_of_user,
+)
 from distmeta.tracking.wandb_file import last_logged_step
 from distmeta.tracking.wandb_place import write_state
 
@@ -60,9 +68,18 @@ class WandbRun:
     failure ends the logging, and either is said once.
     """
 
-    def __init__(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrackingConfig,
+        settings: Mapping[str, Any] | None,
+        *,
+        tags: Sequence[str] = (),
+        job_type: str | None = None,
+    ) -> None:
         """Records the resolved configuration, nested, in `settings`, without the passwords in its addresses. With None
-        something is added to the run that is there; where none is, none is made, and nothing is recorded."""
+        something is added to the run that is there; where none is, none is made, and nothing is recorded. `tags` are
+        added to those that it has. `job_type` says what it is if neither a run nor a trial."""
         self.where = ""
         """The run's web address, or the folder of an offline run, or "" where nothing is recorded."""
         self._run: Any = None
@@ -70,7 +87,8 @@ class WandbRun:
         self._logged = -1
         # W&B's own error reports would go over the network, and hold the process for 20 s where no server answers.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
-        self._guard(lambda: self._start(run_dir, config, settings))
+        more = {} if job_type is None else {"job_type": job_type}
+        self._guard(lambda: self._start(run_dir, config, settings, list(tags), more))
 
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Logs metrics rows, in order: numbers as they are, a list of numbers as `key/1`, `key/2`...
@@ -102,7 +120,14 @@ class WandbRun:
             self._guard(lambda: self._run.finish(exit_code=0))
             self._run = None
 
-    def _start(self, run_dir: Path, config: TrackingConfig, settings: Mapping[str, Any] | None) -> None:
+    def _start(
+        self,
+        run_dir: Path,
+        config: TrackingConfig,
+        settings: Mapping[str, Any] | None,
+        added: list[str],
+        more: dict[str, str],
+    ) -> None:
         mode = mode_of_user(config)
         if mode == "disabled" or (settings is None and not self._state_file.exists()):
             return
@@ -115,6 +140,7 @@ class WandbRun:
         else:
             run_id = secrets.token_hex(6)
             write_state(run_dir, {"run_id": run_id})
+        own_tags = list(dict.fromkeys([*(before.get("tags") or tags_of_user(config)), *added]))
         folder = directory(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         # A table is kept here until it is uploaded; W&B's own choice is a folder of the user.
@@ -125,7 +151,8 @@ class WandbRun:
                 mode=mode,
                 id=run_id,
                 resume="allow",
-                **names(config, run_dir),
+                **(names(config, run_dir) | more),
+                tags=own_tags,
                 dir=str(folder),
                 config=None if settings is None else without_passwords(settings),
                 settings=quiet_settings(FINISH_TIMEOUT),
@@ -152,11 +179,13 @@ class WandbRun:
             # Where the run is resumed its next step is the server's last one and one more.
             self._logged = max(last_logged_step(folder, f"offline-run-*-{run_id}"), self._run.starting_step - 1)
         self.where = self._run.url if mode == "online" else str(Path(self._run.dir).parent)
-        state = {"run_id": run_id, "url": self._run.url if mode == "online" else before.get("url")}
+        url = self._run.url if mode == "online" else before.get("url")
+        state = {"run_id": run_id, "url": url, "tags": own_tags}
         write_state(run_dir, state | ({} if folder == run_dir else {"directory": str(folder)}))
         # W&B's own step starts again at 0 in each offline part of a run, so every chart goes by ours.
         self._run.define_metric("outer_step", hidden=True)
         self._run.define_metric("*", step_metric="outer_step")
+        self._run.define_metric("sweep/*", step_metric="sweep/worker_seconds")
         for name in HIDDEN:
             self._run.define_metric(name, step_metric="outer_step", hidden=True)
         for name, goal in GOALS.items():

@@ -117,7 +117,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     )
     is_main = worker.rank == 0
     before = progress["outer_step"] - (unvalidated is not None)
-    recorder = Recorder(config, run, before, setup.manifest.figures()) if is_main else None
+    kind = network.base.config.model_type
+    recorder = Recorder(config, run, before, setup.manifest.figures(), kind) if is_main else None
     best = Best(run, progress, extra, is_main)
     chooser = Chooser(config, run, stepper, validator, recorder, best, progress)
     totals = Totals(progress, worker.world_size)

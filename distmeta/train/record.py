@@ -24,10 +24,16 @@ class Recorder:
         run: its directory.
         outer_step: the step of the checkpoint that the run goes on from; 0 at a beginning.
         corpus: what is known of the corpus, which stands in W&B beside the configuration, as the versions do.
+        network: what kind it is, as `bert`: a tag.
     """
 
     def __init__(
-        self, config: Config, run: RunDirectory, outer_step: int, corpus: Mapping[str, Any] | None = None
+        self,
+        config: Config,
+        run: RunDirectory,
+        outer_step: int,
+        corpus: Mapping[str, Any] | None = None,
+        network: str = "",
     ) -> None:
         self._plan = run.plan
         self._metrics, self._validation = MetricsFile(run.metrics), MetricsFile(run.validation)
@@ -41,7 +47,8 @@ class Recorder:
         if run.trial.exists():
             # Beside the tree also as plain numbers, under the names by which W&B's panels compare the runs of a group.
             settings |= json.loads(run.trial.read_text(encoding="utf-8"))["config"]
-        self._wandb = WandbRun(run.path, config.tracking, settings)
+        tags = [config.meta.algorithm, f"ZeRO {config.engine.zero_stage}", *([network] if network else [])]
+        self._wandb = WandbRun(run.path, config.tracking, settings, tags=tags)
         kept = read_metrics(run.metrics) if outer_step and run.metrics.exists() else []
         start = [_of_the_start(row) for row in read_metrics(run.validation)[:1]] if run.validation.exists() else []
         self._wandb.log([*(row for row in start if row["outer_step"] == 0), *kept])
