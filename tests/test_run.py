@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from distmeta.corpus.manifest import Manifest
+from distmeta.tracking.wandb_file import rows as wandb_rows
 from tests.commands import KEY, Running, assert_gone, distmeta, distmeta_here, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
 from tests.training import is_measured
@@ -38,6 +39,17 @@ def assert_same_rows(run: Path, other: Path, tolerance: float = 0.0, steps: int 
         for key in filter(lambda key: not is_measured(key), expected):
             allowed = max(tolerance, 1e-14) if key in ("training/grad_norm", "training/clip_factor") else tolerance
             assert row[key] == pytest.approx(expected[key], rel=allowed, abs=allowed), (row["outer_step"], key)
+
+
+def assert_in_wandb(run: Path) -> None:
+    """Whether W&B has each step once, that of the start among them, with the losses that the run has."""
+    found = offline_records(run)
+    assert len({record.run.run_id for record in found if record.HasField("run")}) == 1
+    losses = {row["outer_step"]: row["training/query_loss"] for row in read_rows(run)}
+    assert logged_steps(found) == [0, *losses]
+    for row in wandb_rows(iter(found)):
+        if row["outer_step"]:
+            assert row["training/query_loss"] == pytest.approx(losses[row["outer_step"]], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -227,16 +239,21 @@ def test_an_export_can_be_made_again(whole: Path, folder: Path):
 
 @pytest.mark.slow  # that of a sweep is killed in test_sweep
 def test_a_killed_driver_leaves_a_run_that_goes_on(whole: Path, folder: Path):
-    """Cases B1 and E1: the same losses, each step once, one W&B run."""
+    """Cases B1 and E1: the same losses, each step once, one W&B run, also where it goes on with another number of
+    workers."""
     run = Running(folder, "run.yaml", "lost-driver")
-    processes = run.wait_for_step(EVERY + 5)
-    run.process.kill()
-    run.wait()
-    assert_gone(processes)
-    assert len(read_rows(run.run)) < STEPS
-    resumed = Running(folder, "run.yaml", "lost-driver", "--resume")
+    for step in (EVERY + 5, 3 * EVERY + 5):
+        processes = run.wait_for_step(step)
+        run.process.kill()
+        run.wait()
+        assert_gone(processes)
+        assert len(read_rows(run.run)) < STEPS
+        more = [] if step < 2 * EVERY else ["--set", "train.num_workers=1"]
+        run = Running(folder, "run.yaml", "lost-driver", "--resume", *more)
+    resumed = run
     assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
-    assert_same_rows(run.run, whole)
+    assert_same_rows(run.run, whole, tolerance=1e-5)
+    assert_in_wandb(run.run)
     assert re.search(r"going on from the checkpoint of outer step [2468]0\n", resumed.log.read_text())
 
 
@@ -294,6 +311,7 @@ def test_a_killed_worker_is_made_good_and_a_signal_leaves_a_checkpoint_of_the_st
     run.wait_for_line("going on from the checkpoint of outer step")
     steps = assert_stops(run, signal.SIGTERM)
     assert_same_rows(run.run, whole, steps=steps)
+    assert_in_wandb(run.run)
     loss = r"\nworker \d was lost \(process \d+ on node [\d.]+\): its process ended without a word.*\(loss 1 of 3 .*\n"
     assert len(re.findall(loss, run.log.read_text())) == 1
     assert re.search(r"going on from the checkpoint of outer step [2468]0\n", run.log.read_text())
@@ -310,6 +328,7 @@ def test_a_signal_leaves_a_run_that_goes_on(number: signal.Signals, whole: Path,
     resumed = Running(folder, "run.yaml", run.run.name, "--resume", *other)
     assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
     assert_same_rows(run.run, whole, tolerance=1e-5)
+    assert_in_wandb(run.run)
 
 
 @pytest.mark.parametrize(
