@@ -416,6 +416,19 @@ def push(
 
 
 @app.command()
+def view(
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", parser=lambda text: local_path(text, "DIR"), help="A run, or a sweep."),
+    ],
+) -> None:
+    """Save a view of the project in Weights & Biases that a run or a sweep is in, and print its address."""
+    from distmeta.tracking.view import save_view
+
+    print(save_view(directory))
+
+
+@app.command()
 def plan(
     config: ConfigFile = None,
     set: Overrides = None,

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from distmeta.corpus.manifest import Manifest
+from distmeta.tracking.view import OF_A_RUN, build, describe, panels
 from distmeta.tracking.wandb_file import rows as wandb_rows
 from tests.commands import KEY, Running, assert_gone, distmeta, distmeta_here, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
@@ -176,6 +177,21 @@ def test_weights_and_biases_has_the_whole_of_it(whole: Path):
     assert {row[2] for row in examples} == {"support", "query"}
     assert "meta-pretrained" in media["report"]
     assert str(whole) not in media["report"]
+
+
+def test_no_panel_of_the_view_is_empty(whole: Path):
+    found = offline_records(whole)
+    there = {key for row in wandb_rows(iter(found)) for key in row} | set(summary_of(found))
+    shown = dict(panels(OF_A_RUN, there))
+    assert list(shown) == [title for title in OF_A_RUN if title != "Machines" or "machine/cpus/mean" in there]
+    _, by_files, sections = describe(whole)
+    assert dict(panels(sections, by_files)) == shown, "what the files of the run say is what W&B has"
+    for panel in (panel for members in shown.values() for panel in members):
+        assert set(panel.names) <= there
+    workspaces = pytest.importorskip("wandb_workspaces.workspaces", reason="wandb-workspaces is not installed")
+    view = build("me", "shots", "whole", sections, by_files, workspaces)
+    assert [section.name for section in view.sections] == list(shown)
+    assert "training/query_accuracy" in json.dumps(view._to_model().model_dump(by_alias=True, mode="json"))
 
 
 def test_nothing_secret_and_nothing_large_is_left(whole: Path, folder: Path):

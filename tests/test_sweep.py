@@ -17,6 +17,7 @@ from distmeta.engine.checkpoint import read_checkpoint
 from distmeta.rundir import RunDirectory
 from distmeta.sweep.directory import write_trial
 from distmeta.sweep.takeover import OWN, copy_newest, take_over
+from distmeta.tracking.view import describe, panels
 from distmeta.tracking.wandb_file import rows as wandb_rows
 from tests.commands import KEY, Running, assert_gone, distmeta, distmeta_here, read_rows
 from tests.corpora import tiny_config, write_labelled_csv
@@ -154,6 +155,12 @@ def test_wandb_has_the_sweep_as_a_run_and_the_winner_is_tagged(whole: Path):
     table = json.loads(read_media(whole, values["sweep/trials"]))
     assert [row[table["columns"].index("trial_id")] for row in table["data"]] == [row["trial_id"] for row in rows]
     logged = list(wandb_rows(iter(found)))
+    trials = [record for row in rows for record in offline_records(whole / "trials" / row["trial_id"])]
+    there = {key for row in wandb_rows(iter([*found, *trials])) for key in row}
+    there |= set(values) | set(summary_of(trials)) | set(rows[0]["config"])
+    _, _, sections = describe(whole)
+    (first, *_) = panels(sections, there)
+    assert first == ("The sweep", sections["The sweep"]), "no panel lacks anything"
     assert logged[-1]["sweep/best_accuracy"] == max(row.get("accuracy", 0.0) for row in rows)
     assert logged[-1]["sweep/worker_seconds"] == pytest.approx(summary["worker_seconds"])
     for row in rows:
