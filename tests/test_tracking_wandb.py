@@ -472,6 +472,48 @@ def test_online_each_step_is_sent_once_and_nothing_but_configuration_and_metrics
         assert unwanted not in sent, unwanted
 
 
+RECORDS = """
+from distmeta.rundir import RunDirectory
+from distmeta.tracking.wandb_results import record_evaluation
+wandb_run.FINISH_TIMEOUT = 8
+run = start()
+run.log(rows(1, 2))
+run.finish()
+method = {"name": "meta-pretrained prototype", "network": "meta-pretrained", "use": "prototype", "accuracy": 0.625}
+report = {"methods": [method | dict.fromkeys(("precision", "recall", "f1", "adapt_seconds"), 0.5)]}
+report["verdict"] = {"text": "Yes: it did.", "answer": "yes", "against": "tf-idf logistic-regression", "gain": 0.25}
+begin = time.perf_counter()
+where = record_evaluation(RunDirectory(run_dir), TrackingConfig(), {"": report})
+print("recorded", where, "seconds", time.perf_counter() - begin)
+"""
+
+
+def test_online_an_evaluation_arrives_as_figures_verdict_and_table(tmp_path: Path) -> None:
+    with server() as running:
+        variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{running.server_port}"}
+        output, _ = run_script(tmp_path, RECORDS, **variables)
+        assert f"recorded http://127.0.0.1:{running.server_port}/me/distmeta/runs/" in output
+        sent = [json.loads(body).get("files") or {} for body in running.sent]
+        summaries = [line for files in sent for line in files.get("wandb-summary.json", {}).get("content", [])]
+        summary = json.loads(summaries[-1])
+        assert (summary["evaluation/accuracy"], summary["evaluation/verdict"]) == (0.625, "Yes: it did.")
+        assert (summary["evaluation/prototype/f1"], summary["evaluation/gain_over_rival"]) == (0.5, 0.25)
+        (table,) = {content for path, content in running.uploaded.items() if path.endswith(".table.json")}
+        assert json.loads(table)["data"][0][:3] == ["meta-pretrained prototype", "meta-pretrained", "prototype"]
+        assert [row["outer_step"] for row in running.history] == [1, 2]
+
+
+@pytest.mark.parametrize("uploads", ["refused", "unanswered"])
+def test_a_server_without_room_for_files_costs_seconds_and_the_figures_arrive(tmp_path: Path, uploads: Any) -> None:
+    with server() as running:
+        running.uploads = uploads
+        variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{running.server_port}"}
+        output, _ = run_script(tmp_path, RECORDS, **variables)
+        assert float(output.partition("seconds ")[2].split()[0]) < 30
+        assert [row["outer_step"] for row in running.history] == [1, 2]
+        assert any("evaluation/verdict" in body for body in running.sent)
+
+
 def test_a_server_that_falls_silent_holds_up_neither_training_nor_the_end(tmp_path: Path) -> None:
     code = """
     wandb_run.FINISH_TIMEOUT = 3
