@@ -31,6 +31,7 @@ def log_model(tmp_path: Path, mode: str, wanted: str, url: str, timeout: float =
     (run / "model").mkdir(parents=True, exist_ok=True)
     home.mkdir(exist_ok=True)
     (run / "wandb.json").write_text(json.dumps({"run_id": "abc123"}))
+    (run / "environment.json").write_text(json.dumps({"corpus": "0123456789abcdef"}))
     for name in ("config.json", "model.safetensors"):
         (run / "model" / name).write_text(f"content of {name}")
     variables = {"WANDB_API_KEY": "9f3c" * 10, "WANDB_BASE_URL": url, "HOME": str(home), "TMPDIR": str(home)}
@@ -50,6 +51,10 @@ def test_the_model_goes_to_its_run_and_no_copy_of_it_stays_here(tmp_path: Path):
         for name in ("config.json", "model.safetensors"):
             assert running.uploaded[f"/uploaded/{name}"].decode() == f"content of {name}"
         assert any("mutation CommitArtifact" in request for request in running.sent)
+        (made,) = [
+            json.loads(each)["variables"]["input"] for each in running.sent if "mutation CreateArtifact " in each
+        ]
+        assert json.loads(made["metadata"])["corpus"] == "0123456789abcdef", "what it was made of"
         (run, *_) = [json.loads(request)["variables"] for request in running.sent if "upsertBucket" in request]
         assert (run["name"], run["displayName"], run["groupName"]) == ("abc123", "run", "a sweep")
     assert output == ""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from distmeta.rundir import RunDirectory
 from distmeta.tracking.config import TrackingConfig
 from distmeta.tracking.wandb_environment import names
 from distmeta.tracking.wandb_run import FINISH_TIMEOUT, first_line, has_login, mode_of_user, quiet_settings
@@ -19,7 +20,8 @@ UPLOAD_TIMEOUT = 600.0
 
 
 def log_model(run_dir: Path, folder: Path, config: TrackingConfig) -> bool:
-    """Uploads a folder as an artifact of type `model` of the run that `run_dir` has in W&B; returns whether it did.
+    """Uploads a folder as an artifact of type `model` of the run that `run_dir` has in W&B, with what it was made of and
+    with (the digest of the corpus, versions) as its metadata; returns whether it did.
 
     Only where `tracking.log_model` is set, the run is an online one and there is a login. A failure is said once and
     raises nothing, and an upload that takes longer than UPLOAD_TIMEOUT is one. Nothing of it stays on this machine: W&B
@@ -43,7 +45,8 @@ def log_model(run_dir: Path, folder: Path, config: TrackingConfig) -> bool:
                 settings=quiet_settings(FINISH_TIMEOUT),
             )
             try:
-                artifact = wandb.Artifact(f"model-{run_id}", type="model")
+                # The corpus itself would be the input of a lineage, but the client waits without an end to note that.
+                artifact = wandb.Artifact(f"model-{run_id}", type="model", metadata=_made_of(run_dir))
                 artifact.add_dir(str(folder), skip_cache=True)
                 run.log_artifact(artifact).wait(timeout=int(UPLOAD_TIMEOUT))
             finally:
@@ -52,6 +55,11 @@ def log_model(run_dir: Path, folder: Path, config: TrackingConfig) -> bool:
         logger.warning("W&B: the model could not be uploaded (%s); it is in %s", first_line(error), folder)
         return False
     return True
+
+
+def _made_of(run_dir: Path) -> dict[str, str]:
+    file = RunDirectory(run_dir).environment
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 @contextmanager
