@@ -25,13 +25,14 @@ TUNED = ("contrastive", "fine-tune", "inner-loop")
 
 USUAL = {
     "logistic-regression": (0.0, 0.0),
-    "prototype": (0.0, 0.02),
-    "contrastive": (0.05, 0.05),
-    "fine-tune": (0.03, 0.04),
+    "prototype": (0.0, 0.015),
+    "contrastive": (0.04, 0.05),
+    "fine-tune": (0.035, 0.05),
     "inner-loop": (0.0, 0.04),
 }
 """What methods have right more often than a logistic regression on the same network (0 to 1), and the standard
-deviation of that over data sets."""
+deviation of that over data sets. From MiniLM on TREC, HWU64, SST-2, AG News and sentence polarity, 4 and 16 examples of
+a class, the medians are 0.001, 0.037 and 0.036; TREC gains 0.23 and 0.17, the others 0.01 to 0.07."""
 OF_NETWORKS = 0.04
 """The standard deviation over data sets of what one network of a run has right more often than another."""
 

@@ -20,8 +20,8 @@ UPLOAD_TIMEOUT = 600.0
 
 
 def log_model(run_dir: Path, folder: Path, config: TrackingConfig) -> bool:
-    """Uploads a folder as an artifact of type `model` of the run that `run_dir` has in W&B, with what it was made of and
-    with (the digest of the corpus, versions) as its metadata; returns whether it did.
+    """Uploads a folder as an artifact of type `model` of the run that `run_dir` has in W&B, with the digest of the
+    corpus and all versions as its metadata; returns whether it did.
 
     Only where `tracking.log_model` is set, the run is an online one and there is a login. A failure is said once and
     raises nothing, and an upload that takes longer than UPLOAD_TIMEOUT is one. Nothing of it stays on this machine: W&B
