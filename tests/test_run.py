@@ -43,13 +43,16 @@ def assert_same_rows(run: Path, other: Path, tolerance: float = 0.0, steps: int 
 
 
 def assert_in_wandb(run: Path) -> None:
-    """Whether W&B has each step once, that of the start among them, with the losses that the run has."""
+    """Whether W&B has each step once, that of the start among them, with the losses that the run has. It may be ahead of
+    a run that was stopped before it had made good what it lost: those steps are the same when they come."""
     found = offline_records(run)
     assert len({record.run.run_id for record in found if record.HasField("run")}) == 1
     losses = {row["outer_step"]: row["training/query_loss"] for row in read_rows(run)}
-    assert logged_steps(found) == [0, *losses]
+    steps = logged_steps(found)
+    assert steps == list(range(len(steps)))
+    assert len(steps) > max(losses)
     for row in wandb_rows(iter(found)):
-        if row["outer_step"]:
+        if row["outer_step"] in losses:
             assert row["training/query_loss"] == pytest.approx(losses[row["outer_step"]], rel=1e-5)
 
 
