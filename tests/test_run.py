@@ -43,7 +43,7 @@ def assert_same_rows(run: Path, other: Path, tolerance: float = 0.0, steps: int 
 
 
 def assert_in_wandb(run: Path) -> None:
-    """Whether W&B has each step once, that of the start among them, with the losses that the run has. It may be ahead of
+    """Whether W&B has each step once, that of the start included, with the losses that the run has. It may be ahead of
     a run that was stopped before it had made good what it lost: those steps are the same when they come."""
     found = offline_records(run)
     assert len({record.run.run_id for record in found if record.HasField("run")}) == 1
