@@ -63,10 +63,10 @@ def record_evaluation(
     return wandb_run.where
 
 
-def summary_of(report: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The figures of each use of the network that was trained, `prefix/USE/FIGURE`; those of its best use also as
-    `prefix/FIGURE`, with `use`; and the verdict, with the gain over the rival that decides it."""
-    own = [method for method in report["methods"] if method["network"] == TRAINED and method["use"] != TOGETHER]
+def summary_of(report: Mapping[str, Any], prefix: str = OWN, network: str = TRAINED) -> dict[str, Any]:
+    """The figures of each use of a network, `prefix/USE/FIGURE`; those of its best use also as `prefix/FIGURE`, with
+    `use`; and the verdict, with the gain over the rival that decides it."""
+    own = [method for method in report["methods"] if method["network"] == network and method["use"] != TOGETHER]
     found = report.get("verdict") or {}
     best: Mapping[str, Any] = max(own, key=lambda method: method["accuracy"], default={})
     values = {f"{prefix}/{method['use']}/{key}": method[key] for method in own for key in FIGURES if key in method}

@@ -6,7 +6,7 @@ from typing import Any
 
 from distmeta.tracking.config import TrackingConfig
 from distmeta.tracking.wandb_environment import names
-from distmeta.tracking.wandb_results import OWN
+from distmeta.tracking.wandb_results import summary_of
 from distmeta.tracking.wandb_run import WandbRun
 
 WINNER = "winner"
@@ -47,7 +47,7 @@ def record_sweep(
     table: list[Any] = [
         [*(row["config"].get(key) for key in swept), *(row.get(key) for key in (*COLUMNS, *COSTS))] for row in rows
     ]
-    own = {key: value for key, value in results_of(report, winner.name).items() if value is not None}
+    own = summary_of(report, network=f"trial {winner.name}")
     run.summary({**summary, **own, "sweep/trials": wandb.Table([*swept, *COLUMNS, *COSTS], table)})
     run.finish()
     best = WandbRun(winner, config.model_copy(update={"group": group}), None, tags=[WINNER])
@@ -65,11 +65,3 @@ def best_so_far(rows: Rows) -> Iterator[dict[str, Any]]:
             best = row["accuracy"]
         found = {"outer_step": number, **{f"sweep/{key}": value for key, value in spent.items()}}
         yield found if best is None else found | {"sweep/best_accuracy": best}
-
-
-def results_of(report: Mapping[str, Any], trial_id: str) -> dict[str, Any]:
-    """What a trial scored on the meta-test classes in each use, and the verdict."""
-    own = [method for method in report["methods"] if method["network"] == f"trial {trial_id}"]
-    figures = ("accuracy", "accuracy_ci95", "paired_gain", "paired_gain_ci95", "precision", "recall", "f1")
-    found = {f"{OWN}/{method['use']}/{key}": method[key] for method in own for key in figures if key in method}
-    return found | {f"{OWN}/verdict": (report.get("verdict") or {}).get("text")}
