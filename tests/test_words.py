@@ -90,6 +90,7 @@ SIMPLE = "aAsStre`´Я1２_＿:.'‘’․‧·：．＇,;，；猫狗 \t\né-�
 @given(st.text(st.sampled_from(SIMPLE), max_size=12) | st.text(st.characters(max_codepoint=0xFFFF), max_size=6))
 @example("don't 's a_b 3.14a a:b U.S.'s")
 @example("dog`s a`s 1`s `s` é´t")
+@example("狗´s")
 @example("a¸b")  # what looks like punctuation is a letter to Unicode
 def test_the_pattern_for_simple_text_finds_what_the_rules_find(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:

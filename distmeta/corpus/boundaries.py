@@ -51,7 +51,8 @@ _BETWEEN_DIGITS = rf"(?<=[{_DIGITS}])[{_JOIN_DIGITS}](?=[{_DIGITS}])"
 _BETWEEN = rf"[{_JOIN_BOTH}]++|{_BETWEEN_LETTERS}|{_BETWEEN_DIGITS}"
 _WORD = rf"[{_LETTERS}{_DIGITS}]++(?:(?:{_BETWEEN})[{_LETTERS}{_DIGITS}]++)*+"
 _ACCENTS = "`´"
-_CUT_OFF = rf"(?:(?<=['’])|(?<=[{_LETTERS}][{_ACCENTS}]))(?i:s|t|re|ve|ll|d|m)(?!(?:{_BETWEEN})?[{_LETTERS}{_DIGITS}])"
+_BEHIND = rf"(?<=['’])|(?<=[{_LETTERS}{CHINESE}][{_ACCENTS}])"
+_CUT_OFF = rf"(?:{_BEHIND})(?i:s|t|re|ve|ll|d|m)(?!(?:{_BETWEEN})?[{_LETTERS}{_DIGITS}])"
 """What tokenized text cuts off a word, as in `the dog 's`, or what stands behind an accent in an apostrophe's place."""
 _SIMPLE_WORD = re.compile(rf"{_NUMBER}|{_CUT_OFF}|([{CHINESE}]|{_WORD})")
 _ENDS_NOT = re.compile(f"[{_LETTERS}{_DIGITS}]")
