@@ -440,6 +440,16 @@ def plan(
     memory: Annotated[
         float | None, typer.Option(min=0, metavar="GIB", help="Memory of a worker; without it, that of this machine.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=2**16, metavar="NUMBER", help="Say it for 1, 2, 4 and so on up to so many workers too."
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(min=1e-3, metavar="GBIT", help="Gbit/s between workers, for --workers; without it 10."),
+    ] = None,
 ) -> None:
     """Say what a run (with a section `sweep`: the sweep, too) will take: memory, operations, time and money.
 
@@ -447,7 +457,7 @@ def plan(
     """
     from distmeta.sweep.command import plan
 
-    print(plan(config, set or [], run_dir, rate=rate, memory=memory, say=say))
+    print(plan(config, set or [], run_dir, rate=rate, memory=memory, workers=workers, bandwidth=bandwidth, say=say))
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, replace
+from dataclasses import asdict, astuple, replace
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config import Config
@@ -11,6 +11,8 @@ from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
 from distmeta.files import write_json
 from distmeta.plan.memory import SIZES, Sizes, check_model_states_fit, memory_by_stage, states_of, worker_bytes
+from distmeta.plan.projection import Run, network_between, project, shape_of
+from distmeta.plan.scaling import Profile, Shape
 from distmeta.plan.table import size_lines
 from distmeta.run_corpus import check_tasks, prepare_with
 from distmeta.rundir import RunDirectory
@@ -36,6 +38,8 @@ def make_plan(
     rate: float | None,
     say: Callable[[str], None],
     memory_bytes: float | None = None,
+    workers: int | None = None,
+    bandwidth: float | None = None,
 ) -> dict[str, Any]:
     """Forecasts a run of a resolved configuration, whose corpus is prepared where it is not yet.
 
@@ -57,12 +61,17 @@ def make_plan(
     baseline, which has the same texts, steps and validations, as long as the run (`baseline_seconds`). `unmeasured`
     names what was not come to in time, and is in none of these numbers.
 
+    With `workers`, also `scaling`, see `project`, `network` that it was made with, and where steps were run `dry_run`,
+    the memory of one of so many workers as tried out (bytes).
+
     Args:
         config: the run.
         run: its directory.
         rate: see above.
         say: is told what is going on.
         memory_bytes: what a worker may use; unset: what this machine has.
+        workers: the most that are of interest.
+        bandwidth: between nodes (bytes a second); unset: as `network_between`.
 
     Raises:
         UserError: the settings cannot work, or the model's states alone are too large, which is found out first.
@@ -78,11 +87,11 @@ def make_plan(
     flops_per_step, flops_per_warmup_step = counter.step(tasks), counter.step(warmups)
     steps, warmup_steps = config.train.outer_steps, config.meta.lm_warmup_steps
     flops = flops_per_step * (steps - warmup_steps) + flops_per_warmup_step * warmup_steps
-    workers = config.train.num_workers
+    own = config.train.num_workers
     states = worker_bytes(config, states_of(config, sizes))
     plan: dict[str, Any] = {
         **dict(zip(SIZES, astuple(sizes), strict=True)),
-        "num_workers": workers,
+        "num_workers": own,
         "meta_batch_size": config.meta.meta_batch_size,
         "zero_stage": config.engine.zero_stage,
         "weights": "partitioned" if config.engine.weights == "partitioned" else "whole",
@@ -95,7 +104,7 @@ def make_plan(
     }
     other = 0.0
     if rate is not None:
-        plan |= {"rate": rate, "wall_seconds": flops / (rate * workers)}
+        plan |= {"rate": rate, "wall_seconds": flops / (rate * own)}
     else:
         from distmeta.plan.calibrate import calibrate
 
@@ -103,7 +112,7 @@ def make_plan(
         try:
             measured = calibrate(config, run)
         except UserError:
-            by_formula = {"peak_memory_bytes": states, "memory_by_stage": memory_by_stage(config, sizes, workers, 0.0)}
+            by_formula = {"peak_memory_bytes": states, "memory_by_stage": memory_by_stage(config, sizes, own, 0.0)}
             say("\n".join(size_lines(plan | by_formula)))  # what there is
             raise
         longer, larger = _beside_measured(setup, measured)
@@ -114,9 +123,43 @@ def make_plan(
         other += (larger - 1) * (other - without_model)
         plan["memory"] = {"without_model": without_model, "model_states": states, "working": other - without_model}
     plan["peak_memory_bytes"] = states + other
-    plan["memory_by_stage"] = memory_by_stage(config, sizes, workers, other)
-    plan["worker_seconds"] = plan["wall_seconds"] * workers
+    plan["memory_by_stage"] = memory_by_stage(config, sizes, own, other)
+    plan["worker_seconds"] = plan["wall_seconds"] * own
+    if workers is not None:
+        plan |= _on_more_workers(setup, run, shape_of(network), sizes, plan, tasks, workers, bandwidth, say)
     return plan | run_cost(plan["worker_seconds"], config.tracking)
+
+
+def _on_more_workers(
+    setup: Setup,
+    run: RunDirectory,
+    shape: Shape,
+    sizes: Sizes,
+    plan: Mapping[str, Any],
+    step: StepTokens,
+    workers: int,
+    bandwidth: float | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    config = setup.config
+    measured, found = None, {}
+    if "rate" in plan:
+        profile = Profile(per_task=plan["flops_per_step"] / (plan["rate"] * config.meta.meta_batch_size))
+    else:
+        from distmeta.plan.profile import dry_run, measure
+
+        say("running some steps on one worker and on two (a minute)")
+        profile, measured = measure(config, run)
+        say(f"trying out a step as one of {workers} workers")
+        found["dry_run"] = dry_run(config, run, workers)
+    network = network_between(config, bandwidth, measured)
+    source = setup.tasks("train")
+    sizes_of_tasks = (
+        [_task_tokens(source, index, config) for index in range(SAMPLE)] if _differ_in_size(source) else [1]
+    )
+    tokens = (step.support * config.meta.inner_steps + step.query + step.lm) / config.meta.meta_batch_size
+    rows = project(Run(config, shape, sizes, profile, network, sizes_of_tasks), workers, plan, tokens)
+    return {**found, "scaling": rows, "network": asdict(network)}
 
 
 def _time(config: Config, measured: "Calibration") -> dict[str, Any]:
@@ -163,16 +206,21 @@ def _beside_measured(setup: Setup, measured: "Calibration") -> tuple[float, floa
     if not _differ_in_size(source):
         return 1.0, 1.0
 
-    def tokens(index: int) -> int:
-        task = source.draw(index)
-        support, query = (sum(len(each.input_ids) for each in half) for half in (task.support, task.query))
-        return setup.config.meta.inner_steps * support + query
+    def tokens(first: int, count: int) -> list[int]:
+        return [_task_tokens(source, index, setup.config) for index in range(first, first + count)]
 
     count = measured.tasks_per_step
-    steps = [[tokens(index) for index in range(step * count, (step + 1) * count)] for step in measured.steps]
-    run = [tokens(index) for index in range(SAMPLE)]
+    steps = [tokens(step * count, count) for step in measured.steps]
+    run = tokens(0, SAMPLE)
     longer = statistics.mean(run) * count / statistics.median(map(sum, steps))
     return longer, max(1.0, max(run) / max(map(max, steps)))
+
+
+def _task_tokens(source: TaskSource | Mixture, index: int, config: Config) -> int:
+    """Tokens that a task is computed on."""
+    task = source.draw(index)
+    support, query = (sum(len(each.input_ids) for each in half) for half in (task.support, task.query))
+    return config.meta.inner_steps * support + query
 
 
 def _differ_in_size(source: TaskSource | Mixture) -> bool:
