@@ -1,12 +1,15 @@
 """Predicted against measured seconds of an outer step, on every number of workers that this machine can run.
 
-    python jobs/benchmarks/scaling.py [--stages 0 1 2 3] [--widths 64 256] [--workers 1 2 4 8] [--steps 8]
+    python jobs/benchmarks/scaling.py [--stages 0 1 2 3 3p] [--widths 64 256] [--workers 1 2 4 8] [--processor-time]
 
 For each width of a network and each ZeRO stage (`3p`: with partitioned weights) the model of `distmeta/plan/scaling.py`
 is fitted to three short runs of the training loop: of one worker with one task, of one with two, and of two workers
 with two each. It then says how long a step takes on other numbers of workers and tasks, which are run as well. More
 workers than there are processors share these, so their work is taken to be so many times as long; that part is no
 cluster's. The network is this machine's own, as two workers find it.
+
+With --processor-time all is in seconds of the first worker's processor instead, which others on a busy machine change
+little. Nothing waits then: neither for the slowest worker nor for a processor, and a message is what sending it takes.
 """
 
 import argparse
@@ -83,8 +86,12 @@ def config_of(case: Case, folder: Path, steps: int) -> Config:
     return resolve(with_values(load_config(SMLMT, []), values))
 
 
-def work(rank: int, workers: int, folder: Path, cases: Sequence[Case], steps: int, results: Any) -> None:
+def work(
+    rank: int, workers: int, folder: Path, cases: Sequence[Case], steps: int, by_processor: bool, results: Any
+) -> None:
     """Runs in each process: one case after the other in the same process group."""
+    if by_processor:
+        time.perf_counter = time.process_time  # by which the loop tells the time
     os.environ["DS_ACCELERATOR"] = "cpu"
     from distmeta.train.loop import Worker, train
 
@@ -107,11 +114,13 @@ def work(rank: int, workers: int, folder: Path, cases: Sequence[Case], steps: in
         results.put(exchange)
 
 
-def run_cases(workers: int, folder: Path, cases: Sequence[Case], steps: int) -> tuple[dict[Case, Any], Any]:
+def run_cases(
+    workers: int, folder: Path, cases: Sequence[Case], steps: int, by_processor: bool
+) -> tuple[dict[Case, Any], Any]:
     """The metrics of each case, and what two workers exchange."""
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
-    arguments = (workers, folder, cases, steps, results)
+    arguments = (workers, folder, cases, steps, by_processor, results)
     processes = [context.Process(target=work, args=(rank, *arguments), daemon=True) for rank in range(workers)]
     for process in processes:
         process.start()
@@ -142,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 256], help="hidden sizes of four layers")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8], help="numbers of workers")
     parser.add_argument("--steps", type=int, default=STEPS, help="outer steps of each run, the first not counted")
+    parser.add_argument("--processor-time", action="store_true", help="in place of that of the clock")
     options = parser.parse_args(arguments)
     # Tasks of one worker: as few as can be where workers share processors, which takes long.
     cases = [
@@ -160,16 +170,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare_with(LocalExecutor(), first, RunDirectory(folder), lambda _: None)
         for workers in sorted({case.workers for case in cases}):
             mine = [case for case in cases if case.workers == workers]
-            rows, measured = run_cases(workers, folder, mine, options.steps)
+            rows, measured = run_cases(workers, folder, mine, options.steps, options.processor_time)
             found |= rows
             exchange = measured or exchange
         assert exchange is not None
-        print(table(found, Network(*exchange), folder, options.steps))
+        print(table(found, Network(*exchange), folder, options))
     print(f"{time.perf_counter() - started:.0f} s")
     return 0
 
 
-def table(found: dict[Case, Any], network: Network, folder: Path, steps: int) -> str:
+def table(found: dict[Case, Any], network: Network, folder: Path, options: argparse.Namespace) -> str:
     """A line for each case, and the errors of those that the model was not fitted to."""
     lines = [
         f"{network.bandwidth * 8 / 1e9:.2f} Gbit/s and {network.latency * 1e6:.0f} microseconds a message, gloo, "
@@ -181,23 +191,24 @@ def table(found: dict[Case, Any], network: Network, folder: Path, steps: int) ->
         few, many, two = (found[Case(width, stage, workers, tasks)] for workers, tasks in FITTED)
         profile = profile_of(few, many, MOST, two)
         for case in (each for each in found if (each.width, each.stage) == (width, stage)):
-            config = config_of(case, folder, steps)
+            config = config_of(case, folder, options.steps)
             network_of_case = Setup(config, RunDirectory(folder)).network()
             run = Run(
                 config,
                 shape_of(network_of_case),
                 Sizes.of(network_of_case, config),
-                crowded(profile, case.workers, available_cpus()),
+                profile if options.processor_time else crowded(profile, case.workers, available_cpus()),
                 network,
             )
             step = run.step(case.workers, case.workers * case.tasks)
             measured = seconds_of(found[case])
-            error = step.whole / measured - 1
+            predicted = step.whole - (step.waiting if options.processor_time else 0.0)
+            error = predicted / measured - 1
             is_fitted = (case.workers, case.tasks) in FITTED
             group = "fitted" if is_fitted else f"{case.workers} workers"
             errors.setdefault(group, []).append(error)
             lines.append(
-                f"{width:5}{stage:>7}{case.workers:9}{case.tasks:15}{measured:11.4f}{step.whole:11.4f}{error:8.0%}"
+                f"{width:5}{stage:>7}{case.workers:9}{case.tasks:15}{measured:11.4f}{predicted:11.4f}{error:8.0%}"
                 f"{step.exchanging:16.4f}{'  (fitted)' if is_fitted else ''}"
             )
     lines += [
