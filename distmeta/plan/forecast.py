@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, astuple, replace
+from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config import Config
@@ -11,24 +11,17 @@ from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
 from distmeta.files import write_json
 from distmeta.plan.memory import SIZES, Sizes, check_model_states_fit, memory_by_stage, states_of, worker_bytes
-from distmeta.plan.projection import Run, network_between, project, shape_of
-from distmeta.plan.scaling import Profile, Shape
+from distmeta.plan.projection import on_more_workers
 from distmeta.plan.table import size_lines
+from distmeta.plan.tokens import SAMPLE, differ_in_size, step_tokens, task_tokens
 from distmeta.run_corpus import check_tasks, prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
-from distmeta.tasks.draw import TaskSource
-from distmeta.tasks.mixture import Mixture
-from distmeta.tracking.cost import FlopCounter, StepTokens, run_cost
+from distmeta.tracking.cost import FlopCounter, run_cost
 from distmeta.train.config import SHARES
 
 if TYPE_CHECKING:
     from distmeta.plan.calibrate import Calibration
-
-DRAWN = 8
-"""Outer steps whose work is drawn to count its tokens."""
-SAMPLE = 256
-"""Tasks that are drawn where they differ in size."""
 
 
 def make_plan(
@@ -54,8 +47,8 @@ def make_plan(
 
     Where steps were run also `memory`, what the peak is made of (bytes): `without_model`, a process with its libraries;
     `model_states`, see `ModelStates`; `working`, the rest, taken to grow with the largest task where tasks differ in
-    size. `seconds_of`, what the time was added up from; `startup_seconds`, `evaluation_seconds`, `export_seconds`, and
-    `command_seconds`, all of them and the training together, but not what Ray needs to start and to end, nor the
+    size. `calibrated_workers` that ran them; `seconds_of`, what the time was added up from; `startup_seconds`,
+    `evaluation_seconds`, `export_seconds`, and `command_seconds`, all of them and the training together, but not what Ray needs to start and to end, nor the
     preparation of the corpus. Evaluation is measured on a few of its own episodes by the networks of the calibration. A
     language-model baseline, which trains for as many tokens, is taken to last as long as the steps, and a multi-task
     baseline, which has the same texts, steps and validations, as long as the run (`baseline_seconds`). `unmeasured`
@@ -83,7 +76,7 @@ def make_plan(
     network = setup.network(empty=config.engine.weights == "partitioned")
     sizes = Sizes.of(network, config)
     counter = FlopCounter.of(network, config.meta)
-    tasks, warmups = _tokens(setup, with_tasks=True), _tokens(setup, with_tasks=False)
+    tasks, warmups = step_tokens(setup, with_tasks=True), step_tokens(setup, with_tasks=False)
     flops_per_step, flops_per_warmup_step = counter.step(tasks), counter.step(warmups)
     steps, warmup_steps = config.train.outer_steps, config.meta.lm_warmup_steps
     flops = flops_per_step * (steps - warmup_steps) + flops_per_warmup_step * warmup_steps
@@ -117,6 +110,7 @@ def make_plan(
             raise
         longer, larger = _beside_measured(setup, measured)
         plan |= _time(config, replace(measured, task_step=measured.task_step * longer))
+        plan["calibrated_workers"] = measured.workers
         calibrated = worker_bytes(config, states_of(config, sizes, workers=measured.workers))
         other = max(0.0, (measured.peak_memory or 0) - calibrated)
         without_model = min(other, measured.memory_without_model)
@@ -126,40 +120,9 @@ def make_plan(
     plan["memory_by_stage"] = memory_by_stage(config, sizes, own, other)
     plan["worker_seconds"] = plan["wall_seconds"] * own
     if workers is not None:
-        plan |= _on_more_workers(setup, run, shape_of(network), sizes, plan, tasks, workers, bandwidth, say)
+        tokens = (tasks.support * config.meta.inner_steps + tasks.query + tasks.lm) / config.meta.meta_batch_size
+        plan |= on_more_workers(setup, run, network, plan, tokens, workers, bandwidth, say)
     return plan | run_cost(plan["worker_seconds"], config.tracking)
-
-
-def _on_more_workers(
-    setup: Setup,
-    run: RunDirectory,
-    shape: Shape,
-    sizes: Sizes,
-    plan: Mapping[str, Any],
-    step: StepTokens,
-    workers: int,
-    bandwidth: float | None,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    config = setup.config
-    measured, found = None, {}
-    if "rate" in plan:
-        profile = Profile(per_task=plan["flops_per_step"] / (plan["rate"] * config.meta.meta_batch_size))
-    else:
-        from distmeta.plan.profile import dry_run, measure
-
-        say("running some steps on one worker and on two (a minute)")
-        profile, measured = measure(config, run)
-        say(f"trying out a step as one of {workers} workers")
-        found["dry_run"] = dry_run(config, run, workers)
-    network = network_between(config, bandwidth, measured)
-    source = setup.tasks("train")
-    sizes_of_tasks = (
-        [_task_tokens(source, index, config) for index in range(SAMPLE)] if _differ_in_size(source) else [1]
-    )
-    tokens = (step.support * config.meta.inner_steps + step.query + step.lm) / config.meta.meta_batch_size
-    rows = project(Run(config, shape, sizes, profile, network, sizes_of_tasks), workers, plan, tokens)
-    return {**found, "scaling": rows, "network": asdict(network)}
 
 
 def _time(config: Config, measured: "Calibration") -> dict[str, Any]:
@@ -203,63 +166,17 @@ def _beside_measured(setup: Setup, measured: "Calibration") -> tuple[float, floa
     """Where tasks differ in size: how many times as long an average step of the run takes as those that were measured,
     and how many times as large its largest task is, by their tokens."""
     source = setup.tasks("train")
-    if not _differ_in_size(source):
+    if not differ_in_size(source):
         return 1.0, 1.0
 
     def tokens(first: int, count: int) -> list[int]:
-        return [_task_tokens(source, index, setup.config) for index in range(first, first + count)]
+        return [task_tokens(source, index, setup.config) for index in range(first, first + count)]
 
     count = measured.tasks_per_step
     steps = [tokens(step * count, count) for step in measured.steps]
     run = tokens(0, SAMPLE)
     longer = statistics.mean(run) * count / statistics.median(map(sum, steps))
     return longer, max(1.0, max(run) / max(map(max, steps)))
-
-
-def _task_tokens(source: TaskSource | Mixture, index: int, config: Config) -> int:
-    """Tokens that a task is computed on."""
-    task = source.draw(index)
-    support, query = (sum(len(each.input_ids) for each in half) for half in (task.support, task.query))
-    return config.meta.inner_steps * support + query
-
-
-def _differ_in_size(source: TaskSource | Mixture) -> bool:
-    """Whether tasks have different numbers of texts, or texts of several data sets."""
-    return isinstance(source, Mixture) or not (isinstance(source.n_way, int) and isinstance(source.k_shot, int))
-
-
-def _tokens(setup: Setup, *, with_tasks: bool) -> StepTokens:
-    """Mean tokens of an outer step over all workers, counted on some that the run will draw."""
-    import torch
-
-    from distmeta.train.work import WorkSource
-
-    config = setup.config
-    if not with_tasks and not config.meta.lm_warmup_steps:
-        return StepTokens()
-    source = WorkSource(setup, torch.device("cpu"), 0, 1)
-    first = config.meta.lm_warmup_steps if with_tasks else 0
-    drawn = math.ceil(SAMPLE / config.meta.meta_batch_size) if _differ_in_size(setup.tasks("train")) else DRAWN
-    count = drawn if with_tasks else min(DRAWN, config.meta.lm_warmup_steps)
-    pieces = [piece for step in range(first, first + count) for piece in source.take(step)]
-    source.close()
-    batches = {"support": [], "query": [], "lm": []}  # type: dict[str, list[Any]]
-    predictions = 0
-    for piece in pieces:
-        if piece.task is not None:
-            batches["support"].append(piece.task.support)
-            batches["query"].append(piece.task.query)
-        if piece.text is not None:
-            batches["lm"].append(piece.text.tokens)
-            predictions += len(piece.text.targets)
-    tokens = {name: round(sum(batch.num_tokens for batch in each) / count) for name, each in batches.items()}
-    texts = {name: round(sum(len(batch.input_ids) for batch in each) / count) for name, each in batches.items()}
-    return StepTokens(
-        **tokens,
-        **{f"{name}_texts": value for name, value in texts.items()},
-        lm_predictions=round(predictions / count),
-        tasks=config.meta.meta_batch_size if with_tasks else 0,
-    )
 
 
 def sweep_totals(

@@ -42,9 +42,9 @@ def profile_of(
     `tasks` each."""
     few, many = few[1:], many[1:]
     one, more = (statistics.median(map(_computing, rows)) for rows in (few, many))
-    # What varies on a busy machine must not make a task cost nothing.
-    per_task = max((more - one) / (tasks - 1), 0.5 * more / tasks)
-    fixed = max(0.0, more - per_task * tasks)
+    # Whatever a busy machine did to them: what is fixed takes some time, and no more than half of the tasks' own.
+    per_task = min(max((more - one) / (tasks - 1), 0.5 * more / tasks), more / tasks)
+    fixed = more - per_task * tasks
     handing_over = statistics.median(row["time/communication"] for row in many)
     contention = statistics.median(map(_computing, two[1:])) / more if two else 1.0
     return Profile(

@@ -1,8 +1,8 @@
 """A run on other numbers of workers than its own, row by row: time, tokens a second, memory and money."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from distmeta.config import Config
@@ -18,7 +18,9 @@ from distmeta.plan.scaling import (
     collectives_of_whole,
     step_time,
 )
-from distmeta.plan.short_run import workers_that_fit
+from distmeta.plan.tokens import SAMPLE, differ_in_size, task_tokens
+from distmeta.rundir import RunDirectory
+from distmeta.setup import Setup
 from distmeta.tracking.cost import run_cost
 
 BANDWIDTH = 10e9 / 8
@@ -92,6 +94,39 @@ class Run:
         )
 
 
+def on_more_workers(
+    setup: Setup,
+    run: RunDirectory,
+    network: Any,
+    plan: Mapping[str, Any],
+    tokens_per_task: float,
+    most: int,
+    bandwidth: float | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """What `make_plan` says beside the run: `scaling` and `network`, and where steps may be run `dry_run`.
+
+    Raises:
+        UserError: steps cannot be run.
+    """
+    config = setup.config
+    measured, found = None, {}
+    if "rate" in plan:
+        profile = Profile(per_task=plan["flops_per_step"] / (plan["rate"] * config.meta.meta_batch_size))
+    else:
+        from distmeta.plan.profile import dry_run, measure
+
+        say("running some steps on one worker and on two (a minute)")
+        profile, measured = measure(config, run)
+        say(f"trying out a step as one of {most} workers")
+        found["dry_run"] = dry_run(config, run, most)
+    between = network_between(config, bandwidth, measured)
+    source = setup.tasks("train")
+    sizes = [task_tokens(source, index, config) for index in range(SAMPLE)] if differ_in_size(source) else [1]
+    made = Run(config, shape_of(network), Sizes.of(network, config), profile, between, sizes)
+    return {**found, "scaling": project(made, most, plan, tokens_per_task), "network": asdict(between)}
+
+
 def project(run: Run, most: int, plan: Mapping[str, Any], tokens_per_task: float) -> list[dict[str, Any]]:
     """A row for each number of workers up to `most`, from the forecast of the run that is configured.
 
@@ -105,7 +140,7 @@ def project(run: Run, most: int, plan: Mapping[str, Any], tokens_per_task: float
     warmups, seconds_of = config.meta.lm_warmup_steps, plan.get("seconds_of", {})
     memory = plan.get("memory", {})
     other_memory = memory.get("without_model", 0.0) + memory.get("working", 0.0)
-    episodes, here = config.train.validate_episodes, workers_that_fit(config, config.train.num_workers)
+    episodes, here = config.train.validate_episodes, plan.get("calibrated_workers", 1)
     rows: list[dict[str, Any]] = []
     for workers in numbers_of_workers(most):
         tasks = max(config.meta.meta_batch_size, workers)

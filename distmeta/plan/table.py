@@ -51,6 +51,10 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     if plan.get("unmeasured"):
         lines.append(f"not in these        {', '.join(plan['unmeasured'])}: not done in time on this machine")
     lines.append(f"a run               {_spent(run)}")
+    if run["num_workers"] > run.get("calibrated_workers", 1) and "scaling" not in run:
+        lines.append(
+            f"                    without the network between workers, which --workers {run['num_workers']} adds"
+        )
     if "command_seconds" in run:
         parts = {
             "start-up": run["startup_seconds"],

@@ -105,6 +105,8 @@ def plan(
     for name, number in (("rate", rate), ("memory", memory), ("bandwidth", bandwidth)):
         if number is not None and not math.isfinite(number):
             raise UserError(f"--{name} {number}: must be a finite number")
+    if bandwidth is not None and workers is None:
+        raise UserError("--bandwidth: is between the workers that --workers asks about: give that too")
     is_for_sweep = any(override.strip().startswith("sweep") for override in overrides)
     config, sweep = open_sweep(config_file, overrides, run_dir, "sweep" if is_for_sweep else "default")
     with own(sweep.path):
