@@ -48,11 +48,11 @@ def make_plan(
     Where steps were run also `memory`, what the peak is made of (bytes): `without_model`, a process with its libraries;
     `model_states`, see `ModelStates`; `working`, the rest, taken to grow with the largest task where tasks differ in
     size. `calibrated_workers` that ran them; `seconds_of`, what the time was added up from; `startup_seconds`,
-    `evaluation_seconds`, `export_seconds`, and `command_seconds`, all of them and the training together, but not what Ray needs to start and to end, nor the
-    preparation of the corpus. Evaluation is measured on a few of its own episodes by the networks of the calibration. A
-    language-model baseline, which trains for as many tokens, is taken to last as long as the steps, and a multi-task
-    baseline, which has the same texts, steps and validations, as long as the run (`baseline_seconds`). `unmeasured`
-    names what was not come to in time, and is in none of these numbers.
+    `evaluation_seconds`, `export_seconds`, and `command_seconds`, all of them and the training together, but not what
+    Ray needs to start and to end, nor the preparation of the corpus. Evaluation is measured on a few of its own
+    episodes by the networks of the calibration. A language-model baseline, which trains for as many tokens, is taken to
+    last as long as the steps, and a multi-task baseline, which has the same texts, steps and validations, as long as
+    the run (`baseline_seconds`). `unmeasured` names what was not come to in time, and is in none of these numbers.
 
     With `workers`, also `scaling`, see `project`, `network` that it was made with, and where steps were run `dry_run`,
     the memory of one of so many workers as tried out (bytes).
