@@ -124,7 +124,9 @@ def on_more_workers(
     source = setup.tasks("train")
     sizes = [task_tokens(source, index, config) for index in range(SAMPLE)] if differ_in_size(source) else [1]
     made = Run(config, shape_of(network), Sizes.of(network, config), profile, between, sizes)
-    return {**found, "scaling": project(made, most, plan, tokens_per_task), "network": asdict(between)}
+    is_held_up = between.bandwidth < (bandwidth or BANDWIDTH)
+    network_said = asdict(between) | {"is_held_up_here": is_held_up}
+    return {**found, "scaling": project(made, most, plan, tokens_per_task), "network": network_said}
 
 
 def project(run: Run, most: int, plan: Mapping[str, Any], tokens_per_task: float) -> list[dict[str, Any]]:

@@ -79,7 +79,8 @@ def _scaling_lines(plan: Mapping[str, Any]) -> list[str]:
     lines = [
         "",
         f"{network['bandwidth'] * 8 / 1e9:.3g} Gbit/s and {network['latency'] * 1e6:.0f} microseconds a message "
-        f"between workers, by {'NCCL' if network['is_nccl'] else 'gloo'}:",
+        f"between workers, by {'NCCL' if network['is_nccl'] else 'gloo'}"
+        + (" (two workers here exchange no more):" if network["is_held_up_here"] else ":"),
         "workers  tasks  seconds a step (computing + waiting + network)   tokens/s  efficiency  the run     cost",
     ]
     lines += [
