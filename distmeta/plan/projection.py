@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from distmeta.config import Config
+from distmeta.errors import UserError
 from distmeta.impossible import NOTHING_BUT_A_HEAD
 from distmeta.plan.memory import Sizes, on_gpu, states_of, worker_bytes
 from distmeta.plan.scaling import (
@@ -119,7 +120,10 @@ def on_more_workers(
         say("running some steps on one worker and on two (a minute)")
         profile, measured = measure(config, run)
         say(f"trying out a step as one of {most} workers")
-        found["dry_run"] = dry_run(config, run, most)
+        try:
+            found["dry_run"] = dry_run(config, run, most)
+        except UserError as error:  # the rest is worth having
+            say(f"it could not be done: {error}")
     between = network_between(config, bandwidth, measured)
     source = setup.tasks("train")
     sizes = [task_tokens(source, index, config) for index in range(SAMPLE)] if differ_in_size(source) else [1]
