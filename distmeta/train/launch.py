@@ -29,6 +29,7 @@ from distmeta.tracking import wandb_environment
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.events import NoteWarnings
 from distmeta.train.failures import Failures, SureFailure, describe, sure_failure, told_apart
+from distmeta.train.network import NodeNetwork
 from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path
 
 FIRST_STEP = 5.0
@@ -60,6 +61,7 @@ class TrainingRun:
                 "launched": time.time(),
                 "wandb": wandb_environment.environment(),
             },
+            torch_config=NodeNetwork(events=run.events),
             scaling_config=ScalingConfig(
                 num_workers=config.train.num_workers,
                 use_gpu=use_gpu,
