@@ -42,6 +42,8 @@ CHANGEABLE = {
     "train.checkpoint_every",
     "train.checkpoints_to_keep",
     "train.max_failures",
+    "train.wait_for_worker",
+    "train.wait_for_storage",
     *(f"evaluate.{key}" for key in EvaluateConfig.model_fields),
     *(f"tracking.{key}" for key in TrackingConfig.model_fields),
     *(f"sweep.{key}" for key in SweepConfig.model_fields),

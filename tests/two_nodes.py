@@ -99,6 +99,18 @@ class TwoNodes:
                 machine.command(*command, *options), env=environment(), stdout=log, stderr=log, start_new_session=True
             )
 
+    def ensure_ray(self) -> None:
+        """Starts the second node where it is not up, and waits until the cluster has both."""
+        if not self.machines[1].processes("raylet"):
+            self.start_ray(1)
+        status = self.machines[0].command(*RAY, "status", "--address", f"{ADDRESSES[0]}:6379")
+        for _ in range(30):
+            done = subprocess.run(status, env=environment(), capture_output=True, text=True, check=False)
+            if "/2.0 CPU" in done.stdout:
+                return
+            time.sleep(1)
+        raise AssertionError(done.stdout + done.stderr + (self.folder / "ray-1.log").read_text()[-2000:])
+
     def cut(self) -> None:
         """Cuts the link: what is sent is lost without a word to the sender."""
         for machine in self.machines:

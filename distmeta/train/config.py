@@ -58,6 +58,11 @@ class TrainConfig(Section):
     """Where checkpoints go: a shared path or an s3:// address; unset: the run directory."""
     max_failures: int = Field(default=3, ge=-1)
     """Lost workers that are made good before a run gives up, -1: any number; a fault of the code ends it at once."""
+    wait_for_worker: float = Field(default=60.0, ge=0)
+    """Shortest wait for a worker that makes no step or does not answer; when it has lasted five times the longest step
+    so far as well, the worker counts as lost; 0: wait for ever (seconds)."""
+    wait_for_storage: float = Field(default=1200.0, ge=0)
+    """Longest wait for a storage that fails or is full; then the run ends, and can be resumed (seconds)."""
 
     @property
     def validates(self) -> bool:

@@ -33,7 +33,16 @@ _LASTING = {
 }
 """Faults of a file system that a new attempt meets again."""
 
-_DEATHS = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+
+class WorkerStalled(Exception):
+    """A worker that stands still while the others wait for it, which is as good as lost.
+
+    Args:
+        line: which, since when and where.
+    """
+
+
+_DEATHS = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, WorkerStalled)
 
 
 class SureFailure(Exception):
@@ -95,6 +104,10 @@ class Failures(DefaultFailurePolicy):
         super().__init__(failure_config)
         self._path = path
 
+    def _is_retryable_error(self, training_failed_error: Any) -> bool:
+        # A storage that fails under the controller fails under the workers too, which wait for it when they start.
+        return super()._is_retryable_error(training_failed_error) or _is_of_storage(training_failed_error)
+
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         """Whether to start the workers again."""
         failures = getattr(training_failed_error, "worker_failures", {})
@@ -140,7 +153,12 @@ def describe(error: Any) -> str:
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, WorkerGroupStartupTimeoutError):
         return f"{cause.num_workers} workers did not start in time: the cluster has no room for them now, or is slow"
-    return f"the workers could not be kept going: {_last_line(cause)}"
+    what = "the storage of the checkpoints failed" if _is_of_storage(error) else "the workers could not be kept going"
+    return f"{what}: {_last_line(cause)}"
+
+
+def _is_of_storage(error: Any) -> bool:
+    return isinstance(getattr(error, "controller_failure", None), OSError)
 
 
 def _lost(failures: Mapping[int, BaseException]) -> list[int]:
@@ -151,6 +169,8 @@ def _lost(failures: Mapping[int, BaseException]) -> list[int]:
 def describe_loss(who: str, error: BaseException) -> str:
     """The loss of a process that Ray tells of in many lines, as one."""
     text = str(error)
+    if isinstance(error, WorkerStalled):
+        return text
     process, node = re.search(r"\bpid: ?(\d+)", text), re.search(r"\bip: ?([\w.:]+)", text)
     parts = [f"process {process[1]}"] if process else []
     parts += [f"on node {node[1]}"] if node else []

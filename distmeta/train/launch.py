@@ -30,7 +30,9 @@ from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.events import NoteWarnings
 from distmeta.train.failures import Failures, SureFailure, describe, sure_failure, told_apart
 from distmeta.train.network import NodeNetwork
-from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path
+from distmeta.train.patience import patiently
+from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path, upload
+from distmeta.train.watchdog import watchdogs
 
 FIRST_STEP = 5.0
 """Seconds after a signal in which workers that have not yet done a step may do one; then there is nothing to keep."""
@@ -72,6 +74,7 @@ class TrainingRun:
                 storage_path=storage_path(config, run),
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=config.train.checkpoints_to_keep),
+                callbacks=watchdogs(config.train.wait_for_worker, run.events),
             ),
         )
         self._thread = threading.Thread(target=self._fit, daemon=True, name="distmeta-fit")
@@ -207,8 +210,9 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     # One worker looks for the checkpoint, so that all go on from the same one. The name of the attempt keeps a
     # checkpoint that is made again apart from one that is there and damaged.
     decided: list[Any] = [None, None]
+    limit = config.train.wait_for_storage
     if rank == 0:
-        found = newest_checkpoint(config, run)
+        found = patiently(lambda: newest_checkpoint(config, run), "the newest checkpoint cannot be read", limit)
         decided = [found and str(found[1]), secrets.token_hex(3)]
     if world_size > 1:
         torch.distributed.broadcast_object_list(decided)
@@ -220,13 +224,14 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
             if path is None:
                 return None
             filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
-            return fetch_checkpoint(filesystem, path, Path(scratch))
+            return patiently(lambda: fetch_checkpoint(filesystem, path, Path(scratch)), f"{path} cannot be read", limit)
 
         def store(outer_step: int, folder: Path | None) -> None:
             ray.train.report(
                 {"outer_step": outer_step},
                 checkpoint=Checkpoint.from_directory(folder) if folder else None,
                 checkpoint_dir_name=f"{PREFIX}{outer_step:08d}-{attempt}",
+                checkpoint_upload_fn=lambda checkpoint, name: upload(checkpoint, name, limit),
             )
 
         return train(config, run, Worker(rank, world_size, device, newest, store, settings["launched"]))

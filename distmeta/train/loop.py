@@ -29,7 +29,8 @@ from distmeta.tracking.cost import FlopCounter, StepTokens, run_summary
 from distmeta.tracking.machine_use import MachineUse
 from distmeta.train.best import Best
 from distmeta.train.choose import Chooser
-from distmeta.train.phases import PHASES, STEP_PHASES, PhaseClock, Totals
+from distmeta.train.phases import OWN_PHASES, PHASES, STEP_PHASES, PhaseClock, Totals
+from distmeta.train.pulse import PULSE
 from distmeta.train.record import Recorder
 from distmeta.train.stepper import Partitioned, Whole
 from distmeta.train.validate import Validator
@@ -125,6 +126,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     machine = MachineUse(worker.device, worker.world_size, is_main=is_main)
 
     def validate(outer_step: int, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
+        PULSE.at(f"the validation after outer step {outer_step}")
         scores = chooser.validate(outer_step, is_stopping)
         totals.count("validation")
         return scores
@@ -140,11 +142,13 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         if recorder:
             recorder.step(unvalidated | (scores or {}) | _totals(progress))
     for step in () if chooser.ended_early else range(progress["outer_step"], config.train.outer_steps):
+        PULSE.at(f"outer step {step + 1}", is_step=True)
         clock = PhaseClock()
         work = work_source.take(step)
         clock.mark("data")
         rate = learning_rate(config.meta, step, config.train.outer_steps)
         norm, metrics = stepper.step(work, rate, step / config.train.outer_steps, clock)
+        PULSE.worked(sum(clock.seconds.get(phase, 0.0) for phase in OWN_PHASES))
         metrics["stop"] = float(is_main and run.stop_request.exists())
         metrics["look"] = float(machine.is_due)
         metrics |= {f"seconds/{phase}": spent / worker.world_size for phase, spent in clock.seconds.items()}
@@ -182,6 +186,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             break
         is_last = outer_step == config.train.outer_steps or chooser.ended_early is not None
         if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:
+            PULSE.at(f"the checkpoint of outer step {outer_step}")
             progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
             with freed_at_once(), tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
                 folder = Path(scratch) if is_main else None
@@ -195,6 +200,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         if is_last or is_stopping:
             break
 
+    PULSE.at("the end")
     progress |= chooser.progress
     progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
     if recorder:

@@ -1,8 +1,9 @@
 """Where the checkpoints of a run are: the run directory, a shared path, or an s3-like address."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs
 
@@ -12,6 +13,7 @@ from distmeta.errors import UserError, first_line
 from distmeta.ownership import own
 from distmeta.paths import check_folder
 from distmeta.rundir import RunDirectory
+from distmeta.train.patience import patiently
 
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints in the storage; for Ray Train the name of the run."""
@@ -80,3 +82,25 @@ def newest_checkpoint(config: Config, run: RunDirectory) -> tuple[pyarrow.fs.Fil
     except Exception as error:  # whatever a storage or a hub may raise
         raise UserError(f"train.storage: cannot be reached: {first_line(error)}") from None
     return None if name is None else (filesystem, Path(path) / CHECKPOINTS / name)
+
+
+def upload(checkpoint: Any, name: str, limit: float) -> Any:
+    """Puts a checkpoint of Ray Train's into the storage, in a worker; returns it as it is there. What is left of an
+    attempt that failed, as on a disk that is full, is taken away.
+
+    Raises:
+        OSError: that of the last attempt, `limit` seconds after the first.
+    """
+    import ray.train
+
+    storage = ray.train.get_context().get_storage()
+
+    def attempt() -> Any:
+        try:
+            return storage.persist_current_checkpoint(checkpoint, name)
+        except OSError:
+            with suppress(OSError):
+                storage.storage_filesystem.delete_dir(f"{storage.experiment_fs_path}/{name}")
+            raise
+
+    return patiently(attempt, f"{name} cannot be stored", limit)
