@@ -20,6 +20,25 @@ FIRST, LAST = 15, 50
 """Outer steps between which faults happen."""
 
 
+HANG = """
+import os, sys, threading, time
+ask = os.path.join(os.path.dirname(__file__), "now")
+def watch():
+    while not ("distmeta.train.work" in sys.modules and os.path.exists(ask)):
+        time.sleep(0.05)
+    try:
+        os.unlink(ask)
+    except FileNotFoundError:
+        return
+    def take_for_ever(self, step):
+        while True:
+            time.sleep(1)
+    sys.modules["distmeta.train.work"].WorkSource.take = take_for_ever
+threading.Thread(target=watch, daemon=True).start()
+"""
+"""What Python loads when it starts: a worker hangs in its next step once there is a file `now` beside."""
+
+
 def write_config(folder: Path) -> None:
     """That of a run of half a minute with a worker on each node."""
     write_labelled_csv(folder / "texts.csv")
@@ -30,6 +49,8 @@ def write_config(folder: Path) -> None:
         evaluate={"episodes": 2},
         tracking={"wandb": "disabled"},
     )
+    (folder / "hang").mkdir()
+    (folder / "hang" / "sitecustomize.py").write_text(HANG)
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
 
 
@@ -38,7 +59,6 @@ class Outcome:
     """What became of a run with a fault in it."""
 
     said: str
-    returned: int
     lost: int
     """Outer steps that were done twice."""
     seconds: float
@@ -48,14 +68,15 @@ class Outcome:
 
 
 class Run:
-    """A run under way in the first namespace, whose steps are counted as they are written."""
+    """A run under way, whose steps are counted as they are written."""
 
-    def __init__(self, nodes: TwoNodes, name: str, *options: str, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(self, nodes: TwoNodes, name: str, *settings: str, node: int = 0) -> None:
         self.path, self._log = nodes.folder / name, nodes.folder / f"{name}.log"
-        command = [*prefix, *DISTMETA, "pretrain", "--config", "run.yaml", "--run-dir", name, *options]
+        options = [part for setting in settings for part in ("--set", setting)]
+        command = [*DISTMETA, "pretrain", "--config", "run.yaml", "--run-dir", name, *options]
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                nodes.machines[0].command(*command),
+                nodes.machines[node].command(*command),
                 cwd=nodes.folder,
                 env=environment() | {"RAY_ADDRESS": f"{ADDRESSES[0]}:6379"},
                 stdout=log,
@@ -91,12 +112,16 @@ class Run:
             self._assert_under_way(deadline)
             time.sleep(0.05)
 
+    def wait_for_end(self) -> None:
+        self._process.wait(200)
+
     def finish(self, since: float, timeout: float = 500) -> Outcome:
-        """Waits for the end; the fault was at the time `since`."""
+        """Waits until it has trained to its end, its evaluation is left out; the fault was at the time `since`."""
         try:
-            returned = self._process.wait(timeout)
+            self.wait_for_line("\nexported to ", timeout)
         finally:
             self._process.kill()
+            self._process.wait()
         after = [each for each in self._seen if each[0] >= since]
         gaps = [later[0] - sooner[0] for sooner, later in zip([(since, 0), *after], after, strict=False)]
         longest = gaps.index(max(gaps)) if gaps else 0
@@ -104,7 +129,6 @@ class Run:
         rows = read_rows(self.path)
         return Outcome(
             said=self.said(),
-            returned=returned,
             lost=sum(drops),
             seconds=after[longest][0] - since if after else 0.0,
             steps=[row["outer_step"] for row in rows],
@@ -118,10 +142,10 @@ def moment(seed: int) -> int:
 
 
 def with_fault(
-    nodes: TwoNodes, name: str, seed: int, fault: Callable[[Run], None], *options: str, prefix: tuple[str, ...] = ()
+    nodes: TwoNodes, name: str, seed: int, fault: Callable[[Run], None], *settings: str, node: int = 0
 ) -> Outcome:
-    """A run in which the fault happens at a moment drawn from the seed."""
-    run = Run(nodes, name, *options, prefix=prefix)
+    """A run in which the fault happens at a moment drawn from the seed; its command runs on the node."""
+    run = Run(nodes, name, *settings, node=node)
     run.wait_for_step(moment(seed))
     since = time.monotonic()
     fault(run)

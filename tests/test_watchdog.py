@@ -101,6 +101,8 @@ def test_what_takes_long_beside_the_steps_is_told_once(tmp_path: Path):
         watchdog.hear(step(5), {"doing": "the checkpoint of outer step 12", "seconds": 70})
     said = "worker 1 (process 41 on node 10.0.0.1) has been at the checkpoint of outer step 12 for 70 s"
     assert events(tmp_path / "events") == [said]
+    watchdog.hear(*[{"doing": "the start", "seconds": 61}] * 2)
+    assert events(tmp_path / "events")[1:] == ["2 workers have been at the start for 61 s"]
 
 
 def test_a_slow_worker_is_told_once(tmp_path: Path):

@@ -18,7 +18,7 @@ ADDRESSES = ("10.99.0.1", "10.99.0.2")
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
-def run(*command: str) -> str:
+def shell(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -26,8 +26,8 @@ def run(*command: str) -> str:
 def why_not() -> str:
     """Why there can be no namespaces here; empty: there can."""
     try:
-        run("ip", "netns", "add", "distmeta-probe")
-        run("ip", "netns", "del", "distmeta-probe")
+        shell("ip", "netns", "add", "distmeta-probe")
+        shell("ip", "netns", "del", "distmeta-probe")
     except (OSError, subprocess.CalledProcessError) as error:
         return f"network namespaces cannot be made: {getattr(error, 'stderr', '') or error}"
     return ""
@@ -39,15 +39,15 @@ class Machine:
     def __init__(self, name: str, address: str) -> None:
         self.name, self.address = name, address
         self._hosts = Path("/etc/netns") / name / "hosts"
-        run("ip", "netns", "add", name)
+        shell("ip", "netns", "add", name)
         self._hosts.parent.mkdir(parents=True)
         self._hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {os.uname().nodename}\n")
 
     def connect(self) -> None:
         """Brings its interfaces up."""
-        run("ip", "-n", self.name, "addr", "add", f"{self.address}/24", "dev", "e0")
+        shell("ip", "-n", self.name, "addr", "add", f"{self.address}/24", "dev", "e0")
         for interface in ("lo", "e0"):
-            run("ip", "-n", self.name, "link", "set", interface, "up")
+            shell("ip", "-n", self.name, "link", "set", interface, "up")
 
     def command(self, *command: str) -> list[str]:
         """The command that runs another one there."""
@@ -56,7 +56,7 @@ class Machine:
     def processes(self, word: str = "") -> list[int]:
         """Those that run there and whose command has the word."""
         found = []
-        for process in map(int, run("ip", "netns", "pids", self.name).split()):
+        for process in map(int, shell("ip", "netns", "pids", self.name).split()):
             with suppress(OSError):
                 if word in Path(f"/proc/{process}/cmdline").read_text().replace("\0", " "):
                     found.append(process)
@@ -72,7 +72,7 @@ class Machine:
 
     def remove(self) -> None:
         self.kill()
-        run("ip", "netns", "del", self.name)
+        shell("ip", "netns", "del", self.name)
         self._hosts.unlink()
         self._hosts.parent.rmdir()
 
@@ -82,21 +82,32 @@ class TwoNodes:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.variables: dict[str, str] = {}
+        """What is in the environment of every Ray node."""
+        self.apart = folder / "apart"
+        """A folder that is another one on the second node."""
+        self.apart.mkdir(exist_ok=True)
         self.machines = [Machine(f"dm{os.getpid()}{letter}", ADDRESSES["ab".index(letter)]) for letter in "ab"]
         first, second = (machine.name for machine in self.machines)
-        run("ip", "link", "add", "e0", "netns", first, "type", "veth", "peer", "name", "e0", "netns", second)
+        shell("ip", "link", "add", "e0", "netns", first, "type", "veth", "peer", "name", "e0", "netns", second)
         for machine in self.machines:
             machine.connect()
 
-    def start_ray(self, number: int, *options: str) -> None:
-        """Starts a Ray node with one CPU; the head is number 0."""
+    def start_ray(self, number: int, *options: str, cpus: int = 1, **variables: str) -> None:
+        """Starts a Ray node; the head is number 0."""
         machine, head = self.machines[number], self.machines[0].address
         where = ["--head", "--port", "6379", "--include-dashboard", "false", "--temp-dir", f"{self.folder}/ray"]
-        command = [*RAY, "start", "--block", "--num-cpus", "1", "--object-store-memory", "100000000"]
+        command = [*RAY, "start", "--block", "--num-cpus", str(cpus), "--object-store-memory", "100000000"]
         command += ["--node-ip-address", machine.address, *(where if number == 0 else ["--address", f"{head}:6379"])]
+        if number == 1:
+            command = ["sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(self.apart), *command]
         with (self.folder / f"ray-{number}.log").open("a") as log:
             subprocess.Popen(
-                machine.command(*command, *options), env=environment(), stdout=log, stderr=log, start_new_session=True
+                machine.command(*command, *options),
+                env=environment() | self.variables | variables,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def ensure_ray(self) -> None:
@@ -114,12 +125,12 @@ class TwoNodes:
     def cut(self) -> None:
         """Cuts the link: what is sent is lost without a word to the sender."""
         for machine in self.machines:
-            run("tc", "-n", machine.name, "qdisc", "add", "dev", "e0", "root", "netem", "loss", "100%")
+            shell("tc", "-n", machine.name, "qdisc", "add", "dev", "e0", "root", "netem", "loss", "100%")
 
     def mend(self) -> None:
         """Makes it good."""
         for machine in self.machines:
-            run("tc", "-n", machine.name, "qdisc", "del", "dev", "e0", "root")
+            shell("tc", "-n", machine.name, "qdisc", "del", "dev", "e0", "root")
 
     def remove(self) -> None:
         for machine in self.machines:

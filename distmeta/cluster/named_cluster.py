@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from distmeta.cluster.head_node import QUIET
+from distmeta.cluster.head_node import quietly
 from distmeta.errors import UserError
 from distmeta.signals import keep_sigterm_handler
 
@@ -97,7 +97,7 @@ def connection() -> Iterator[None]:
     address = reach().address
     try:
         with keep_sigterm_handler():
-            ray.init(address=address, **QUIET)
+            quietly(address=address)
     except Exception as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{_told(address)}: {line}") from None

@@ -29,6 +29,9 @@ SLOW = 3
 ANSWER = 3.0
 """Seconds in which workers say where they are when they are about to be replaced."""
 
+MOST = 4
+"""Workers that are named where several stand still."""
+
 WAITING = ("torch/distributed/", "deepspeed/comm/")
 """What the file of a call is in that waits for other workers."""
 
@@ -52,7 +55,7 @@ class Watchdog(WorkerGroupCallback):
         self._seen: list[dict[str, Any]] = [Pulse().look()] * len(self._workers)
         self._asked: dict[Any, int] = {}
         self._answered = [now] * len(self._workers)
-        self._next, self._told = now, set[tuple[int, str]]()
+        self._next, self._told = now, set[str]()
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """Whatever they do now is no standing still."""
@@ -92,7 +95,7 @@ class Watchdog(WorkerGroupCallback):
         still = silent or [rank for rank, calls in stacks.items() if not any(_waits(call) for call in calls)]
         details = "\n\n".join("\n".join([f"worker {rank}:", *calls]) for rank, calls in stacks.items())
         failures: dict[int, Exception] = {}
-        for rank in still or running:
+        for rank in (still or running)[:MOST]:
             seen, seconds = self._seen[rank], now - self._answered[rank]
             if rank in silent:
                 what = f"has not answered for {seconds:.0f} s, since {seen['doing']}: it is stopped or cut off"
@@ -110,11 +113,15 @@ class Watchdog(WorkerGroupCallback):
 
     def _tell_long(self, running: list[int]) -> None:
         """Says what takes long that is no step: a start, a checkpoint, a validation."""
-        for rank in running:
-            seen = self._seen[rank]
-            if not seen["is_step"] and seen["seconds"] > self._timeout and (rank, seen["doing"]) not in self._told:
-                self._told.add((rank, seen["doing"]))
-                note(self._events, rank, f"{self._name(rank)} has been at {seen['doing']} for {seen['seconds']:.0f} s")
+        long = [
+            rank for rank in running if not self._seen[rank]["is_step"] and self._seen[rank]["seconds"] > self._timeout
+        ]
+        doings = dict.fromkeys(self._seen[rank]["doing"] for rank in long)
+        for doing in [doing for doing in doings if doing not in self._told]:
+            self._told.add(doing)
+            ranks = [rank for rank in long if self._seen[rank]["doing"] == doing]
+            who = f"{self._name(ranks[0])} has" if len(ranks) == 1 else f"{len(ranks)} workers have"
+            note(self._events, ranks[0], f"{who} been at {doing} for {self._seen[ranks[0]]['seconds']:.0f} s")
 
     def _tell_slow(self, running: list[int]) -> None:
         """Says, once, which worker the others always wait for."""
@@ -123,8 +130,8 @@ class Watchdog(WorkerGroupCallback):
             return
         slowest = max(work, key=lambda rank: work[rank])
         others = median(seconds for rank, seconds in work.items() if rank != slowest)
-        if work[slowest] > SLOW * others and (slowest, "slow") not in self._told:
-            self._told.add((slowest, "slow"))
+        if work[slowest] > SLOW * others and f"slow {slowest}" not in self._told:
+            self._told.add(f"slow {slowest}")
             text = (
                 f"{self._name(slowest)} takes {work[slowest]:.2g} s for its share of a step, the others {others:.2g} s"
             )
