@@ -26,7 +26,7 @@ class Told(Watchdog):
 
     def __init__(self, timeout: float, events: Path, stacks: list[list[str]]) -> None:
         super().__init__(timeout, events)
-        self.stacks, self.silent_since = stacks, {}
+        self.stacks, self.silent_since, self.at_work = stacks, {}, set[int]()
         metadata = [SimpleNamespace(pid=40 + rank, node_ip=f"10.0.0.{rank}") for rank in range(2)]
         workers = [SimpleNamespace(metadata=each) for each in metadata]
         self.after_worker_group_training_start(SimpleNamespace(get_workers=lambda: workers))
@@ -34,7 +34,9 @@ class Told(Watchdog):
     def _collect(self, now: float) -> None:
         self._answered = [self.silent_since.get(rank, now) for rank in range(2)]
 
-    def _stacks(self, ranks: list[int]) -> dict[int, list[str]]:
+    def _ask_stacks(self, ranks: list[int]) -> dict[int, list[str]]:
+        for rank in self.at_work:
+            self.stacks[rank] = [*self.stacks[rank], "elsewhere"]
         return {rank: self.stacks[rank] for rank in ranks}
 
     def hear(self, *said: dict[str, Any]) -> None:
@@ -69,6 +71,7 @@ def test_a_worker_that_does_not_answer_is_lost(tmp_path: Path):
 def test_of_workers_that_stand_still_the_one_that_waits_for_nobody_is_lost(tmp_path: Path):
     """Its stack is told, and it counts as a lost worker does."""
     watchdog = Told(60, tmp_path / "events", [WAITS, HANGS])
+    watchdog.hear(step(60.5), step(60.5))
     with pytest.raises(WorkerGroupError) as caught:
         watchdog.hear(step(61), step(61))
     policy = Failures(FailureConfig(max_failures=1), tmp_path / "events")
@@ -79,6 +82,24 @@ def test_of_workers_that_stand_still_the_one_that_waits_for_nobody_is_lost(tmp_p
         "(distmeta/train/work.py:3 in take); all workers are started again (loss 1 of 1 that train.max_failures allows)"
     )
     assert "socket.py:1 in read" in event["details"]
+
+
+def test_of_workers_that_make_no_step_the_one_that_is_at_work_is_lost(tmp_path: Path):
+    """The others wait for it, as on GPUs, where a wait is not to be seen."""
+    watchdog = Told(60, tmp_path / "events", [HANGS, HANGS])
+    watchdog.at_work = {0}
+    watchdog.hear(step(61), step(61))
+    with pytest.raises(WorkerGroupError) as caught:
+        watchdog.hear(step(61), step(61))
+    assert list(caught.value.worker_failures) == [0]
+
+
+def test_workers_that_are_all_at_work_are_slow(tmp_path: Path):
+    watchdog = Told(60, tmp_path / "events", [HANGS, HANGS])
+    watchdog.at_work = {0, 1}
+    for _ in range(3):
+        watchdog.hear(step(61), step(61))
+    assert events(tmp_path / "events") == ["no worker has made a step for 61 s, though all are at work"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +113,9 @@ def test_of_workers_that_stand_still_the_one_that_waits_for_nobody_is_lost(tmp_p
     ],
 )
 def test_what_may_take_long_is_not_ended(said: list[dict[str, Any]], tmp_path: Path):
-    Told(60, tmp_path / "events", [HANGS, HANGS]).hear(*said)
+    watchdog = Told(60, tmp_path / "events", [HANGS, HANGS])
+    for _ in range(2):
+        watchdog.hear(*said)
 
 
 def test_what_takes_long_beside_the_steps_is_told_once(tmp_path: Path):

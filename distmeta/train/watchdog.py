@@ -55,6 +55,7 @@ class Watchdog(WorkerGroupCallback):
         self._seen: list[dict[str, Any]] = [Pulse().look()] * len(self._workers)
         self._asked: dict[Any, int] = {}
         self._answered = [now] * len(self._workers)
+        self._stacks: dict[int, list[str]] = {}
         self._next, self._told = now, set[str]()
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
@@ -72,8 +73,12 @@ class Watchdog(WorkerGroupCallback):
         limit = max(self._timeout, TIMES * max(seen["longest_step"] for seen in self._seen))
         silent = [rank for rank in running if now - self._answered[rank] > limit]
         stuck = [rank for rank in running if self._seen[rank]["is_step"] and self._seen[rank]["seconds"] > limit]
-        if silent or (stuck and len(stuck) == len(running)):
-            self._give_up(silent, running, now)
+        if silent:
+            self._give_up(silent, {rank: self._silence(rank, now) for rank in silent})
+        if stuck and len(stuck) == len(running):
+            self._look_closer(running)
+        else:
+            self._stacks = {}
         self._tell_long(running)
         self._tell_slow(running)
 
@@ -89,27 +94,51 @@ class Watchdog(WorkerGroupCallback):
             if rank not in pending:
                 self._asked[worker.execute_async(look)] = rank
 
-    def _give_up(self, silent: list[int], running: list[int], now: float) -> None:
-        stacks = self._stacks([rank for rank in running if rank not in silent])
-        # Those whose innermost calls are not of torch.distributed do not wait for others.
-        still = silent or [rank for rank, calls in stacks.items() if not any(_waits(call) for call in calls)]
-        details = "\n\n".join("\n".join([f"worker {rank}:", *calls]) for rank, calls in stacks.items())
-        failures: dict[int, Exception] = {}
-        for rank in (still or running)[:MOST]:
-            seen, seconds = self._seen[rank], now - self._answered[rank]
-            if rank in silent:
-                what = f"has not answered for {seconds:.0f} s, since {seen['doing']}: it is stopped or cut off"
-            else:
-                own = [call for call in stacks[rank] if "/distmeta/" in call]
-                where = f" ({_short(own[-1])})" if own else ""
-                what = f"has made no step for {seen['seconds']:.0f} s: it stands still in {seen['doing']}{where}"
-            failures[rank] = WorkerStalled(f"{self._name(rank)} {what}")
+    def _look_closer(self, running: list[int]) -> None:
+        """Looks twice where they are: one that is elsewhere then is at work."""
+        before, self._stacks = self._stacks, self._ask_stacks(running)
+        if not before:
+            return
+        moving = [rank for rank in running if self._stacks.get(rank) != before.get(rank)]
+        if len(moving) == len(running):
+            text = f"no worker has made a step for {self._seen[0]['seconds']:.0f} s, though all are at work"
+            self._tell_once("slow", 0, text)
+            return
+        blamed = moving or [rank for rank in running if not self._waits(rank)] or running
+        self._give_up(blamed, {rank: self._standing(rank) for rank in blamed})
+
+    def _give_up(self, blamed: list[int], why: dict[int, str]) -> None:
+        details = "\n\n".join("\n".join([f"worker {rank}:", *calls]) for rank, calls in self._stacks.items())
+        failures: dict[int, Exception] = {
+            rank: WorkerStalled(f"{self._name(rank)} {why[rank]}") for rank in blamed[:MOST]
+        }
         raise WorkerGroupError("\n".join([*map(str, failures.values()), "", details]), failures)
 
-    def _stacks(self, ranks: list[int]) -> dict[int, list[str]]:
+    def _silence(self, rank: int, now: float) -> str:
+        seconds = now - self._answered[rank]
+        return f"has not answered for {seconds:.0f} s, since {self._seen[rank]['doing']}: it is stopped or cut off"
+
+    def _standing(self, rank: int) -> str:
+        seen, own = self._seen[rank], [call for call in self._stacks.get(rank, []) if "/distmeta/" in call]
+        where = f" ({own[-1][own[-1].rindex('/distmeta/') + 1 :]})" if own else ""
+        return f"has made no step for {seen['seconds']:.0f} s: it stands still in {seen['doing']}{where}"
+
+    def _waits(self, rank: int) -> bool:
+        return any(part in call for call in self._stacks.get(rank, []) for part in WAITING)
+
+    def _ask_stacks(self, ranks: list[int]) -> dict[int, list[str]]:
         asked = {self._workers[rank].execute_async(stack): rank for rank in ranks}
-        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER) if asked else ([], [])
-        return dict(sorted((asked[reference], ray.get(reference)) for reference in done))
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
+        found = {}
+        for reference in done:
+            with suppress(RayError):
+                found[asked[reference]] = ray.get(reference)
+        return dict(sorted(found.items()))
+
+    def _tell_once(self, key: str, rank: int, text: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            note(self._events, rank, text)
 
     def _tell_long(self, running: list[int]) -> None:
         """Says what takes long that is no step: a start, a checkpoint, a validation."""
@@ -117,11 +146,10 @@ class Watchdog(WorkerGroupCallback):
             rank for rank in running if not self._seen[rank]["is_step"] and self._seen[rank]["seconds"] > self._timeout
         ]
         doings = dict.fromkeys(self._seen[rank]["doing"] for rank in long)
-        for doing in [doing for doing in doings if doing not in self._told]:
-            self._told.add(doing)
+        for doing in doings:
             ranks = [rank for rank in long if self._seen[rank]["doing"] == doing]
             who = f"{self._name(ranks[0])} has" if len(ranks) == 1 else f"{len(ranks)} workers have"
-            note(self._events, ranks[0], f"{who} been at {doing} for {self._seen[ranks[0]]['seconds']:.0f} s")
+            self._tell_once(doing, ranks[0], f"{who} been at {doing} for {self._seen[ranks[0]]['seconds']:.0f} s")
 
     def _tell_slow(self, running: list[int]) -> None:
         """Says, once, which worker the others always wait for."""
@@ -130,12 +158,9 @@ class Watchdog(WorkerGroupCallback):
             return
         slowest = max(work, key=lambda rank: work[rank])
         others = median(seconds for rank, seconds in work.items() if rank != slowest)
-        if work[slowest] > SLOW * others and f"slow {slowest}" not in self._told:
-            self._told.add(f"slow {slowest}")
-            text = (
-                f"{self._name(slowest)} takes {work[slowest]:.2g} s for its share of a step, the others {others:.2g} s"
-            )
-            note(self._events, slowest, f"{text}: they wait for it")
+        if work[slowest] > SLOW * others:
+            took = f"{work[slowest]:.2g} s for its share of a step, the others {others:.2g} s: they wait for it"
+            self._tell_once(f"worker {slowest}", slowest, f"{self._name(slowest)} takes {took}")
 
     def _name(self, rank: int) -> str:
         metadata = self._workers[rank].metadata
@@ -145,11 +170,3 @@ class Watchdog(WorkerGroupCallback):
 def watchdogs(timeout: float, events: Path) -> list[Any]:
     """The callbacks of Ray Train's for `train.wait_for_worker`."""
     return [Watchdog(timeout, events)] if timeout else []
-
-
-def _waits(call: str) -> bool:
-    return any(part in call for part in WAITING)
-
-
-def _short(call: str) -> str:
-    return call[call.rindex("/distmeta/") + 1 :]
