@@ -115,13 +115,14 @@ class Run:
     def wait_for_end(self) -> None:
         self._process.wait(200)
 
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
     def finish(self, since: float, timeout: float = 500) -> Outcome:
         """Waits until it has trained to its end, its evaluation is left out; the fault was at the time `since`."""
-        try:
-            self.wait_for_line("\nexported to ", timeout)
-        finally:
-            self._process.kill()
-            self._process.wait()
+        self.wait_for_line("\nexported to ", timeout)
+        self.end()
         after = [each for each in self._seen if each[0] >= since]
         gaps = [later[0] - sooner[0] for sooner, later in zip([(since, 0), *after], after, strict=False)]
         longest = gaps.index(max(gaps)) if gaps else 0
@@ -146,10 +147,13 @@ def with_fault(
 ) -> Outcome:
     """A run in which the fault happens at a moment drawn from the seed; its command runs on the node."""
     run = Run(nodes, name, *settings, node=node)
-    run.wait_for_step(moment(seed))
-    since = time.monotonic()
-    fault(run)
-    return run.finish(since)
+    try:
+        run.wait_for_step(moment(seed))
+        since = time.monotonic()
+        fault(run)
+        return run.finish(since)
+    finally:
+        run.end()
 
 
 def said_of_loss(said: str) -> str:

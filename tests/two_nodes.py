@@ -123,14 +123,15 @@ class TwoNodes:
         raise AssertionError(done.stdout + done.stderr + (self.folder / "ray-1.log").read_text()[-2000:])
 
     def cut(self) -> None:
-        """Cuts the link: what is sent is lost without a word to the sender."""
-        for machine in self.machines:
-            shell("tc", "-n", machine.name, "qdisc", "add", "dev", "e0", "root", "netem", "loss", "100%")
+        """Cuts the link: what is sent, to an Ethernet address that nobody has, is lost without a word to the sender."""
+        for machine, other in zip(self.machines, reversed(ADDRESSES), strict=True):
+            nobody = ("lladdr", "02:00:00:00:00:99", "dev", "e0", "nud", "permanent")
+            shell("ip", "-n", machine.name, "neigh", "replace", other, *nobody)
 
     def mend(self) -> None:
         """Makes it good."""
-        for machine in self.machines:
-            shell("tc", "-n", machine.name, "qdisc", "del", "dev", "e0", "root")
+        for machine, other in zip(self.machines, reversed(ADDRESSES), strict=True):
+            shell("ip", "-n", machine.name, "neigh", "del", other, "dev", "e0")
 
     def remove(self) -> None:
         for machine in self.machines:

@@ -21,6 +21,9 @@ from distmeta.train.events import note
 _CONNECTION = re.compile("gloo|nccl|connection|socket|broken pipe|timed ?out|unavailable|cuda error", re.IGNORECASE)
 """What is in messages about a worker, a network or a device that is not there any more."""
 
+_PEER = re.compile(r"Connection closed by peer \[([\d.a-f:]+)\]")
+"""What gloo says of a worker that is gone, before Ray knows it."""
+
 _LASTING = {
     errno.ENOENT,
     errno.EACCES,
@@ -146,6 +149,8 @@ def describe(error: Any) -> str:
         return "; ".join(describe_loss(f"worker {rank}", failures[rank]) for rank in lost)
     if failures:
         rank, cause = next(iter(failures.items()))
+        if peer := _PEER.search(str(cause)):
+            return f"worker {rank} lost its connection to the worker on node {peer[1]}"
         return f"worker {rank} failed: {_last_line(cause)}"
     if ranks := getattr(getattr(error, "preemption_info", None), "preempted_ranks", None):
         names = ", ".join(str(rank) for rank in sorted(ranks))
