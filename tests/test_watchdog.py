@@ -68,6 +68,15 @@ def test_a_worker_that_does_not_answer_is_lost(tmp_path: Path):
     )
 
 
+def test_a_worker_that_starts_has_longer_to_answer(tmp_path: Path):
+    watchdog, start = Told(60, tmp_path / "events", [HANGS, HANGS]), {"doing": "the start"}
+    watchdog.silent_since = {1: time.monotonic() - 299}
+    watchdog.hear(start, start)
+    watchdog.silent_since = {1: time.monotonic() - 301}
+    with pytest.raises(WorkerGroupError):
+        watchdog.hear(start, start)
+
+
 def test_of_workers_that_stand_still_the_one_that_waits_for_nobody_is_lost(tmp_path: Path):
     """Its stack is told, and it counts as a lost worker does."""
     watchdog = Told(60, tmp_path / "events", [WAITS, HANGS])

@@ -12,11 +12,14 @@ WORK = 20
 """Steps over which the time of a worker's own work is averaged."""
 
 
+START = "the start"
+
+
 @dataclass
 class Pulse:
     """Kept by the thread that trains."""
 
-    doing: str = "the start"
+    doing: str = START
     is_step: bool = False
     """Whether it is a step of the usual kind, neither the first one of the process nor anything beside the steps."""
     since: float = field(default_factory=time.monotonic)

@@ -18,7 +18,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from distmeta.train.events import note
 from distmeta.train.failures import WorkerStalled
-from distmeta.train.pulse import Pulse, look, stack
+from distmeta.train.pulse import START, Pulse, look, stack
 
 TIMES = 5
 """How many times the longest step so far one may take."""
@@ -71,7 +71,7 @@ class Watchdog(WorkerGroupCallback):
         self._collect(now)
         running = [rank for rank, status in worker_group_status.worker_statuses.items() if status.running]
         limit = max(self._timeout, TIMES * max(seen["longest_step"] for seen in self._seen))
-        silent = [rank for rank in running if now - self._answered[rank] > limit]
+        silent = [rank for rank in running if now - self._answered[rank] > limit * self._patience(rank)]
         stuck = [rank for rank in running if self._seen[rank]["is_step"] and self._seen[rank]["seconds"] > limit]
         if silent:
             self._give_up(silent, {rank: self._silence(rank, now) for rank in silent})
@@ -81,6 +81,10 @@ class Watchdog(WorkerGroupCallback):
             self._stacks = {}
         self._tell_long(running)
         self._tell_slow(running)
+
+    def _patience(self, rank: int) -> int:
+        """While libraries are loaded on a busy machine, and a network is made, a worker may be slow to answer."""
+        return TIMES if self._seen[rank]["doing"] == START else 1
 
     def _collect(self, now: float) -> None:
         """Takes what workers have answered, and asks those again that have."""
