@@ -450,6 +450,31 @@ def plan(
     print(plan(config, set or [], run_dir, rate=rate, memory=memory, say=say))
 
 
+@app.command()
+def doctor(
+    config: ConfigFile = None,
+    set: Overrides = None,
+    run_dir: RunDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a finding instead of text.")] = False,
+) -> None:
+    """Look over the cluster that RAY_ADDRESS names, or this machine, and say what would keep the run from going well.
+
+    Of each node: software, accelerator, storage, network, clock, disk and memory. Exit status 2 where there is a fault.
+    """
+    from distmeta.opening import open_run
+
+    run = open_run(config, set or [], run_dir)
+
+    from distmeta.cluster.doctor import doctor
+
+    is_well = True
+    for finding in doctor(*run):
+        is_well = is_well and finding.level != "fault"
+        print(json.dumps(vars(finding)) if as_json else finding, flush=True)
+    if not is_well:
+        raise typer.Exit(2)
+
+
 def main() -> None:
     """Runs the command; exit status 0 only on success, 2 for what the user can mend, 130 after an interruption."""
     limit_threads()

@@ -97,6 +97,7 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
 
 def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
     from distmeta.cluster.connect import check_workers_fit, ray_cluster
+    from distmeta.cluster.doctor import check_nodes
     from distmeta.plan.memory import check_model_states_fit, choose_weights
     from distmeta.plan.table import shares
     from distmeta.run_baselines import baselines, check_baselines
@@ -106,6 +107,7 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
 
     mode_of_environment()  # told now, if there is no such mode
     check_workers_fit(config)
+    check_nodes(config, run)
     choose_weights(config, say)
     check_baselines(config)
     check_model_states_fit(config)

@@ -32,8 +32,13 @@ class Cluster:
     """What a head node says of its cluster."""
 
     address: str
-    cpus: list[float]
-    """Those of each node that is alive."""
+    resources: list[dict[str, float]]
+    """Those of each node that is alive, by Ray's names."""
+
+    @property
+    def cpus(self) -> list[float]:
+        """CPUs of each node that is alive."""
+        return [each.get("CPU", 0.0) for each in self.resources]
 
 
 def named_cluster() -> str | None:
@@ -70,7 +75,7 @@ def reach() -> Cluster:
             known = node_info.GetAllNodeInfo(everything, timeout=ANSWER).node_info_list
             nodes = [node for node in known if node.state == node.ALIVE]
             if {node.node_id.hex() for node in nodes} & set(find_node_ids()):
-                return Cluster(address, [node.resources_total.get("CPU", 0.0) for node in nodes])
+                return Cluster(address, [dict(node.resources_total) for node in nodes])
             if time.monotonic() > deadline:
                 raise UserError(
                     f"{_told(address)}: none of the {len(nodes)} living nodes of that cluster is on this machine, and "

@@ -10,7 +10,7 @@ from distmeta.config import Config
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
 from distmeta.files import write_json
-from distmeta.plan.memory import SIZES, Sizes, check_model_states_fit, memory_by_stage, states_of, worker_bytes
+from distmeta.plan.memory import SIZES, Sizes, check_model_states_fit, memory_by_stage, on_gpu, states_of, worker_bytes
 from distmeta.plan.table import size_lines
 from distmeta.run_corpus import check_tasks, prepare_with
 from distmeta.rundir import RunDirectory
@@ -108,7 +108,7 @@ def make_plan(
             raise
         longer, larger = _beside_measured(setup, measured)
         plan |= _time(config, replace(measured, task_step=measured.task_step * longer))
-        calibrated = worker_bytes(config, states_of(config, sizes, workers=measured.workers))
+        calibrated = worker_bytes(config, states_of(config, sizes, workers=measured.workers), is_gpu=on_gpu(config))
         other = max(0.0, (measured.peak_memory or 0) - calibrated)
         without_model = min(other, measured.memory_without_model)
         other += (larger - 1) * (other - without_model)

@@ -15,6 +15,7 @@ from ray.tune import Callback
 from ray.tune.search import ConcurrencyLimiter
 
 from distmeta.cluster.connect import check_workers_fit, ray_cluster, runs_at_a_time
+from distmeta.cluster.doctor import check_nodes
 from distmeta.config import Config, to_yaml
 from distmeta.errors import Interrupted, UserError
 from distmeta.files import write_json, write_text
@@ -64,6 +65,7 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
     check_sweep_storage(config, sweep)
     largest = space.largest()
     check_workers_fit(largest)
+    check_nodes(largest, RunDirectory(sweep.path))
     choose_weights(largest, say)
     check_model_states_fit(largest)
     maker = TrialMaker(config, sweep, say)
