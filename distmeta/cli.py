@@ -468,7 +468,7 @@ def doctor(
     from distmeta.cluster.doctor import doctor
 
     is_well = True
-    for finding in doctor(*run):
+    for finding in doctor(*run, say):
         is_well = is_well and finding.level != "fault"
         print(json.dumps(vars(finding)) if as_json else finding, flush=True)
     if not is_well:

@@ -107,7 +107,7 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
 
     mode_of_environment()  # told now, if there is no such mode
     check_workers_fit(config)
-    check_nodes(config, run)
+    check_nodes(config, run, say)
     choose_weights(config, say)
     check_baselines(config)
     check_model_states_fit(config)

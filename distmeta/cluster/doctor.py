@@ -1,11 +1,12 @@
 """Looks over the nodes of a cluster, before a run (in seconds, a few things) or when asked (everything)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from distmeta.cluster.connect import check_workers_fit, prepare_environment
 from distmeta.cluster.findings import (
     Answers,
     Finding,
+    Level,
     accelerator_findings,
     answer_findings,
     clock_findings,
@@ -17,11 +18,11 @@ from distmeta.cluster.findings import (
     version_findings,
     wandb_findings,
 )
-from distmeta.cluster.named_cluster import connection, named_cluster, reach
+from distmeta.cluster.named_cluster import connection, named_cluster
 from distmeta.cluster.node_facts import TEMPORARY, Question, node_facts
 from distmeta.cluster.places import Place, look_back, marked, places_of
 from distmeta.cluster.probes import Node, Probes, living_nodes, probes
-from distmeta.cluster.worker_memory import note_facts
+from distmeta.cluster.worker_memory import is_one_node, note_facts
 from distmeta.config import Config
 from distmeta.errors import UserError
 from distmeta.plan.memory import (
@@ -44,20 +45,21 @@ LINKS = 30.0
 """Seconds for the connections between nodes."""
 
 
-def check_nodes(config: Config, run: RunDirectory) -> None:
+def check_nodes(config: Config, run: RunDirectory, say: Callable[[str], None]) -> None:
     """Refuses a run on several nodes that could not go well there: a node that says nothing, another software on one, a
     folder that one does not see. Of a cluster of one node, or none, nothing is asked.
 
     Raises:
         UserError: a line a fault, with the node.
     """
-    if not named_cluster() or len(reach().resources) < 2:
+    if not named_cluster() or is_one_node():
         return
     prepare_environment()
     with connection():
         nodes = _may_work(living_nodes(), config)
         if len(nodes) < 2:
             return
+        say(f"looking over {len(nodes)} nodes of the cluster (seconds, {SHORT:g} at most)")
         with probes(nodes) as asked, marked(places_of(config, run)) as places:
             answers, back = _ask(asked, config, places, SHORT)
     note_facts(facts_of(answers))
@@ -66,26 +68,28 @@ def check_nodes(config: Config, run: RunDirectory) -> None:
         raise UserError("\n".join(f"{each.about}: {each.text}" for each in faults))
 
 
-def doctor(config: Config, run: RunDirectory) -> Iterator[Finding]:
+def doctor(config: Config, run: RunDirectory, say: Callable[[str], None]) -> Iterator[Finding]:
     """Everything that can be found out about the named cluster, or this machine, and a run there.
 
     Raises:
         UserError: the cluster cannot be reached.
     """
     if named_cluster():
-        yield from _of_cluster(config, run)
+        yield from _of_cluster(config, run, say)
     else:
         with marked(places_of(config, run)) as places:
             here = Node("this machine", "", "", 0.0, 0.0, is_here=True)
             answers = {here: node_facts(_question(config, here, places, is_whole=True))}
-            yield from _of_nodes(config, answers, places, {})
+            back = _seen_back(answers, places)
+        yield from _of_nodes(config, answers, places, back)
     yield from _of_plan(config)
 
 
-def _of_cluster(config: Config, run: RunDirectory) -> Iterator[Finding]:
+def _of_cluster(config: Config, run: RunDirectory, say: Callable[[str], None]) -> Iterator[Finding]:
     prepare_environment()
     with connection():
         nodes = living_nodes()
+        say(f"looking over {len(nodes)} nodes of the cluster (half a minute, two at most)")
         with probes(nodes) as asked, marked(places_of(config, run)) as places:
             answers, back = _ask(asked, config, places, WHOLE, is_whole=True)
             well = list(facts_of(answers))
@@ -118,10 +122,9 @@ def _of_plan(config: Config) -> Iterator[Finding]:
         choose_weights(config, told.append)
         check_model_states_fit(config)
     except UserError as error:
-        told += str(error).splitlines()
-        yield from (Finding("fault", *line.split(": ", 1)) for line in told)
+        yield from (_finding("fault", line) for line in str(error).splitlines())
         return
-    yield from (Finding("ok", *line.split(": ", 1)) for line in told)
+    yield from (_finding("ok", line) for line in told)
     sizes = network_sizes(config, config.tokenizer.vocab_size)
     needed, there = worker_bytes(config, states_of(config, sizes)), memory_of_a_worker(config)
     if there is None:
@@ -130,6 +133,12 @@ def _of_plan(config: Config) -> Iterator[Finding]:
     else:
         text = f"a worker's model states take {gib(needed)}, {there[1]} {gib(there[0])}"
         yield Finding("ok", "memory", f"{text}; `distmeta plan` measures what comes on top")
+
+
+def _finding(level: Level, line: str) -> Finding:
+    """A line that begins with the setting that it is about, as a finding."""
+    about, _, text = line.partition(": ")
+    return Finding(level, about, text)
 
 
 def _written(config: Config) -> dict[str, float]:
@@ -149,14 +158,19 @@ def _written(config: Config) -> dict[str, float]:
 def _ask(
     asked: Probes, config: Config, places: list[Place], seconds: float, *, is_whole: bool = False
 ) -> tuple[Answers, dict[tuple[str, Node], str]]:
-    """What the nodes say, and how what they have written is seen from here: nothing, or what is wrong."""
+    """What the nodes say, and how what they have written is seen from here."""
     answers = asked.facts(lambda node: _question(config, node, places, is_whole=is_whole), seconds)
-    back = {}
-    for node, facts in facts_of(answers).items():
-        for place in places:
-            if place.key not in facts.unseen:
-                back[place.key, node] = look_back(place, _own(node))
-    return answers, back
+    return answers, _seen_back(answers, places)
+
+
+def _seen_back(answers: Answers, places: list[Place]) -> dict[tuple[str, Node], str]:
+    """What is wrong with what a node has written, as it is seen from here; nothing where it is right."""
+    return {
+        (place.key, node): look_back(place, _own(node))
+        for node, facts in facts_of(answers).items()
+        for place in places
+        if place.key not in facts.unseen
+    }
 
 
 def _question(config: Config, node: Node, places: list[Place], *, is_whole: bool) -> Question:

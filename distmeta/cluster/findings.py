@@ -21,6 +21,11 @@ CLOCK = 1.0
 LATENCY, BANDWIDTH = 2e-3, 1e9 / 8
 """Seconds of a round trip and bytes a second beyond which workers on several nodes wait for each other."""
 
+RECORDS = {"online": "records online", "offline": "records offline", "disabled": "is switched off"}
+
+MOST_NAMED = 4
+"""Nodes that a line names, of those of which it says the same."""
+
 Answers = Mapping[Node, NodeFacts | Silence]
 
 
@@ -134,7 +139,7 @@ def network_findings(answers: Answers) -> Iterator[Finding]:
         yield Finding("ok", "network", f"Ray's addresses are on {_by_value(told)}")
     looped = [node for node, each in facts.items() if each.own_address.startswith("127.") or each.own_address == "::1"]
     if looped:
-        text = f"the own name of {_names(looped)} stands for a loopback address there, so workers go by the interface"
+        text = f"{_names(looped)}: the own name stands for a loopback address there, so workers go by the interface"
         yield Finding("ok", "network", text)
 
 
@@ -198,7 +203,7 @@ def wandb_findings(answers: Answers) -> Iterator[Finding]:
     elif modes and not faults:
         mode = next(iter(modes.values()))
         hint = "; WANDB_API_KEY in the environment of the nodes makes it online" if mode == "offline" else ""
-        yield Finding("ok", "W&B", f"{mode}{hint}")
+        yield Finding("ok", "W&B", f"{RECORDS[mode]}{hint}")
 
 
 def _comparable(name: str, version: str) -> str:
@@ -223,7 +228,10 @@ def _by_value(found: Mapping[Node, str]) -> str:
 
 
 def _names(nodes: Sequence[Node]) -> str:
-    return " and ".join(node.name for node in nodes)
+    names = [node.name for node in nodes]
+    return " and ".join(names[:MOST_NAMED]) + (
+        f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    )
 
 
 def _speed(link: Link) -> str:

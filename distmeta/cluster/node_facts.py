@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -11,13 +12,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import distmeta
 from distmeta.cluster.machine import available_memory
-from distmeta.cluster.places import Place, look
+from distmeta.cluster.places import Place, look, within
 from distmeta.errors import first_line
 from distmeta.tracking.versions import versions
+
+SEEN = 8.0
+"""Seconds that a place has to be read and written; with those of all places a node still answers in time."""
 
 REACHED = 5.0
 """Seconds that a W&B server has to say anything at all."""
@@ -84,7 +89,7 @@ def node_facts(question: Question) -> NodeFacts:
         interface=interface_of(question.address),
         own_address=_own_address(),
         free=_free(question.places),
-        unseen={place.key: reason for place in question.places if (reason := look(place, question.own))},
+        unseen=_unseen(question),
         wandb=mode,
         wandb_fault=fault,
     )
@@ -125,6 +130,11 @@ def _own_address() -> str:
         return ""
 
 
+def _unseen(question: Question) -> dict[str, str]:
+    looked = {place.key: within(SEEN, partial(look, place, question.own)) for place in question.places}
+    return {key: reason for key, reason in looked.items() if reason}
+
+
 def _free(places: tuple[Place, ...]) -> dict[str, int]:
     folders = {place.key: Path(place.address) for place in places if place.is_path and place.marker}
     folders[TEMPORARY] = Path(tempfile.gettempdir())
@@ -140,6 +150,7 @@ def _gpu_memory() -> tuple[int, ...]:
 
 
 def _accelerator() -> str:
+    logging.disable(logging.WARNING)  # that there is no GPU; it is compared with what Ray counts
     try:
         from deepspeed.accelerator import get_accelerator
 
@@ -148,6 +159,8 @@ def _accelerator() -> str:
         return name if name == "cpu" else f"{found.device_count()} x {name}"
     except Exception as error:  # whatever an installation that is not whole raises
         return f"nothing: {first_line(error)}"
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _wandb(question: Question) -> tuple[str, str]:

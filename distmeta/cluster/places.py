@@ -85,6 +85,9 @@ def marked(places: Sequence[Place]) -> Iterator[list[Place]]:
         for place in result:
             if place.marker:
                 within(STORAGE, partial(_remove, place, name))
+            if place.marker and place.is_path:  # what was written too late to be looked for
+                for file in Path(place.address).glob(f"{name}*"):
+                    file.unlink(missing_ok=True)
         for folder in made:
             with suppress(OSError):  # not empty
                 folder.rmdir()
