@@ -453,6 +453,8 @@ def plan(
 def main() -> None:
     """Runs the command; exit status 0 only on success, 2 for what the user can mend, 130 after an interruption."""
     limit_threads()
+    # Containers and some sites set none: what a run makes not everybody is to write.
+    os.umask(os.umask(0o022) | 0o002)
     try:
         goes_on = "; --resume goes on" if sys.argv[1:2] in (["pretrain"], ["sweep"]) else ""
         with interrupted_by_signals(f"what is finished is kept{goes_on}"):

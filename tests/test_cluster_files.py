@@ -1,7 +1,9 @@
 """The files of clusters/, held to the schemas of those who read them, to the pins, and to what is safe."""
 
 import gzip
+import inspect
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -15,7 +17,7 @@ import typer.main
 import yaml
 from jsonschema import Draft202012Validator
 
-from distmeta.cli import app
+from distmeta import cli
 from distmeta.config import load_config
 from tests.corpora import SHARED
 from tests.test_requirements import constraints
@@ -179,12 +181,23 @@ def test_what_is_submitted_is_a_command(line: str):
     assert (ROOT / script).exists()
     # Whether an address may be there is the command line's own to say.
     arguments = [re.sub(r"^\w+://", "/", argument) for argument in arguments]
-    command = typer.main.get_command(app).commands[Path(script).stem]  # type: ignore[attr-defined]
+    command = typer.main.get_command(cli.app).commands[Path(script).stem]  # type: ignore[attr-defined]
     options = command.make_context(script, arguments).params
     assert options["run_dir"]
     config = load_config(ROOT / options["config"], options["set"] or [], files=False)
     if "one-node" in line or "four-nodes" in line:
         assert config.engine.device == "cuda"
+
+
+@pytest.mark.parametrize("name", ["prepare", "pretrain", "sweep", "evaluate"])
+def test_a_job_is_the_command_of_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
+    first = inspect.getdoc(getattr(cli, name)).splitlines()[0]  # type: ignore[union-attr]
+    assert first[:40] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
