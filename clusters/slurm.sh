@@ -23,7 +23,8 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
-[ $# -gt 0 ] || { echo "slurm.sh: which job? sbatch clusters/slurm.sh jobs/pretrain.py --config FILE ..." >&2; exit 2; }
+fail() { echo "slurm.sh: $1" >&2; exit 1; }
+[ $# -gt 0 ] || fail "which job? sbatch clusters/slurm.sh jobs/pretrain.py --config FILE ..."
 export PATH="$PWD/.venv/bin:$PATH" # CHANGE: where the environment is
 export PYTHONPATH=$PWD RAY_USAGE_STATS_ENABLED=0
 
@@ -38,20 +39,31 @@ head=$(python -c "import ray; print(ray.util.get_node_ip_address())")
 on_node() { srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --nodelist "$@"; }
 # shellcheck disable=SC2016 # expanded on the node
 start() {
-  node=$1; shift
+  node=$1 started=$((started + 1)); shift
   on_node "$node" bash -c 'umask 077; mkdir -p "$RAY_TMPDIR"; trap "rm -rf $RAY_TMPDIR" EXIT; "$@"' start \
-    ray start --block --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" "$@" &
+    ray start --block --temp-dir "$RAY_TMPDIR/$started" --num-cpus "$SLURM_CPUS_PER_TASK" \
+    --num-gpus "${SLURM_GPUS_ON_NODE:-0}" "$@" &
 }
+# Tries a command again until it succeeds, while the nodes are there.
+await() {
+  until "$@" 2>/dev/null; do
+    [ "$(jobs -rp | wc -l)" = "$started" ] || fail "Ray has ended on a node: its words are above"
+    [ $SECONDS -lt 600 ] || fail "the nodes are not together after ten minutes"
+    sleep 1
+  done
+}
+listens() { : <"/dev/tcp/$head/$port"; }
+all_there() {
+  python -c "import ray; ray.init(logging_level='ERROR'); exit(sum(node['Alive'] for node in ray.nodes()) < ${#nodes[@]})"
+}
+
+started=0
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 start "${nodes[0]}" --head --node-ip-address "$head" --port "$port" --include-dashboard false
+await listens
 for node in "${nodes[@]:1}"; do start "$node" --address "$head:$port"; done
-
 export RAY_ADDRESS=$head:$port
-count="import ray; ray.init(log_to_driver=False, logging_level='ERROR'); print(sum(node['Alive'] for node in ray.nodes()))"
-until [ "$(python -c "$count" 2>/dev/null)" = "${#nodes[@]}" ]; do
-  [ $SECONDS -lt 600 ] || { echo "slurm.sh: the ${#nodes[@]} nodes are not together after ten minutes" >&2; exit 1; }
-  sleep 2
-done
+await all_there
 echo "slurm.sh: ${#nodes[@]} nodes after $SECONDS s: ${nodes[*]}"
 
 # A shell hears of a signal while it waits for a process, not while it runs one.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import DISTMETA
+from tests.commands import DISTMETA, distmeta_here
 from tests.runs import write_config
 
 SECRETS = {
@@ -50,10 +50,17 @@ def check(folder: Path, said: str) -> list[Path]:
     return files
 
 
-def test_a_corpus_and_a_configuration_are_safe(tmp_path: Path):
-    write_config(tmp_path, tracking={"wandb": "auto"})
-    said = with_secrets(tmp_path, "prepare", "--config", "run.yaml", "--run-dir", "run")
-    assert any("corpus" in path.parts for path in check(tmp_path / "run", said))
+def test_a_corpus_is_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_config(tmp_path)
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    before = os.umask(0)
+    try:
+        done = distmeta_here("prepare", "--config", "run.yaml", "--run-dir", "run", cwd=tmp_path)
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    assert any("corpus" in path.parts for path in check(tmp_path / "run", done.stdout + done.stderr))
 
 
 @pytest.mark.slow
