@@ -52,18 +52,15 @@ await() {
     sleep 1
   done
 }
-listens() { : <"/dev/tcp/$head/$port"; }
-all_there() {
-  python -c "import ray; ray.init(logging_level='ERROR'); exit(sum(node['Alive'] for node in ray.nodes()) < ${#nodes[@]})"
-}
 
 started=0
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 start "${nodes[0]}" --head --node-ip-address "$head" --port "$port" --include-dashboard false
-await listens
+await bash -c ": </dev/tcp/$head/$port"
 for node in "${nodes[@]:1}"; do start "$node" --address "$head:$port"; done
 export RAY_ADDRESS=$head:$port
-await all_there
+alive="import ray; ray.init(logging_level='ERROR'); exit(sum(node['Alive'] for node in ray.nodes()) < ${#nodes[@]})"
+await python -c "$alive"
 echo "slurm.sh: ${#nodes[@]} nodes after $SECONDS s: ${nodes[*]}"
 
 # A shell hears of a signal while it waits for a process, not while it runs one.
