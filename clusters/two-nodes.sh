@@ -91,7 +91,7 @@ node() {
     for each in proc sys dev; do mount --rbind "/$each" "$tree/$each"; done
     mount -t tmpfs tmpfs "$tree/tmp"
   fi
-  # What Ray keeps on a node two nodes cannot share: one deletes what the other has still to read.
+  # Two nodes cannot share what Ray keeps on a machine: its sockets, and which address it has.
   mkdir -p "$folder/ray-$1" "$tree$RAY_TMPDIR"
   mount --bind "$folder/ray-$1" "$tree$RAY_TMPDIR"
   mount -t tmpfs tmpfs "$tree/dev/shm"

@@ -261,3 +261,9 @@ def test_the_image_is_of_the_pins_and_of_no_root():
     assert all((ROOT / source).exists() for sources in copied for source in sources)
     let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert sorted(let_in) == sorted(source for sources in copied for source in sources)
+
+
+@every_file
+def test_the_readme_names_it(file: Path):
+    section = (ROOT / "README.md").read_text().split("## On a cluster")[1].split("\n## ")[0]
+    assert str(file.relative_to(CLUSTERS)) in section

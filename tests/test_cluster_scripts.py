@@ -15,6 +15,7 @@ import pytest
 
 from tests.commands import read_rows
 from tests.runs import write_config
+from tests.test_job import free_ports
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -79,13 +80,6 @@ def test_two_clusters_of_nodes_with_files_of_their_own(tmp_path: Path):
     assert stopped.wait(60) == 130
     assert left_behind() == before
     assert not list(Path(sys.prefix).glob("mark-*"))
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    return [each.getsockname()[1] for each in sockets if not each.close()]  # type: ignore[func-returns-value]
 
 
 @pytest.fixture
