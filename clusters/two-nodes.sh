@@ -134,7 +134,8 @@ until ray job list >/dev/null 2>&1 9>&-; do
   sleep 0.5
 done
 if [ -n "$separate" ]; then
-  python -c "from pyarrow.fs import S3FileSystem; S3FileSystem(allow_bucket_creation=True).create_dir('two-nodes')"
+  bucket="s3://two-nodes?allow_bucket_creation=true"
+  python -c "from pyarrow.fs import FileSystem; FileSystem.from_uri('$bucket')[0].create_dir('two-nodes')"
 fi
 
 if [ $# -gt 0 ]; then

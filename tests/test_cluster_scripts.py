@@ -66,20 +66,28 @@ def test_two_clusters_of_nodes_with_files_of_their_own(tmp_path: Path):
     script = [str(ROOT / "clusters" / "two-nodes.sh"), "--separate-files"]
     with (tmp_path / "stopped.log").open("w") as log:
         stopped = subprocess.Popen(script, env=environment(), stdout=log, stderr=log)
-    submit = ["ray", "job", "submit", "--working-dir", str(tmp_path), "--", "python", "on_each.py"]
+    try:
+        check_marks(script, tmp_path)
+        while "In a second terminal" not in (tmp_path / "stopped.log").read_text():
+            assert stopped.poll() is None, (tmp_path / "stopped.log").read_text()
+            time.sleep(0.5)
+    finally:
+        stopped.send_signal(signal.SIGINT)
+        status = stopped.wait(60)
+    assert status == 130
+    assert left_behind() == before
+    assert not list(Path(sys.prefix).glob("mark-*"))
+
+
+def check_marks(script: list[str], folder: Path) -> None:
+    """By a job that leaves files on each node, and in the bucket."""
+    submit = ["ray", "job", "submit", "--working-dir", str(folder), "--", "python", "on_each.py"]
     done = subprocess.run([*script, "--", *submit], env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     first, second = (line.split("LEFT ")[1] for line in done.stdout.splitlines() if "LEFT " in line)
     network = first.split()[1].rpartition(".")[0]
     assert first == f"node-1 {network}.1 files [] bucket ['node-1']"
     assert second == f"node-2 {network}.2 files [] bucket ['node-1', 'node-2']"
-    while "In a second terminal" not in (tmp_path / "stopped.log").read_text():
-        assert stopped.poll() is None, (tmp_path / "stopped.log").read_text()
-        time.sleep(0.5)
-    stopped.send_signal(signal.SIGINT)
-    assert stopped.wait(60) == 130
-    assert left_behind() == before
-    assert not list(Path(sys.prefix).glob("mark-*"))
 
 
 @pytest.fixture
