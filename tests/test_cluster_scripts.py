@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 import shutil
 import signal
 import socket
@@ -49,25 +50,25 @@ def environment() -> dict[str, str]:
     return {**kept, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "VIRTUAL_ENV": sys.prefix}
 
 
-def left_behind() -> list[str]:
-    """Namespaces, links and processes of such clusters."""
+def left_of(network: str) -> list[str]:
+    """Namespaces, links and processes of a cluster; others may be there, too."""
     lists = [["ip", "netns", "list"], ["ip", "-brief", "link"], ["ps", "-eo", "args"]]
     said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in lists]
     lines = [line for text in said for line in text.splitlines()]
-    return [line for line in lines if "two-nodes-" in line or ("moto_server" in line and "10.231." in line)]
+    number = network.rpartition(".")[2]
+    return [line for line in lines if re.search(rf"two-nodes-{number}\b|10\.231\.{number}\.", line)]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="network namespaces need root, and iproute2")
 def test_two_clusters_of_nodes_with_files_of_their_own(tmp_path: Path):
     """At the same time, one of them ended by Ctrl-C: neither is in the other's way, and nothing is left of them."""
-    before = left_behind()
     (tmp_path / "on_each.py").write_text(ON_EACH)
     script = [str(ROOT / "clusters" / "two-nodes.sh"), "--separate-files"]
     with (tmp_path / "stopped.log").open("w") as log:
         stopped = subprocess.Popen(script, env=environment(), stdout=log, stderr=log)
     try:
-        check_marks(script, tmp_path)
+        networks = [check_marks(script, tmp_path)]
         while "In a second terminal" not in (tmp_path / "stopped.log").read_text():
             assert stopped.poll() is None, (tmp_path / "stopped.log").read_text()
             time.sleep(0.5)
@@ -75,12 +76,14 @@ def test_two_clusters_of_nodes_with_files_of_their_own(tmp_path: Path):
         stopped.send_signal(signal.SIGINT)
         status = stopped.wait(60)
     assert status == 130
-    assert left_behind() == before
+    networks += re.findall(r"(10\.231\.\d+)\.1 to", (tmp_path / "stopped.log").read_text())
+    assert len(set(networks)) == 2
+    assert [line for network in networks for line in left_of(network)] == []
     assert not list(Path(sys.prefix).glob("mark-*"))
 
 
-def check_marks(script: list[str], folder: Path) -> None:
-    """By a job that leaves files on each node, and in the bucket."""
+def check_marks(script: list[str], folder: Path) -> str:
+    """By a job that leaves files on each node, and in the bucket; returns the cluster's network."""
     submit = ["ray", "job", "submit", "--working-dir", str(folder), "--", "python", "on_each.py"]
     done = subprocess.run([*script, "--", *submit], env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -88,6 +91,7 @@ def check_marks(script: list[str], folder: Path) -> None:
     network = first.split()[1].rpartition(".")[0]
     assert first == f"node-1 {network}.1 files [] bucket ['node-1']"
     assert second == f"node-2 {network}.2 files [] bucket ['node-1', 'node-2']"
+    return network
 
 
 @pytest.fixture
@@ -143,6 +147,7 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_run_over_the_nodes_of_a_slurm_job(slurm: dict[str, str], tmp_path: Path):
     """Before its time is over it leaves a checkpoint and goes back into the queue, from which it ends the run."""
     write_config(
