@@ -65,8 +65,9 @@ def test_two_clusters_of_nodes_with_files_of_their_own(tmp_path: Path):
     """At the same time, one of them ended by Ctrl-C: neither is in the other's way, and nothing is left of them."""
     (tmp_path / "on_each.py").write_text(ON_EACH)
     script = [str(ROOT / "clusters" / "two-nodes.sh"), "--separate-files"]
+    attended = ["env", "--default-signal=INT", *script]  # a shell's job in the background is told to pass over Ctrl-C
     with (tmp_path / "stopped.log").open("w") as log:
-        stopped = subprocess.Popen(script, env=environment(), stdout=log, stderr=log)
+        stopped = subprocess.Popen(attended, env=environment(), stdout=log, stderr=log)
     try:
         networks = [check_marks(script, tmp_path)]
         while "In a second terminal" not in (tmp_path / "stopped.log").read_text():
