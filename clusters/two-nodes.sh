@@ -45,7 +45,11 @@ clear_away() {
   trap - EXIT
   trap '' INT TERM HUP
   for net in $(ip netns list | grep -o "^$name-[0-9]*"); do
-    ip netns pids "$net" | xargs --no-run-if-empty kill -KILL 2>/dev/null || true
+    while [ -n "$(ip netns pids "$net")" ]; do # what is killed may just have started others
+      ip netns pids "$net" | xargs --no-run-if-empty kill -KILL 2>/dev/null || true
+      sleep 0.1
+    done
+    ip link del "$net" 2>/dev/null || true # a mount namespace elsewhere may keep the network one
     ip netns del "$net"
   done
   if [ -f "$folder/server.pid" ]; then kill "$(cat "$folder/server.pid")" 2>/dev/null || true; fi
