@@ -179,7 +179,7 @@ def test_what_is_submitted_is_a_command(line: str):
     python, script, *arguments = shlex.split(line.replace("$SCRATCH", "/scratch"))
     assert python == "python"
     assert (ROOT / script).exists()
-    # Whether an address may be there is the command line's own to say.
+    # There is no bucket to open.
     arguments = [re.sub(r"^\w+://", "/", argument) for argument in arguments]
     command = typer.main.get_command(cli.app).commands[Path(script).stem]  # type: ignore[attr-defined]
     options = command.make_context(script, arguments).params

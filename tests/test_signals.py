@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def send(number: int) -> None:
-    os.kill(os.getpid(), number)
+    signal.pthread_kill(threading.get_ident(), number)  # another thread may be slow to pass it on
     time.sleep(0.01)  # for Python to call the handler
 
 
