@@ -23,11 +23,12 @@ BIN = Path(sys.executable).parent
 ON_EACH = """
 import pathlib, socket, sys
 import ray
-from pyarrow.fs import FileSelector, FileSystem
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 @ray.remote(num_cpus=0)
 def leave_marks():
+    from pyarrow.fs import FileSelector, FileSystem  # here, where it makes S3 known
+
     name = socket.gethostname()
     files = [pathlib.Path(folder, f"mark-{name}") for folder in ("/tmp", "/dev/shm", sys.prefix)]
     seen = [str(path) for file in files for path in file.parent.glob("mark-*")]
