@@ -49,9 +49,10 @@ clear_away() {
       ip netns pids "$net" | xargs --no-run-if-empty kill -KILL 2>/dev/null || true
       sleep 0.1
     done
-    ip link del "$net" 2>/dev/null || true # a mount namespace elsewhere may keep the network one
     ip netns del "$net"
   done
+  # A mount namespace elsewhere may keep a network one, and its cable.
+  for link in $(ip -brief link | grep -o "^$name-[0-9]*"); do ip link del "$link" 2>/dev/null || true; done
   if [ -f "$folder/server.pid" ]; then kill "$(cat "$folder/server.pid")" 2>/dev/null || true; fi
   ip link del "$name" 2>/dev/null || true
   rm -rf "$folder" "/tmp/$name"
