@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, folder: Path):
     run = folder / "damaged"
     shutil.copytree(whole, run)
     newest = sorted((run / "checkpoints").glob("checkpoint_0*"))[-1]
-    weights = newest / "exp_avg.safetensors"
+    weights = newest / "part-00001.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     said = ""
     for _ in range(2):

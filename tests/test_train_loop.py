@@ -20,6 +20,7 @@ from distmeta.meta import Learner
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.train import loop
+from distmeta.train.checkpoints import Checkpoints
 from distmeta.train.loop import learning_rate
 from distmeta.train.work import WorkSource
 from tests.corpora import tiny_config
@@ -301,8 +302,9 @@ def _what_gives_back(tree: dict[str, Any], run: Path) -> set[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "freed_at_once", entered)
-        for name in ("read_checkpoint", "Whole", "write_checkpoint"):
+        for name in ("read_checkpoint", "Whole"):
             patch.setattr(loop, name, watched(name, getattr(loop, name)))
+        patch.setattr(Checkpoints, "begin", watched("begin", Checkpoints.begin))
         patch.setattr(Setup, "network", watched("network", Setup.network))
         patch.setattr(Learner, "gradient", watched("gradient", Learner.gradient))
         run_training(tree, run)
@@ -314,7 +316,7 @@ def test_a_start_and_a_checkpoint_give_freed_memory_back_and_steps_do_not(worlds
     for steps, read in ((1, set()), (2, {"read_checkpoint"})):
         tree = configure(corpus, train={"outer_steps": steps, "validate_every": 0}).model_dump()
         found = worlds[1].run(_what_gives_back, tree, tmp_path)
-        assert found == {"network", "Whole", "write_checkpoint"} | read
+        assert found == {"network", "Whole", "begin"} | read
 
 
 def test_learning_rate_rises_and_falls():

@@ -13,20 +13,21 @@ import pyarrow.fs
 import ray
 import torch
 from ray.exceptions import RayError
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from tqdm import tqdm
 
 from distmeta.config import Config
-from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint
+from distmeta.engine.checkpoint import fetch_checkpoint
 from distmeta.errors import Interrupted, UserError
 from distmeta.rundir import RunDirectory
 from distmeta.signals import stop_on_signal
 from distmeta.store.folders import Lent, carry, folder_on_worker, given
 from distmeta.tracking import wandb_environment
 from distmeta.tracking.metrics import MetricsTail
+from distmeta.train.checkpoint_folder import CheckpointFolder
 from distmeta.train.events import EventsTail, NoteWarnings
 from distmeta.train.failures import Failures, SureFailure, describe, sure_failure, told_apart
 from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path
@@ -71,7 +72,6 @@ class TrainingRun:
                 name=CHECKPOINTS,
                 storage_path=storage_path(config, run),
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=config.train.checkpoints_to_keep),
             ),
         )
         self._thread = threading.Thread(target=self._fit, daemon=True, name="distmeta-fit")
@@ -230,15 +230,15 @@ def _train(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
             filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
             return fetch_checkpoint(filesystem, path, Path(scratch))
 
-        def store(outer_step: int, folder: Path | None) -> None:
-            carry(run.path)  # what a checkpoint goes on from is there before it counts
-            ray.train.report(
-                {"outer_step": outer_step},
-                checkpoint=Checkpoint.from_directory(folder) if folder else None,
-                checkpoint_dir_name=f"{PREFIX}{outer_step:08d}-{attempt}",
-            )
-
-        return train(config, run, Worker(rank, world_size, device, newest, store, settings["launched"]))
+        filesystem, folder = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
+        to = CheckpointFolder(
+            filesystem,
+            f"{folder}/{CHECKPOINTS}",
+            config.train.checkpoints_to_keep,
+            f"-{attempt}",
+            lambda: carry(run.path),
+        )
+        return train(config, run, Worker(rank, world_size, device, newest, to, settings["launched"]))
 
 
 class _Progress:

@@ -5,7 +5,6 @@ It needs torch.distributed where there are several workers, and nothing of Ray: 
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import torch.distributed
 
 from distmeta.allocator import freed_at_once
 from distmeta.config import Config
-from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
+from distmeta.engine.checkpoint import read_checkpoint
 from distmeta.engine.precision import set_up_arithmetic
 from distmeta.meta import Learner
 from distmeta.meta.config import MetaConfig
@@ -28,6 +27,8 @@ from distmeta.tensors import read_tensors
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_summary
 from distmeta.tracking.machine_use import MachineUse
 from distmeta.train.best import Best
+from distmeta.train.checkpoint_folder import CheckpointFolder
+from distmeta.train.checkpoints import Checkpoints
 from distmeta.train.choose import Chooser
 from distmeta.train.phases import PHASES, STEP_PHASES, PhaseClock, Totals
 from distmeta.train.record import Recorder
@@ -53,8 +54,8 @@ class Worker:
     device: torch.device
     newest_checkpoint: Callable[[], Path | None]
     """Local folder of the newest good checkpoint, the same one on every worker; None: begin at step 0."""
-    store_checkpoint: Callable[[int, Path | None], None]
-    """Every worker calls it with the outer step; rank 0 gives the folder, which is in storage when the call returns."""
+    checkpoints: CheckpointFolder
+    """Where checkpoints go, of all workers."""
     launched: float = field(default_factory=time.time)
     """Time at which the run was asked for (seconds since 1970)."""
 
@@ -122,6 +123,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     best = Best(run, progress, extra, is_main)
     chooser = Chooser(config, run, stepper, validator, recorder, best, progress)
     totals = Totals(progress, worker.world_size)
+    checkpoints = Checkpoints(worker.checkpoints, engine, worker.rank, worker.world_size)
     machine = MachineUse(worker.device, worker.world_size, is_main=is_main)
 
     def validate(outer_step: int, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
@@ -147,6 +149,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         norm, metrics = stepper.step(work, rate, step / config.train.outer_steps, clock)
         metrics["stop"] = float(is_main and run.stop_request.exists())
         metrics["look"] = float(machine.is_due)
+        metrics["written"] = float(checkpoints.is_written)
         metrics |= {f"seconds/{phase}": spent / worker.world_size for phase, spent in clock.seconds.items()}
         started = time.perf_counter()
         metrics = _sum_over_workers(metrics, worker)
@@ -155,6 +158,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
 
         outer_step = step + 1
         is_stopping, is_due = metrics.pop("stop") > 0, metrics.pop("look") > 0
+        if metrics.pop("written") == worker.world_size:
+            checkpoints.commit()
         row = _row(outer_step, metrics, norm, rate, seconds, config.meta)
         row["training/clip_factor"] = engine.clip_factor
         progress["outer_step"] = outer_step
@@ -183,14 +188,11 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         is_last = outer_step == config.train.outer_steps or chooser.ended_early is not None
         if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:
             progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
-            with freed_at_once(), tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
-                folder = Path(scratch) if is_main else None
-                if folder:
-                    left = {} if is_whole else {"unvalidated": row}
-                    write_checkpoint(folder, engine.state(), progress | chooser.progress | left, best.extra())
-                else:
-                    engine.state().take_part()
-                worker.store_checkpoint(outer_step, folder)
+            left = {} if is_whole else {"unvalidated": row}
+            with freed_at_once():
+                checkpoints.begin(progress | chooser.progress | left, best.files())
+            if is_last or is_stopping:
+                checkpoints.finish()
             totals.count("checkpoint")
         if is_last or is_stopping:
             break
@@ -199,6 +201,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
     if recorder:
         recorder.finish(run_summary(progress, config.tracking))
+    checkpoints.close()
     work_source.close()
     engine.close()
     return progress
