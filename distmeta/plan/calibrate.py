@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import queue
-import shutil
 import statistics
 import tempfile
 import threading
@@ -116,7 +115,8 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
     if config.train.validates:
         short.train.validate_every = short.train.outer_steps
         short.train.average_with_start, short.train.patience = 0.0, 0
-    short.train.checkpoint_every = short.train.outer_steps
+    # One that the last step is taken beside, and the last one, which is waited for.
+    short.train.checkpoint_every = max(1, short.train.outer_steps - 1)
     with tempfile.TemporaryDirectory(prefix="distmeta-plan-") as scratch:
         outcome, rows = _run(short, RunDirectory(Path(scratch) / "run"), workers)
     first, rows = rows[0], rows[1:]  # the first step pays for what is made once
@@ -136,7 +136,7 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
         steps=range(last_step - max(1, len(with_tasks) - 1), last_step),
         tasks_per_step=short.meta.meta_batch_size,
         validation=validation if config.train.validates else 0.0,
-        checkpoint=progress["phase_seconds"]["checkpoint"] if progress else None,
+        checkpoint=progress["phase_seconds"]["checkpoint"] / 2 if progress else None,
         startup=outcome["startup"],
         export=outcome.get("export"),
         first_episode=outcome.get("first_episode"),
@@ -243,6 +243,7 @@ def _steps(
     import wandb  # noqa: F401
 
     import distmeta.train.launch  # noqa: F401
+    from distmeta.train.checkpoint_folder import CheckpointFolder
     from distmeta.train.loop import Worker, train
 
     torch.set_num_threads(max(1, round(config.train.cpus_per_worker)))
@@ -251,12 +252,9 @@ def _steps(
         backend = "nccl" if cuda else "gloo"
         torch.distributed.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=workers)
 
-    def store(outer_step: int, folder: Path | None) -> None:
-        if folder is not None:
-            shutil.copytree(folder, run.path / "checkpoint", dirs_exist_ok=True)
-
     note({"memory_without_model": 0 if cuda else _own_memory()})
-    progress = train(config, run, Worker(rank, workers, device, lambda: None, store, launched))
+    checkpoints = CheckpointFolder.local(run.path / "checkpoints")
+    progress = train(config, run, Worker(rank, workers, device, lambda: None, checkpoints, launched))
     if workers > 1:
         torch.distributed.destroy_process_group()  # what comes after is of one process, and the others are about to end
     note({"progress": progress, "startup": progress["startup_seconds"]})

@@ -72,8 +72,9 @@ def states_of(
 
 
 def worker_bytes(config: Config, states: States) -> float:
-    """The peak of these states in the memory that a worker computes in: on a CPU the host's is the same."""
-    return states.peak if on_gpu(config) else states.peak + states.host
+    """The peak of these states in the memory that a worker computes in: on a CPU the host's is the same, where the copy
+    for a checkpoint is too."""
+    return states.peak if on_gpu(config) else states.peak + states.host + states.checkpoint
 
 
 def memory_by_stage(config: Config, sizes: Sizes, workers: int, other: float) -> dict[str, float]:
