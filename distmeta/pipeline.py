@@ -19,7 +19,7 @@ from distmeta.run_evaluation import evaluate
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, bare_network, check_weights, differentiates_twice, has_sdpa
 from distmeta.sweep.config import SweepConfig
-from distmeta.tasks.config import SPLITS
+from distmeta.tasks.config import SPLITS, as_words
 from distmeta.tasks.episode import Task
 from distmeta.tasks.mixture import Mixture
 from distmeta.tracking.config import TrackingConfig
@@ -131,8 +131,8 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
             prepare_with(RayExecutor(), config, run, say)
             check_tasks(config, run)
         claim(config, run)
-        tasks, workers = config.meta.meta_batch_size, config.train.num_workers
-        say(f"training on {workers} workers, ZeRO stage {config.engine.zero_stage}")
+        tasks, workers = config.meta.meta_batch_size, config.train.most_workers
+        say(f"training on {as_words(config.train.num_workers)} workers, ZeRO stage {config.engine.zero_stage}")
         say(f"tasks of an outer step: {tasks}, {shares(tasks, workers)}")
         if tasks % workers:
             say("those with fewer wait: make meta.meta_batch_size a multiple of train.num_workers to use all the time")

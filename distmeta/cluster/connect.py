@@ -31,14 +31,14 @@ def check_workers_fit(config: Config) -> None:
 
 def _check(config: Config, cpus_of_nodes: list[float], has: str) -> None:
     train = config.train
-    if sum(cpus // train.cpus_per_worker for cpus in cpus_of_nodes) < train.num_workers:
+    if sum(cpus // train.cpus_per_worker for cpus in cpus_of_nodes) < train.fewest_workers:
         cpus = sum(cpus_of_nodes)
-        needed = train.num_workers * train.cpus_per_worker
+        needed = train.fewest_workers * train.cpus_per_worker
         where = f"{cpus:g} on {len(cpus_of_nodes)} nodes" if len(cpus_of_nodes) > 1 else f"{cpus:g}"
         raise UserError(
-            f"train.num_workers: {train.num_workers} workers of {train.cpus_per_worker:g} CPUs need {needed:g}, "
+            f"train.num_workers: {train.fewest_workers} workers of {train.cpus_per_worker:g} CPUs need {needed:g}, "
             f"{has} {where}: lower train.num_workers, or set train.cpus_per_worker to "
-            f"{int(100 * cpus / train.num_workers) / 100:g} so that they share"
+            f"{int(100 * cpus / train.fewest_workers) / 100:g} so that they share"
         )
 
 
@@ -47,6 +47,8 @@ def prepare_environment() -> None:
     # The controller looks after its workers this often; Ray's own default of 2 s is long beside a small run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    # `Scaling` looks after nodes that are about to be taken away; Ray's own watcher costs each run a process.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a run is told to others
 
 
@@ -60,7 +62,7 @@ def runs_at_a_time(config: Config, nodes: list[dict[str, float]]) -> int:
     gpus = sum(node.get("GPU", 0) for node in nodes)
     if gpus and config.engine.device != "cpu":
         workers = min(workers, int(gpus))
-    return workers // train.num_workers
+    return workers // train.most_workers
 
 
 @contextmanager
@@ -76,13 +78,7 @@ def ray_cluster(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if named_cluster():
-        cluster = connection()
-    else:
-        # A watcher of machines about to be taken away costs each run a process, and this is the only machine.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        cluster = head_node(available_cpus())
-    with cluster:
+    with connection() if named_cluster() else head_node(available_cpus()):
         _check(config, [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]], "the cluster has")
         with watched_head_node():
             yield

@@ -104,12 +104,12 @@ def calibrate(config: Config, run: RunDirectory) -> Calibration:
             "engine.device: cuda needs a GPU, and this machine has none to run steps on; give --rate, the operations a "
             "second of one worker"
         )
-    workers = max(1, min(config.train.num_workers, int(available_cpus() // config.train.cpus_per_worker)))
+    workers = max(1, min(config.train.most_workers, int(available_cpus() // config.train.cpus_per_worker)))
     short = config.model_copy(deep=True)
     short.corpus.directory = str(corpus_directory(config, run))
     short.tracking.wandb = "disabled"
     short.train.num_workers = workers
-    tasks_of_a_worker = -(-config.meta.meta_batch_size // config.train.num_workers)
+    tasks_of_a_worker = -(-config.meta.meta_batch_size // config.train.most_workers)
     short.meta.meta_batch_size = tasks_of_a_worker * workers
     short.meta.lm_warmup_steps = min(STEPS, config.meta.lm_warmup_steps)
     short.train.outer_steps = short.meta.lm_warmup_steps + STEPS

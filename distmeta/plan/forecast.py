@@ -45,7 +45,8 @@ def make_plan(
     Returns `parameters`, `trained_parameters`, `adapted_parameters`, `largest_module_parameters`; `flops_per_step` of
     steps with tasks, `flops_per_warmup_step`, `flops` of the run; `wall_seconds` as the run's summary counts them,
     `worker_seconds`, `cost` and `currency`; `peak_memory_bytes` of a worker and `memory_by_stage`, the same at each
-    ZeRO stage, and with partitioned weights where the run could have them (bytes); `num_workers`, `meta_batch_size`,
+    ZeRO stage, and with partitioned weights where the run could have them (bytes); `num_workers`, the most that it has,
+    by which time goes, `fewest_workers`, by which memory goes, `meta_batch_size`,
     `zero_stage`, `weights` (whole or partitioned), `offload_optimizer`, `outer_steps`, `warmup_steps`.
 
     Where steps were run also `memory`, what the peak is made of (bytes): `without_model`, a process with its libraries;
@@ -78,11 +79,12 @@ def make_plan(
     flops_per_step, flops_per_warmup_step = counter.step(tasks), counter.step(warmups)
     steps, warmup_steps = config.train.outer_steps, config.meta.lm_warmup_steps
     flops = flops_per_step * (steps - warmup_steps) + flops_per_warmup_step * warmup_steps
-    workers = config.train.num_workers
+    workers, fewest = config.train.most_workers, config.train.fewest_workers
     states = worker_bytes(config, states_of(config, sizes))
     plan: dict[str, Any] = {
         **dict(zip(SIZES, astuple(sizes), strict=True)),
         "num_workers": workers,
+        "fewest_workers": fewest,
         "meta_batch_size": config.meta.meta_batch_size,
         "zero_stage": config.engine.zero_stage,
         "weights": "partitioned" if config.engine.weights == "partitioned" else "whole",
@@ -103,7 +105,10 @@ def make_plan(
         try:
             measured = calibrate(config, run)
         except UserError:
-            by_formula = {"peak_memory_bytes": states, "memory_by_stage": memory_by_stage(config, sizes, workers, 0.0)}
+            by_formula = {
+                "peak_memory_bytes": states,
+                "memory_by_stage": memory_by_stage(config, sizes, fewest, 0.0),
+            }
             say("\n".join(size_lines(plan | by_formula)))  # what there is
             raise
         longer, larger = _beside_measured(setup, measured)
@@ -114,7 +119,7 @@ def make_plan(
         other += (larger - 1) * (other - without_model)
         plan["memory"] = {"without_model": without_model, "model_states": states, "working": other - without_model}
     plan["peak_memory_bytes"] = states + other
-    plan["memory_by_stage"] = memory_by_stage(config, sizes, workers, other)
+    plan["memory_by_stage"] = memory_by_stage(config, sizes, fewest, other)
     plan["worker_seconds"] = plan["wall_seconds"] * workers
     return plan | run_cost(plan["worker_seconds"], config.tracking)
 

@@ -58,7 +58,7 @@ def states_of(
     config: Config, sizes: Sizes, *, workers: int | None = None, stage: int | None = None, weights: str | None = None
 ) -> States:
     """What a worker's engine holds as the run is configured, but for what is given; `auto` weights count as whole."""
-    count = config.train.num_workers if workers is None else workers
+    count = config.train.fewest_workers if workers is None else workers
     stage = config.engine.zero_stage if stage is None else stage
     adapted = 0 if config.meta.algorithm in NOTHING_BUT_A_HEAD else sizes.adapted
     offload = config.engine.offload_optimizer and stage > 0
@@ -106,7 +106,7 @@ def memory_of_a_worker(config: Config) -> tuple[float, str]:
         import torch
 
         return torch.cuda.get_device_properties(0).total_memory, "the GPU has"
-    here = max(1, min(config.train.num_workers, int(available_cpus() // config.train.cpus_per_worker)))
+    here = max(1, min(config.train.most_workers, int(available_cpus() // config.train.cpus_per_worker)))
     return available_memory() / here, f"this machine has for each of {here} workers"
 
 
@@ -187,12 +187,13 @@ def _alternatives(config: Config, sizes: Sizes) -> Iterator[tuple[dict[str, Any]
         is_possible = not any(key.startswith("meta.") for key in needed)
         partitioned = [(3, "partitioned", offload) for offload in offloads if is_possible]
         for doubling in range(MOST_DOUBLINGS + 1):
-            workers = train.num_workers * 2**doubling
+            workers = train.fewest_workers * 2**doubling
             for stage, weights, offload in [*wholes, *partitioned]:
                 values: dict[str, Any] = {"engine.zero_stage": stage}
                 if weights == "partitioned":
                     values |= {"engine.weights": weights, **needed}
-                values |= {"engine.offload_optimizer": offload, **changes, "train.num_workers": workers}
+                values |= {"engine.offload_optimizer": offload, **changes}
+                values["train.num_workers"] = workers if doubling else train.num_workers
                 values["meta.meta_batch_size"] = max(config.meta.meta_batch_size, workers)
                 changed.engine.offload_optimizer = offload
                 states = states_of(changed, its_sizes, workers=workers, stage=stage, weights=weights)

@@ -30,7 +30,7 @@ def size_lines(plan: Mapping[str, Any]) -> list[str]:
         f"tasks of a step     {plan['meta_batch_size']}: {shares(plan['meta_batch_size'], plan['num_workers'])}",
         "memory of a worker  " + ", ".join(f"ZeRO {stage}: {gib(size)}" for stage, size in by_stage.items()),
         *([f"                    ZeRO 3, partitioned weights: {gib(partitioned)}"] if partitioned is not None else []),
-        f"                    ZeRO {plan['zero_stage']}, {weights}, {plan['num_workers']} workers, as configured: "
+        f"                    ZeRO {plan['zero_stage']}, {weights}, {plan['fewest_workers']} workers, as configured: "
         f"{gib(plan['peak_memory_bytes'])}",
         *(["                    (model states alone)"] if "memory" not in _run(plan) else []),
     ]

@@ -265,7 +265,7 @@ def _at_a_time(config: Config, largest: Config) -> int:
     room = runs_at_a_time(largest, nodes)
     options = config.sweep
     if options.scheduler == "pbt" and room < options.num_trials:
-        workers, cpus = largest.train.num_workers, largest.train.cpus_per_worker
+        workers, cpus = largest.train.most_workers, largest.train.cpus_per_worker
         total = sum(node.get("CPU", 0) for node in nodes)
         raise UserError(
             f"sweep.num_trials: pbt trains its {options.num_trials} trials side by side, of {workers} workers with "

@@ -18,6 +18,7 @@ from distmeta.tracking.cost import run_summary
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.failures import may_pass
 from distmeta.train.launch import FIRST_STEP, TrainingRun
+from distmeta.train.restart import StoppedWaiting
 
 TOTALS = ("wall_seconds", "worker_seconds", "flops")
 WORST_ACCURACY = 0.0
@@ -135,6 +136,8 @@ class Trial(tune.Trainable):
         reason = None
         try:
             progress = self._training.progress()
+        except StoppedWaiting:
+            pass
         except UserError as error:
             status, reason = "failed", str(error)
         except Exception as error:

@@ -29,6 +29,8 @@ from distmeta.tracking import wandb_environment
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.events import NoteWarnings
 from distmeta.train.failures import Failures, SureFailure, describe, sure_failure, told_apart
+from distmeta.train.restart import StartAgain, StoppedWaiting, is_asked
+from distmeta.train.scaling import Scaling
 from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path
 
 FIRST_STEP = 5.0
@@ -50,8 +52,10 @@ class TrainingRun:
         self._error: BaseException | None = None
         run.stop_request.unlink(missing_ok=True)
         use_gpu = _use_gpu(config)
+        train = config.train
         self._trainer = _Trainer(
-            run.events,
+            run,
+            train.wait_for_nodes,
             _train_worker,
             train_loop_config={
                 "config": config.model_dump(),
@@ -61,7 +65,7 @@ class TrainingRun:
                 "wandb": wandb_environment.environment(),
             },
             scaling_config=ScalingConfig(
-                num_workers=config.train.num_workers,
+                num_workers=(train.fewest_workers, train.most_workers),  # type: ignore[arg-type]  # of Train V2
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
             ),
@@ -105,14 +109,16 @@ class TrainingRun:
 
 class _Trainer(TorchTrainer):
     """Ray's trainer without helper processes that these runs have no use for: at each start they cost a third of what
-    the worker itself costs. And it starts workers again only where that may help; the losses are noted in `events`."""
+    the worker itself costs. And it starts workers again only where that may help, as many as there is room for."""
 
-    def __init__(self, events: Path, *arguments: Any, **options: Any) -> None:
+    def __init__(self, run: RunDirectory, wait_for_nodes: float, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._events = events
+        self._run, self._wait_for_nodes = run, wait_for_nodes
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        options["failure_policy"] = Failures(self.run_config.failure_config, self._events)
+        run = self._run
+        options["failure_policy"] = Failures(self.run_config.failure_config, run.events)
+        options["scaling_policy"] = Scaling(self.scaling_config, run.events, run.stop_request, self._wait_for_nodes)
         return super()._initialize_and_run_controller(**options)  # type: ignore[misc]  # of Train V2
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -144,6 +150,8 @@ def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dic
                     raise Interrupted("stopped before an outer step was done; --resume goes on from where it began")
     try:
         progress = training.progress()
+    except StoppedWaiting as error:
+        raise Interrupted(str(error)) from None
     except RayError as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -160,9 +168,9 @@ def _use_gpu(config: Config) -> bool:
     wanted = config.engine.device
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):
         return False
-    if gpus < config.train.num_workers:
+    if gpus < config.train.fewest_workers:
         raise UserError(
-            f"train.num_workers: {config.train.num_workers} workers need as many GPUs, the cluster has {gpus:g}: "
+            f"train.num_workers: {config.train.fewest_workers} workers need as many GPUs, the cluster has {gpus:g}: "
             "lower it, or set engine.device to cpu"
         )
     return True
@@ -172,6 +180,9 @@ def _explain(error: BaseException, run: RunDirectory) -> BaseException:
     """What training ended with, as the user can use it."""
     if not isinstance(error, ray.train.TrainingFailedError):
         return error
+    cause = getattr(error, "controller_failure", None)
+    if isinstance(cause, UserError):
+        return cause
     if sure := sure_failure(getattr(error, "worker_failures", {})):
         rank, cause = sure
         if isinstance(cause, SureFailure):
@@ -227,7 +238,12 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
                 checkpoint_dir_name=f"{PREFIX}{outer_step:08d}-{attempt}",
             )
 
-        return train(config, run, Worker(rank, world_size, device, newest, store, settings["launched"]))
+        worker = Worker(rank, world_size, device, newest, store, settings["launched"], is_asked)
+        progress = train(config, run, worker)
+    is_over = progress["outer_step"] == config.train.outer_steps or progress.keys() & {"ended_early", "diverged"}
+    if is_asked() and not is_over and not run.stop_request.exists():
+        raise StartAgain
+    return progress
 
 
 class _Progress:

@@ -57,6 +57,8 @@ class Worker:
     """Every worker calls it with the outer step; rank 0 gives the folder, which is in storage when the call returns."""
     launched: float = field(default_factory=time.time)
     """Time at which the run was asked for (seconds since 1970)."""
+    is_to_end: Callable[[], bool] = lambda: False
+    """Whether a checkpoint and the end are asked for, as by the run directory's stop request."""
 
 
 def learning_rate(config: MetaConfig, step: int, outer_steps: int) -> float:
@@ -124,6 +126,9 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     totals = Totals(progress, worker.world_size)
     machine = MachineUse(worker.device, worker.world_size, is_main=is_main)
 
+    def is_to_end() -> bool:
+        return run.stop_request.exists() or worker.is_to_end()
+
     def validate(outer_step: int, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
         scores = chooser.validate(outer_step, is_stopping)
         totals.count("validation")
@@ -145,7 +150,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         clock.mark("data")
         rate = learning_rate(config.meta, step, config.train.outer_steps)
         norm, metrics = stepper.step(work, rate, step / config.train.outer_steps, clock)
-        metrics["stop"] = float(is_main and run.stop_request.exists())
+        metrics["stop"] = float(is_main and is_to_end())
         metrics["look"] = float(machine.is_due)
         metrics |= {f"seconds/{phase}": spent / worker.world_size for phase, spent in clock.seconds.items()}
         started = time.perf_counter()
@@ -172,7 +177,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             progress["diverged"] = diverged
         elif chooser.is_due(outer_step):
             # What is cut off, or not begun, is made good when the run goes on.
-            scores = None if is_stopping else validate(outer_step, run.stop_request.exists)
+            scores = None if is_stopping else validate(outer_step, is_to_end)
             is_whole, is_stopping = scores is not None, scores is None
             row |= scores or {}
         row |= _totals(progress)
