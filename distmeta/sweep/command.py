@@ -159,5 +159,5 @@ def trials_at_a_time(config: Config) -> int:
     """How many trials this machine holds, one at least."""
     from distmeta.cluster.connect import runs_at_a_time
 
-    room = runs_at_a_time(config, [{"CPU": available_cpus()}])
+    room = runs_at_a_time(config, [{"CPU": available_cpus()}]) or 0
     return max(1, min(room, config.sweep.max_concurrent or room, config.sweep.num_trials))

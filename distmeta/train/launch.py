@@ -20,6 +20,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from tqdm import tqdm
 
+from distmeta.cluster.connect import workers_of
 from distmeta.config import Config
 from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint
 from distmeta.errors import Interrupted, UserError
@@ -51,8 +52,7 @@ class TrainingRun:
         self._result: ray.train.Result | None = None
         self._error: BaseException | None = None
         run.stop_request.unlink(missing_ok=True)
-        use_gpu = _use_gpu(config)
-        train = config.train
+        (each, most), train = workers_of(config), config.train
         self._trainer = _Trainer(
             run,
             train.wait_for_nodes,
@@ -60,14 +60,14 @@ class TrainingRun:
             train_loop_config={
                 "config": config.model_dump(),
                 "run": str(run.path),
-                "use_gpu": use_gpu,
+                "use_gpu": "GPU" in each,
                 "launched": time.time(),
                 "wandb": wandb_environment.environment(),
             },
             scaling_config=ScalingConfig(
-                num_workers=(train.fewest_workers, train.most_workers),  # type: ignore[arg-type]  # of Train V2
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+                num_workers=(train.fewest_workers, most),  # type: ignore[arg-type]  # of Train V2
+                use_gpu="GPU" in each,
+                resources_per_worker=each,
             ),
             run_config=RunConfig(
                 name=CHECKPOINTS,
@@ -161,19 +161,6 @@ def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dic
     if stopped.is_set() and "diverged" not in progress:
         raise Interrupted(f"stopped after outer step {progress['outer_step']}; --resume goes on from there")
     return progress
-
-
-def _use_gpu(config: Config) -> bool:
-    gpus = ray.cluster_resources().get("GPU", 0)
-    wanted = config.engine.device
-    if wanted == "cpu" or (wanted == "auto" and gpus == 0):
-        return False
-    if gpus < config.train.fewest_workers:
-        raise UserError(
-            f"train.num_workers: {config.train.fewest_workers} workers need as many GPUs, the cluster has {gpus:g}: "
-            "lower it, or set engine.device to cpu"
-        )
-    return True
 
 
 def _explain(error: BaseException, run: RunDirectory) -> BaseException:

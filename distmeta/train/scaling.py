@@ -16,6 +16,7 @@ from ray.train.v2._internal.execution.controller.state import RestartingState
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingPolicy
 from ray.util import placement_group_table
 
+from distmeta.cluster.growth import refused_requests, whole_workers
 from distmeta.cluster.nodes import usable_nodes
 from distmeta.errors import UserError
 from distmeta.train.events import note
@@ -49,6 +50,7 @@ class Scaling(ScalingPolicy):
         self._events, self._stop_request, self._limit = events, stop_request, limit
         self._each: Mapping[str, float] = scaling_config._resources_per_worker_not_none
         self._fewest, self._most = scaling_config.min_workers, scaling_config.max_workers
+        self._requested = self._most
         self._group: Any = None  # of Ray: the workers that run, or ran last
         self._is_restart = False
         self._workers = 0  # that there were before
@@ -58,7 +60,7 @@ class Scaling(ScalingPolicy):
         self._told = 0.0
 
     def _get_num_workers_for_resource_request(self) -> int:
-        return self._most
+        return self._requested
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Notes whether there are workers that hold what is about to be free."""
@@ -72,7 +74,7 @@ class Scaling(ScalingPolicy):
         """Starts as many workers as there is room for, or waits.
 
         Raises:
-            UserError: there was no room for the fewest for longer than the limit.
+            UserError: there was no room for the fewest for longer than the limit, or there can be none.
             StoppedWaiting: a stop was requested meanwhile.
         """
         self._maybe_send_resource_request()
@@ -136,21 +138,31 @@ class Scaling(ScalingPolicy):
         if self._waiting is None:
             self._waiting, self._told = now, float("-inf")
         waited = now - self._waiting
-        wanted = f"room for {count(self._fewest)} of {described(self._each)}, and the cluster has it for {room}"
+        wanted = f"room for {count(self._fewest)} of {described(self._each)}, and the cluster has it for {room} now"
         if waited >= self._limit:
             raise UserError(
                 f"train.wait_for_nodes: {waited:.0f} s have gone without {wanted}: see whether nodes can come, or "
                 "lower train.num_workers; --resume goes on from the newest checkpoint"
             )
-        if waited >= min(SETTLE, self._limit) and now - self._told >= REPEAT:
-            self._told = now
-            note(
-                self._events,
-                0,
-                f"waiting since {waited:.0f} s for {wanted} now; for {self._limit:.0f} s at the most "
-                "(train.wait_for_nodes)",
-            )
+        if waited >= SETTLE:
+            if now - self._told >= REPEAT:
+                self._told = now
+                wait = f"waiting since {waited:.0f} s for {wanted}; {self._limit:.0f} s at the most"
+                note(self._events, 0, f"{wait} (train.wait_for_nodes)")
+            self._heed_refusal(wanted)
         time.sleep(min(1.0, self._limit))
+
+    def _heed_refusal(self, wanted: str) -> None:
+        """Asks for fewer workers where the autoscaler cannot have the most, of which it then starts none."""
+        if self._requested not in refused_requests():
+            return
+        if self._requested == self._fewest:
+            raise UserError(
+                f"train.num_workers: the cluster can never have {wanted}, as its autoscaler says: lower it, or let the "
+                "cluster have more nodes"
+            )
+        self._requested = self._fewest
+        self._send_resource_request()
 
     def _tell(self, workers: int) -> None:
         """Says how many workers there are where these are others than one expects."""
@@ -163,13 +175,6 @@ class Scaling(ScalingPolicy):
         else:
             return
         note(self._events, 0, text)
-
-
-def whole_workers(free: Mapping[str, float], each: Mapping[str, float], own: int = 0) -> int:
-    """Workers that a node holds, given what is free on it, what each takes, and how many of them hold theirs already.
-
-    Shares of a CPU add up to a little less than they are, which is made good."""
-    return own + min(int(free.get(name, 0.0) / amount + 1e-6) for name, amount in each.items() if amount)
 
 
 def described(each: Mapping[str, float]) -> str:
