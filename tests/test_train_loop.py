@@ -351,3 +351,17 @@ def test_a_stop_does_not_wait_for_a_validation_which_is_made_good(weights, when,
     assert read_rows(run, "validation.jsonl") == read_rows(tmp_path / "whole", "validation.jsonl")
     best = [load_file(path / "weights" / "best.safetensors") for path in (run, tmp_path / "whole")]
     assert all(torch.equal(value, best[1][name]) for name, value in best[0].items())
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_workers_that_are_asked_to_leave_go_on_as_fewer_and_as_more(worlds, corpus, tmp_path, stage):
+    """No step is done twice, and all come to what two workers come to that are left alone."""
+    train = {"outer_steps": 9, "checkpoint_every": 100, "num_workers": [1, 2]}
+    config = configure(corpus, train=train, engine={"zero_stage": stage})
+    alone = run_steps(worlds[2], config, tmp_path / "alone")
+    for size, run in ((1, tmp_path / "fewer"), (2, tmp_path / "same")):
+        run.mkdir()
+        for world, leave_after, reached in ((2, 2, 3), (size, 5, 6), (2, 1000, 9)):
+            progress = worlds[world].run(run_training, config.model_dump(), run, leave_after)
+            assert progress["outer_step"] == reached
+        assert_same(read_rows(run), alone, 1e-5 if size == 1 else 0.0)

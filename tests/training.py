@@ -72,8 +72,8 @@ def newest(run: Path) -> Path | None:
     return run / "checkpoints" / name if name else None
 
 
-def run_training(tree: dict[str, Any], run: Path) -> dict[str, Any]:
-    """Runs in each worker."""
+def run_training(tree: dict[str, Any], run: Path, leave_after: float = float("inf")) -> dict[str, Any]:
+    """Runs in each worker, which is asked to leave, as by Ray's controller, once there are so many outer steps."""
     is_group = torch.distributed.is_initialized()
     worker = Worker(
         torch.distributed.get_rank() if is_group else 0,
@@ -81,6 +81,7 @@ def run_training(tree: dict[str, Any], run: Path) -> dict[str, Any]:
         CPU,
         partial(newest, run),
         partial(store, run),
+        is_to_end=lambda: (run / "metrics.jsonl").exists() and len(read_rows(run)) >= leave_after,
     )
     return train(Config.model_validate(tree), RunDirectory(run), worker)
 

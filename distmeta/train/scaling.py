@@ -150,7 +150,7 @@ class Scaling(ScalingPolicy):
                 wait = f"waiting since {waited:.0f} s for {wanted}; {self._limit:.0f} s at the most"
                 note(self._events, 0, f"{wait} (train.wait_for_nodes)")
             self._heed_refusal(wanted)
-        time.sleep(min(1.0, self._limit))
+        time.sleep(1.0 if waited >= SETTLE else 0.2)
 
     def _heed_refusal(self, wanted: str) -> None:
         """Asks for fewer workers where the autoscaler cannot have the most, of which it then starts none."""
