@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray._private.state import available_resources_per_node, state
+from ray.exceptions import RayError
 from ray.train.v2._internal.execution.controller.state import RestartingState
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingPolicy
 from ray.util import placement_group_table
@@ -78,7 +79,10 @@ class Scaling(ScalingPolicy):
             StoppedWaiting: a stop was requested meanwhile.
         """
         self._maybe_send_resource_request()
-        room = self._room()
+        try:
+            room = self._room()
+        except RayError:  # the head node does not answer now, as while it is started again
+            room = 0
         if room < self._fewest:
             self._wait(room)
             return NoopDecision()
@@ -93,7 +97,11 @@ class Scaling(ScalingPolicy):
         self._maybe_send_resource_request()
         if self._group is not worker_group_state:
             self._group, self._grown = worker_group_state, time.monotonic()
-        if self._asked is not self._group and (reason := self._reason_to_restart()):
+        try:
+            reason = self._reason_to_restart() if self._asked is not self._group else ""
+        except RayError:  # see above; workers do without the head node
+            return NoopDecision()
+        if reason:
             self._asked = self._group
             note(self._events, 0, f"{reason}: leaving a checkpoint after this step")
             for worker in self._group.workers:
@@ -154,7 +162,11 @@ class Scaling(ScalingPolicy):
 
     def _heed_refusal(self, wanted: str) -> None:
         """Asks for fewer workers where the autoscaler cannot have the most, of which it then starts none."""
-        if self._requested not in refused_requests():
+        try:
+            is_refused = self._requested in refused_requests()
+        except RayError:
+            return
+        if not is_refused:
             return
         if self._requested == self._fewest:
             raise UserError(
