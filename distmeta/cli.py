@@ -10,8 +10,9 @@ import typer
 
 from distmeta.cluster.machine import limit_threads
 from distmeta.errors import Interrupted, UserError
-from distmeta.paths import local_path
+from distmeta.paths import folder_of, local_path, network_of
 from distmeta.signals import EXIT_STATUS, interrupted_by_signals
+from distmeta.store.folders import as_given, close_folders
 
 app = typer.Typer(
     name="distmeta",
@@ -50,8 +51,9 @@ RunDir = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        parser=lambda text: local_path(text, "--run-dir"),
-        help="Where the run is kept. Default: runs/NAME, after the configuration file, without one runs/default.",
+        parser=lambda text: folder_of(text, "--run-dir"),
+        help="Where the run is kept, a path or an address such as s3://bucket/run. Default: runs/NAME, after the "
+        "configuration file, without one runs/default.",
     ),
 ]
 
@@ -59,7 +61,7 @@ RunDir = Annotated[
 def say(text: str) -> None:
     """Tells the user something about the run; standard output is for results."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(as_given(text), file=sys.stderr, flush=True)
     except OSError:
         # Its terminal is closed, or its reader (`| tee`) died of the signal that ends this command, too: that is no
         # reason to break off.
@@ -145,6 +147,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="PATH",
+            parser=network_of,
             help="A network: a run (the one it keeps), an exported folder, any encoder or decoder (a folder, a hub "
             "name, package:NAME/FOLDER). Repeatable: the first one is judged, the others are its rivals; with "
             "--run-dir they are rivals of the run.",
@@ -252,7 +255,7 @@ def export(config: ConfigOfRun = None, set: Overrides = None, run_dir: RunDir = 
 
     from distmeta.pipeline import export
 
-    print(export(*run))
+    print(as_given(str(export(*run))))
 
 
 @app.command()
@@ -279,7 +282,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            parser=lambda text: local_path(text, "DIR"),
+            parser=lambda text: folder_of(text, "DIR"),
             help="Runs, one sweep, one --output of evaluate, or what `adapt` has written.",
         ),
     ],
@@ -293,7 +296,7 @@ def report(
     """Write one HTML page with the pictures of a run, of several side by side, or of a sweep, and print where it is."""
     from distmeta.report import write_report
 
-    print(write_report(directories, output))
+    print(as_given(str(write_report(directories, output))))
 
 
 @app.command()
@@ -301,8 +304,10 @@ def adapt(
     model: Annotated[
         str,
         typer.Argument(
+            parser=network_of,
+            metavar="MODEL",
             help="A run, whose networks are all tried, a folder that it exported, or any encoder or decoder: a folder, "
-            "a hub name, package:NAME/FOLDER."
+            "a hub name, package:NAME/FOLDER.",
         ),
     ],
     examples: Annotated[
@@ -402,7 +407,7 @@ def push(
         Path,
         typer.Argument(
             metavar="DIR",
-            parser=lambda text: local_path(text, "DIR"),
+            parser=lambda text: folder_of(text, "DIR"),
             help="A run, a folder that it exported, or what `distmeta adapt` has written.",
         ),
     ],
@@ -419,7 +424,7 @@ def push(
 def view(
     directory: Annotated[
         Path,
-        typer.Argument(metavar="DIR", parser=lambda text: local_path(text, "DIR"), help="A run, or a sweep."),
+        typer.Argument(metavar="DIR", parser=lambda text: folder_of(text, "DIR"), help="A run, or a sweep."),
     ],
 ) -> None:
     """Save a view of the project in Weights & Biases that a run or a sweep is in, and print its address."""
@@ -456,7 +461,10 @@ def main() -> None:
     try:
         goes_on = "; --resume goes on" if sys.argv[1:2] in (["pretrain"], ["sweep"]) else ""
         with interrupted_by_signals(f"what is finished is kept{goes_on}"):
-            app()
+            try:
+                app()
+            finally:
+                close_folders()
     except UserError as error:
         for line in str(error).splitlines():
             say(f"distmeta: {line}")

@@ -14,6 +14,7 @@ from distmeta.corpus.dataset_checks import contradictions_of_datasets, splits_wi
 from distmeta.corpus.datasets import datasets_of
 from distmeta.errors import UserError
 from distmeta.paths import check_folder, is_address, why_no_path
+from distmeta.store.address import names_storage
 from distmeta.tasks.config import SPLITS
 
 if TYPE_CHECKING:
@@ -131,7 +132,6 @@ def _no_paths(config: "Config") -> Iterable[str]:
     """A line for each setting that is to be a path and is none."""
     corpus, tasks, train = config.corpus, config.tasks, config.train
     for key, text in (
-        ("corpus.directory", corpus.directory),
         ("corpus.stop_words_file", corpus.stop_words_file),
         *((f"tasks.split_files.{name}", file) for name, file in (tasks.split_files or ())),
         ("tokenizer.name_or_path", config.tokenizer.name_or_path),
@@ -145,10 +145,10 @@ def _no_paths(config: "Config") -> Iterable[str]:
                 *(f"tasks.split_files.{split}" for split in SPLITS),
             )
             yield f"{key}: {reason}; give a {'folder' if is_folder else 'file'} on a disk that all nodes see"
-    # This one may be an address as well, if it is written as one.
-    if train.storage is not None and "://" not in train.storage and (reason := why_no_path(train.storage)):
-        hint = "an address has two slashes, as s3://bucket/folder" if is_address(train.storage) else "give a folder"
-        yield f"train.storage: {reason}; {hint}"
+    for key, text in (("corpus.directory", corpus.directory), ("train.storage", train.storage)):
+        if text is not None and not names_storage(text) and (reason := why_no_path(text)):
+            hint = "an address has two slashes, as s3://bucket/folder" if is_address(text) else "give a folder"
+            yield f"{key}: {reason}; {hint}"
     if corpus.directory is not None and not why_no_path(corpus.directory):
         try:
             check_folder(Path(corpus.directory), "corpus.directory")

@@ -3,7 +3,8 @@
 The owner keeps a lease (`filelock.SoftFileLease`): a file that is made atomically, names host, process and when that
 process started, and is touched every few seconds. An owner that is no more holds nothing: on the same machine it is
 looked for among the processes, on another one its file is not touched any longer. Whatever is to take a folder over
-from an owner that still lives has its place in `own`.
+from an owner that still lives has its place in `own`. At an address a claim (`distmeta.store.claim`) does the same, and
+what is written goes by the local folder that stands for it.
 """
 
 import json
@@ -21,8 +22,11 @@ from typing import Any
 
 from filelock import LeaseCompromise, LeaseSettingsMismatch, SoftFileLease, Timeout
 
-from distmeta.errors import UserError
+from distmeta.cluster.machine import machine_name
+from distmeta.errors import UserError, first_line
 from distmeta.files import write_json
+from distmeta.store.folders import mirror_of
+from distmeta.store.mirror import Mirror
 
 LOCK, OWNER = ".lock", ".owner.json"
 """The lease, and what its holder says of itself. Neither is there when nobody writes."""
@@ -43,7 +47,7 @@ class Owner:
     command: str
     since: str
     machine: str
-    """Tells machines apart, the same one after another start, and containers, which count their processes anew."""
+    """See `machine_name`."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} ({self.command}), since {self.since}"
@@ -70,12 +74,22 @@ def own(path: Path) -> Iterator[None]:
         is_first = _held[folder] == 1
     lease = None
     made: list[Path] = []
+    mirror = mirror_of(folder)
+    is_claimed = False
     try:
         if is_first:
             made = _make(folder)
             lease = _acquire(folder)
+            if mirror is not None and mirror.folder == folder:
+                _claim(mirror)
+                is_claimed = True
         yield
     finally:
+        if mirror is not None and is_claimed:
+            try:
+                mirror.stop()
+            finally:
+                mirror.claim.release()
         with _guard:
             _held[folder] -= 1
             if not _held[folder]:
@@ -95,7 +109,9 @@ def refuse_second(path: Path) -> None:
     Raises:
         UserError: see `own`.
     """
-    if path.exists():
+    if (mirror := mirror_of(path)) is not None:
+        mirror.claim.refuse_living(_say)
+    elif path.exists():
         with own(path):
             pass
 
@@ -139,14 +155,14 @@ def _acquire(folder: Path) -> SoftFileLease:
         owner = _owner(folder)
         waited = time.monotonic() - since
         # Of a process of this machine the lease itself knows that it is alive; of another it is seen to be.
-        is_here = owner is not None and owner.machine == _machine()
+        is_here = owner is not None and owner.machine == machine_name()
         is_alive = touched is not None and _touched(folder) not in (touched, None)
         if (is_here and waited > 1) or is_alive or waited > 2 * EXPIRY:
             who = f"{owner} is writing" if owner else f"another process holds {LOCK}"
             raise UserError(f"{folder}: {who} there; wait for its end, or give another folder")
         if not is_told and waited > 2 * HEARTBEAT:
             is_told = True
-            print(f"distmeta: {folder}: {owner or LOCK} gives no sign; waiting up to {EXPIRY:.0f} s", file=sys.stderr)
+            _say(f"{folder}: {owner or LOCK} gives no sign; waiting up to {EXPIRY:.0f} s")
         touched = touched or _touched(folder)
         time.sleep(0.2)
     try:
@@ -175,9 +191,25 @@ def _reacquire(lease: SoftFileLease, folder: Path, loss: LeaseCompromise) -> Non
             break
         except OSError:  # the folder cannot be reached; when it can be again, it is seen whose it is
             time.sleep(HEARTBEAT)
-    print(f"distmeta: {folder}: lost to {_owner(folder) or 'another process'} ({loss.reason})", file=sys.stderr)
-    sys.stderr.flush()
+    _say(f"{folder}: lost to {_owner(folder) or 'another process'} ({loss.reason})")
     os._exit(1)  # not in good order, in which things are written
+
+
+def _claim(mirror: Mirror) -> None:
+    def lost(other: str) -> None:
+        _say(f"{mirror.address}: lost to {other}")
+        os._exit(1)
+
+    try:
+        mirror.claim.take(str(_this_process()), _say, lost)
+    except OSError as error:
+        raise UserError(f"{mirror.key}: {mirror.address}: cannot be written in: {first_line(error)}") from None
+    mirror.patiently(mirror.fetch)
+    mirror.start()
+
+
+def _say(text: str) -> None:
+    print(f"distmeta: {text}", file=sys.stderr, flush=True)
 
 
 def _touched(folder: Path) -> tuple[int, int] | None:
@@ -206,14 +238,5 @@ def _this_process() -> Owner:
         pid=os.getpid(),
         command=shlex.join([name.replace("cli.py", "distmeta"), *sys.argv[1:]])[:500],
         since=time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        machine=_machine(),
+        machine=machine_name(),
     )
-
-
-def _machine() -> str:
-    """Names this start of this machine, and in it what numbers the processes."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 from distmeta.errors import UserError
+from distmeta.store.address import names_storage
+from distmeta.store.folders import local_folder
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|[\w.-]+@[\w.-]+:")
 """What an address begins with, also where the second slash was forgotten or lost, or as `scp` takes it."""
@@ -38,9 +40,26 @@ def local_path(text: str, key: str) -> Path:
     """
     reason = why_no_path(text)
     if reason:
-        but = " (an address may be train.storage, where checkpoints go)" if key == "--run-dir" else ""
-        raise UserError(f"{key}: {reason}; give a path on a disk that all nodes see{but}")
+        raise UserError(f"{key}: {reason}; give a path on a disk that all nodes see")
     return Path(text).expanduser()
+
+
+def folder_of(text: str, key: str) -> Path:
+    """The local folder of a run: the path that a text is, or what stands for the address that it is.
+
+    Raises:
+        UserError: it is neither, or the storage cannot be reached.
+    """
+    if names_storage(text):
+        return local_folder(text, key)
+    if is_address(text):
+        raise UserError(f"{key}: {text} is no address of a storage: give one such as s3://bucket/folder, or a path")
+    return local_path(text, key)
+
+
+def network_of(text: str) -> str:
+    """A network that a user names: the local folder of an address, all else as it is."""
+    return str(local_folder(text, "MODEL")) if names_storage(text) else text
 
 
 def check_folder(path: Path, key: str, *, writable: bool = False) -> None:
@@ -69,6 +88,6 @@ def run_folder(path: Path) -> Path:
     Raises:
         UserError: it is no path, or no folder can be there.
     """
-    path = local_path(str(path), "--run-dir").absolute()
+    path = folder_of(str(path), "--run-dir").absolute()
     check_folder(path, "--run-dir")
     return path.resolve()

@@ -1,5 +1,6 @@
 """What the commands do, in terms of a run: a resolved configuration and its directory."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -110,6 +111,9 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
     check_baselines(config)
     check_model_states_fit(config)
     check_claim(config, run, resume)
+    if (table := _table_of_complete(config, run)) is not None:
+        say(f"{run.path}: the run is complete; this is what it has come to")
+        return table
     if weights := check_weights(config):
         say(weights)
     if config.evaluate.similarity:
@@ -163,6 +167,20 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
     table = evaluate(config, run, say)
     _say_where_recorded(run, say)
     return table
+
+
+def _table_of_complete(config: Config, run: RunDirectory) -> str | None:
+    """The table of a run that has nothing left to do, as when its job is submitted once more; None: it has."""
+    from distmeta.evaluate.table import evaluation_table
+
+    if not (run.has_begun and run.summary.exists() and run.evaluation.exists() and run.model.exists()):
+        return None
+    if config != load_config(run.config, check=False):
+        return None
+    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    if "ended_early" not in summary and summary.get("outer_step") != config.train.outer_steps:
+        return None
+    return evaluation_table(json.loads(run.evaluation.read_text(encoding="utf-8")))
 
 
 def _say_where_recorded(run: RunDirectory, say: Say) -> None:

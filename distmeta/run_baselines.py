@@ -10,6 +10,7 @@ from distmeta.meta.config import MetaConfig
 from distmeta.recipes import filled
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, corpus_directory
+from distmeta.store.folders import given
 from distmeta.train.storage import storage_path
 
 LANGUAGE_MODEL, MULTITASK = "language-model", "multitask"
@@ -43,7 +44,7 @@ def baselines(
     """The configuration and directory of each baseline of a run that has made the `progress`."""
     for name in wanted(config):
         baseline = config.model_copy(deep=True)
-        baseline.corpus.directory = str(corpus_directory(config, run))
+        baseline.corpus.directory = given(corpus_directory(config, run))
         baseline.evaluate.language_model_baseline = baseline.evaluate.multitask_baseline = False
         baseline.tracking.wandb = "disabled"
         if config.train.storage:

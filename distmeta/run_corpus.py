@@ -19,6 +19,8 @@ from distmeta.impossible import missing_files
 from distmeta.ownership import own
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, corpus_directory
+from distmeta.store.address import names_storage
+from distmeta.store.folders import address_of, given, looked_at
 from distmeta.tasks.config import SPLITS, Split
 
 Say = Callable[[str], None]
@@ -66,8 +68,10 @@ def note_use(corpus: Path, run: RunDirectory) -> None:
     """Names a run among those that began with a corpus, where that may be written in."""
     if _is_its_own(corpus, run):
         return
-    # As it is seen from the corpus, so that a folder with both in it can be moved.
-    name = os.path.relpath(run.path, corpus.resolve())
+    if address_of(run.path) or address_of(corpus):
+        name = given(run.path)
+    else:  # as it is seen from the corpus, so that a folder with both in it can be moved
+        name = os.path.relpath(run.path, corpus.resolve())
     file = corpus / USERS / digest(name)
     if not file.exists() and os.access(corpus, os.W_OK):
         write_text(file, f"{name}\n")
@@ -217,13 +221,21 @@ def _without_sources(config: Config, run: RunDirectory) -> tuple[Manifest, str] 
     return (standing, "; ".join(gone)) if gone else None
 
 
-def _users(directory: Path, run: RunDirectory, standing: Manifest) -> list[Path]:
-    """The runs that began with a corpus and are still there."""
-    found = [run.path]
+def _users(directory: Path, run: RunDirectory, standing: Manifest) -> list[str]:
+    """The paths and addresses of the runs that began with a corpus and are still there."""
+    found = [given(run.path)]
     for file in sorted(directory.glob(f"{USERS}/*")):
-        found.append((directory.resolve() / file.read_text(encoding="utf-8").rstrip("\n")).resolve())
-    began = ((path, beginning(RunDirectory(path))) for path in dict.fromkeys(found))
-    return [path for path, each in began if each is not None and each.corpus == standing.content_digest]
+        name = file.read_text(encoding="utf-8").rstrip("\n")
+        found.append(name if names_storage(name) else str((directory.resolve() / name).resolve()))
+    began = ((name, beginning(run if name == found[0] else _user(name))) for name in dict.fromkeys(found))
+    return [name for name, each in began if each is not None and each.corpus == standing.content_digest]
+
+
+def _user(name: str) -> RunDirectory:
+    """Another run; at an address without what is not needed to see what it began with."""
+    if names_storage(name):
+        return RunDirectory(looked_at(name, "corpus.directory", ("config.yaml", "environment.json", "metrics.jsonl")))
+    return RunDirectory(Path(name))
 
 
 def _refuse_to_replace(standing: Manifest, changes: Sequence[str], directory: Path, run: RunDirectory) -> None:
@@ -240,9 +252,10 @@ def _refuse_to_replace(standing: Manifest, changes: Sequence[str], directory: Pa
     refuse_another(standing, run)
 
 
-def _has_used(run: RunDirectory, users: Sequence[Path]) -> bool:
+def _has_used(run: RunDirectory, users: Sequence[str]) -> bool:
     """Whether a run is among those; of a sweep it is the trials that began."""
-    return any(user.is_relative_to(run.path) for user in users)
+    own = given(run.path)
+    return any(user == own or user.startswith(f"{own}/") for user in users)
 
 
 def _is_its_own(corpus: Path, run: RunDirectory) -> bool:

@@ -102,3 +102,7 @@ class RunDirectory:
     def events(self) -> Path:
         """One JSON object a lost worker, with what it was lost to, and a warning of a worker."""
         return self.path / "events.jsonl"
+
+    def worker_events(self, rank: int) -> Path:
+        """Where a worker notes its own: at an address no file has two writers."""
+        return self.path / f"events-{rank}.jsonl"

@@ -31,6 +31,7 @@ from distmeta.models.on_disk import parameters_on_disk
 from distmeta.packages import local_folder
 from distmeta.recipes import filled
 from distmeta.rundir import RunDirectory
+from distmeta.store.folders import corpus_folder
 from distmeta.tasks.class_shards import ClassReader, read_index
 from distmeta.tasks.config import Split, bounds, most_shots, most_ways
 from distmeta.tasks.draw import TaskSource
@@ -382,4 +383,4 @@ class Setup:
 
 def corpus_directory(config: Config, run: RunDirectory) -> Path:
     """Where the prepared corpus of a run is."""
-    return Path(config.corpus.directory) if config.corpus.directory else run.corpus
+    return corpus_folder(config.corpus.directory, run.corpus)

@@ -9,5 +9,6 @@ import sys
 from distmeta.cli import main
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "pretrain")
+    # A job server submits a job again as it was: it goes on where it is, and begins where there is nothing.
+    sys.argv[1:1] = ["pretrain", "--resume"]
     main()

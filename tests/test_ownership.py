@@ -32,7 +32,7 @@ if len(sys.argv) > 2:  # as if it were on another machine: of its processes noth
     import filelock._soft._exclusive._marker as marker
     marker.host_name = lambda: sys.argv[2]
     ownership.socket.gethostname = lambda: sys.argv[2]
-    ownership._machine = lambda: sys.argv[2]
+    ownership.machine_name = lambda: sys.argv[2]
 with ownership.own(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -31,14 +31,22 @@ def refused(folder: Path, *arguments: str) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    "address", ["s3://bucket/run", "s3:/bucket/run", "gs://bucket", "hdfs://host:9000/x", "me@host:run"]
+    ("address", "why"),
+    [
+        ("s3:/bucket/run", "is no address of a storage"),
+        ("me@host:run", "is no address of a storage"),
+        ("http://host/run", "cannot be opened"),
+        ("s3://KEY:SECRET99@bucket/run", "keys belong in the environment"),
+    ],
 )
-def test_an_address_is_no_run_directory(
-    command: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_address_that_is_none_of_a_storage_is_refused(
+    command: str, address: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = refused(tmp_path, command, "--config", "run.yaml", "--run-dir", address)
-    assert line.startswith(f"--run-dir: {address} is an address")
+    assert line.startswith("--run-dir: ")
+    assert why in line
+    assert "SECRET99" not in line
 
 
 @pytest.mark.parametrize("where", ["library", "command"])
@@ -78,7 +86,6 @@ def test_the_home_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 PATHS = {
-    "corpus.directory": "folder",
     "corpus.stop_words_file": "file",
     "tasks.split_files.train": "file",
     "tokenizer.name_or_path": "folder",
@@ -96,6 +103,13 @@ def test_a_setting_that_is_a_path_is_no_address(key: str, address: str, tmp_path
     assert str(refusal.value).startswith(f"{key}: ")
     assert str(refusal.value).endswith(f"give a {PATHS[key]} on a disk that all nodes see")
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("address", "why"), [("s3:/bucket/x", "has two slashes"), ("'  '", "give a folder")])
+@pytest.mark.parametrize("key", ["corpus.directory", "train.storage"])
+def test_a_folder_that_may_be_at_an_address_is_one_or_the_other(key: str, address: str, why: str, tmp_path: Path):
+    with pytest.raises(UserError, match=f"^{key}: .*{why}"):
+        load_config(write_config(tmp_path), [f"{key}={address}"])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +149,7 @@ def test_a_configuration_is_no_address(command: str, tmp_path: Path, monkeypatch
 
 def test_a_page_goes_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert refused(tmp_path, "report", "s3://bucket/run").startswith("DIR: s3://bucket/run is an address")
+    assert refused(tmp_path, "report", "s3:/bucket/run").startswith("DIR: s3:/bucket/run is no address of a storage")
     assert refused(tmp_path, "report", ".", "--output", "s3://b/x.html").startswith(
         "--output: s3://b/x.html is an addr"
     )

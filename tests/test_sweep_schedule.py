@@ -29,7 +29,8 @@ def config_of(scheduler: Any) -> Config:
 
 def scheduler_of(name: str, folder: Path) -> Any:
     config = config_of(name)
-    return make_scheduler(config, Space(config), folder / "results.jsonl", keep_default=True)
+    (folder / "tune").mkdir(parents=True, exist_ok=True)
+    return make_scheduler(config, Space(config), SweepDirectory(folder), keep_default=True)
 
 
 def trial_of(number: int) -> Trial:
@@ -46,7 +47,7 @@ def report(scheduler: Any, trial: Trial, step: int, accuracy: float) -> str:
 def test_the_last_rung_is_at_the_steps_of_the_recipe_where_they_are_unset(tmp_path: Path):
     config = config_of("asha")
     config.train.outer_steps = UNSET
-    scheduler = make_scheduler(config, Space(config), tmp_path / "results.jsonl", keep_default=True)
+    scheduler = make_scheduler(config, Space(config), SweepDirectory(tmp_path), keep_default=True)
     assert scheduler._max_t == recipe(config.meta.algorithm, is_loaded=False)["train.outer_steps"]
 
 
@@ -71,9 +72,8 @@ def test_after_a_lost_driver_it_decides_as_it_would_have(name: str, tmp_path: Pa
         before.on_trial_add(CONTROLLER, trial)
         report(before, trial, 20, 0.5 + trial.config["meta.inner_lr"] * int(trial.trial_id[2:]))
 
-    (tmp_path / "results.jsonl").open("a").write('{"tune_id": "id1", "outer_st')  # the driver died as it wrote
+    (tmp_path / "tune/results.jsonl").open("a").write('{"tune_id": "id1", "outer_st')  # the driver died as it wrote
     after, fresh = scheduler_of(name, tmp_path), scheduler_of(name, tmp_path / "elsewhere")
-    (tmp_path / "elsewhere").mkdir()
     for scheduler, known in ((after, trials[:5]), (fresh, [])):
         for trial in (*known, trials[5]):
             scheduler.on_trial_add(CONTROLLER, trial)

@@ -1,6 +1,8 @@
 """What this process may use of its machine: the least of what is there and what control groups (containers) allow."""
 
+import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -78,3 +80,14 @@ def _own_groups(controller: str, root: Path) -> Iterator[Path]:
             parts = () if ".." in inner.parts else inner.parts
             for depth in range(len(parts), -1, -1):
                 yield top.joinpath(*parts[:depth])
+
+
+def machine_name() -> str:
+    """Names this start of this machine, and in it what numbers the processes: it tells machines apart, the same one
+    after another start, and containers, which count their processes anew."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        name = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        name = socket.gethostname()
+    return hashlib.blake2b(name.encode(), digest_size=6).hexdigest()

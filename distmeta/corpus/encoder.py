@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from distmeta.errors import UserError
+from distmeta.store.folders import present_folder
 
 _LONGEST_CHUNK = 40
 _REMEMBERED_CHUNKS = 300_000
@@ -112,7 +113,7 @@ class Encoder:
 def load_encoder(folder: Path) -> Encoder:
     """Return the encoder of a prepared tokenizer; one process loads it once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return Encoder(folder)
+    return Encoder(present_folder(folder))
 
 
 def _unknown_id(tokenizer: Tokenizer, model: dict[str, Any]) -> int | None:

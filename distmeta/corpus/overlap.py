@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distmeta.store.folders import present
+
 MEASURES = {"exact_key": "", "near_key": "_near"}
 """Columns of hashes of texts, and what is put behind the name of a number that is counted by them."""
 
@@ -15,7 +17,7 @@ class Texts:
     """The hashes of texts in files, of each text that is different to the character once."""
 
     def __init__(self, parts: Iterable[Path]) -> None:
-        tables = [pq.read_table(part, columns=[*MEASURES]) for part in parts]
+        tables = [pq.read_table(present(part), columns=[*MEASURES]) for part in parts]
         columns = {
             name: np.concatenate([np.empty(0, np.int64), *(table[name] for table in tables)]) for name in MEASURES
         }
@@ -34,7 +36,7 @@ def count_each(texts: Sequence[Texts], parts: Iterable[Path]) -> list[dict[str, 
     """Return how many of each of the texts stand in files of others, by measure. One file is read at a time."""
     found = [np.zeros((len(MEASURES), len(each)), bool) for each in texts]
     for part in parts if texts else ():
-        others = pq.read_table(part, columns=[*MEASURES])
+        others = pq.read_table(present(part), columns=[*MEASURES])
         for each, own in zip(texts, found, strict=True):
             own |= each.found_in(others)
     return [dict(zip(MEASURES, own.sum(axis=1).tolist(), strict=True)) for own in found]

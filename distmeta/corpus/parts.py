@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmeta.files import write_json
+from distmeta.store.folders import present
 
 FORMAT_VERSION = 7
 """Raise it when a part's content changes for the same inputs."""
@@ -78,12 +79,12 @@ def publish(files: Sequence[Path], folder: Path, names: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file, name in zip(files, names, strict=True):
         target = folder / name
-        if target.exists() and target.samefile(file):
+        if target.exists() and target.samefile(present(file)):
             continue
         fresh = folder / f"unfinished-{name}"
         fresh.unlink(missing_ok=True)
         try:
-            os.link(file, fresh)
+            os.link(present(file), fresh)
         except OSError:
             shutil.copyfile(file, fresh)
         fresh.replace(target)
@@ -123,7 +124,7 @@ def save_list(folder: Path, items: Sequence[str]) -> str:
 
 def load_list(folder: Path, name: str) -> list[str]:
     """Return the list that `save_list` kept."""
-    items: list[str] = json.loads((folder / f"{name}.json").read_text())
+    items: list[str] = json.loads(present(folder / f"{name}.json").read_text())
     return items
 
 
@@ -134,4 +135,4 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a table in this thread."""
-    return pq.read_table(path, columns=columns, use_threads=False, memory_map=True)
+    return pq.read_table(present(path), columns=columns, use_threads=False, memory_map=True)

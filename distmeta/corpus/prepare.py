@@ -8,6 +8,7 @@ from pathlib import Path
 
 from distmeta.corpus.config import CorpusConfig, TokenizerConfig
 from distmeta.corpus.datasets import datasets_of
+from distmeta.corpus.elsewhere import clean, spread
 from distmeta.corpus.executor import Executor, Result, Unit
 from distmeta.corpus.leaks import find_leaks
 from distmeta.corpus.manifest import CLASS_NAMES, FILE, Manifest
@@ -77,6 +78,7 @@ def prepare(
     datasets = datasets_of(corpus, tasks)
     stop_words = load_stop_words(corpus.stop_words_file) if corpus.remove_stop_words else None
     split_names = read_split_files(tasks)
+    executor = spread(executor, directory)
     found = find_rows(datasets, corpus, directory, executor)
     config_hash = digest(
         [
@@ -200,6 +202,7 @@ def prepare(
     unfinished.rename(directory / STAGED)  # from here on it is this one, or is made so by whoever comes next
     install(directory / STAGED, directory, FILE)
     remove_other_parts(work, [*keeper.parts, tokens])
+    clean(executor, directory)
     require_classes(manifest, tasks, splits)
     return manifest
 

@@ -13,6 +13,7 @@ from distmeta.corpus.rows import DatasetRows
 from distmeta.corpus.segments import TABLE as SEGMENTS_TABLE
 from distmeta.corpus.segments import TEXTS
 from distmeta.files import write_text
+from distmeta.store.folders import present_folder
 from distmeta.tasks.config import SPLITS, Split, TasksConfig
 from distmeta.tasks.index import ClassChoice, split_counts
 from distmeta.tasks.index_draw import TABLE as CLASSES_TABLE
@@ -24,7 +25,7 @@ def publish_segments(segments: Sequence[Part], directory: Path) -> tuple[list[Se
     filled = [part for part in segments if part.summary["segments"]]
     names = [f"part-{number:05d}.parquet" for number in range(len(filled))]
     files = [part.folder / SEGMENTS_TABLE for part in filled]
-    hashes = [file for part in segments if (file := part.folder / TEXTS).exists()]
+    hashes = [file for part in segments if (file := present_folder(part.folder) / TEXTS).exists()]
     hash_names = [f"texts-{number:05d}.parquet" for number in range(len(hashes))]
     publish([*files, *hashes], directory / "segments", [*names, *hash_names])
     segment_parts = [

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from distmeta.corpus.records import EMPTY, LOSSES, PLACES, Tally
 from distmeta.errors import UserError
+from distmeta.store.folders import present
 
 LINES = 20
 """A message tells of so many files; the manifest of all."""
@@ -144,7 +145,7 @@ def vanished_classes(dropped_labels: Iterable[str], shards: Iterable[Path]) -> l
     for shard in shards:
         if not gone:
             break
-        gone.difference_update(pc.unique(pq.read_table(shard, columns=["label"])["label"]).to_pylist())
+        gone.difference_update(pc.unique(pq.read_table(present(shard), columns=["label"])["label"]).to_pylist())
     return sorted(gone)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from distmeta.store.folders import present
+
 KEY = "key"
 KEY_SPACE = 1 << 64
 
@@ -23,7 +25,7 @@ def write_sorted(columns: dict[str, pa.Array | np.ndarray], path: Path) -> None:
 
 def read_range(path: Path, low: int, high: int) -> pa.Table:
     """Return the rows with low <= key < high; only their pages are read."""
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    table = pa.ipc.open_file(pa.memory_map(str(present(path)))).read_all()
     keys = table[KEY].to_numpy() if len(table) else np.empty(0, np.uint64)
     start = np.searchsorted(keys, np.uint64(low)) if low else 0
     stop = np.searchsorted(keys, np.uint64(high)) if high < KEY_SPACE else len(keys)

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from distmeta.config import Config, load_config
 from distmeta.errors import UserError
 from distmeta.files import write_json, write_text
+from distmeta.paths import folder_of
 from distmeta.rundir import RunDirectory
+from distmeta.store.folders import given
 from distmeta.tracking.metrics import read_metrics
 
 Status = Literal["running", "finished", "stopped", "diverged", "failed", "interrupted"]
@@ -22,6 +24,10 @@ class SweepDirectory:
     """Where a sweep keeps what it reads and leaves."""
 
     path: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """At an address a sweep that goes on has another local folder than it had."""
+        return _taken_up, (given(self.path),)
 
     @property
     def config(self) -> Path:
@@ -99,6 +105,10 @@ class SweepDirectory:
     def trial_ids(self) -> list[str]:
         """The trials that there are, in order."""
         return sorted(path.parent.name for path in self.path.glob("trials/*/trial.json"))
+
+
+def _taken_up(given: str) -> SweepDirectory:
+    return SweepDirectory(folder_of(given, "--run-dir"))
 
 
 def is_sweep(path: Path) -> bool:

@@ -12,6 +12,7 @@ from distmeta.plan.memory import choose_weights
 from distmeta.run_corpus import check_tasks, is_large, prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import check_weights, resolve, wants_language_model
+from distmeta.store.folders import given
 from distmeta.sweep.directory import SweepDirectory, write_trial
 from distmeta.sweep.space import Values, trial_config
 from distmeta.tracking.wandb_environment import names
@@ -23,7 +24,7 @@ class TrialMaker:
 
     def __init__(self, config: Config, sweep: SweepDirectory, say: Callable[[str], None]) -> None:
         self._config, self._sweep, self._say = config, sweep, say
-        self._own_corpus = config.corpus.directory or str(sweep.path / "corpus")
+        self._own_corpus = config.corpus.directory or given(sweep.path / "corpus")
         self._first = _corpus_identity(resolve(trial_config(config, {})))
         self._prepared: set[str] = set()
         self._weights: set[tuple[str | None, bool]] = set()
@@ -48,7 +49,8 @@ class TrialMaker:
         made = resolve(trial_config(self._config, values))
         choose_weights(made, lambda _: None)  # said once, of the largest
         identity = _corpus_identity(made)
-        made.corpus.directory = self._own_corpus if identity == self._first else f"{self._sweep.path}/corpus-{identity}"
+        other = given(self._sweep.path / f"corpus-{identity}")
+        made.corpus.directory = self._own_corpus if identity == self._first else other
         if made.train.storage:  # the names of trials are those of every other sweep's
             made.train.storage = storage_path(made, RunDirectory(self._sweep.path))
         made.tracking.group = names(made.tracking, self._sweep.path)["group"] or self._sweep.path.name

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import ray
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune import Callback
@@ -116,8 +117,8 @@ def _fit(
         "TUNE_FORCE_TRIAL_CLEANUP_S": str(int(ORDERLY_END)),
     }
     os.environ.update({name: value for name, value in environment.items() if name not in os.environ})
-    # Next to nothing, on the head node: were it a CPU, trials and their workers could wait for each other for ever.
-    trainable = tune.with_resources(Trial, {"node:__internal_head__": 0.001})
+    # Next to nothing: were it a CPU, trials and their workers could wait for each other for ever.
+    trainable = tune.with_resources(tune.with_parameters(Trial, folder=str(sweep.path)), {_this_node(): 0.001})
     if resume and tune.Tuner.can_restore(str(sweep.tune)):
         # With the search, the scheduler and the callback as they were made; what they learned since comes back with
         # Tune's state and `_Remembering`.
@@ -129,7 +130,7 @@ def _fit(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=ConcurrencyLimiter(search, max_concurrent=at_a_time),
-                scheduler=make_scheduler(config, space, sweep.results, keep_default=with_default),
+                scheduler=make_scheduler(config, space, sweep, keep_default=with_default),
                 num_samples=config.sweep.num_trials,
                 reuse_actors=True,
             ),
@@ -147,6 +148,14 @@ def _fit(
     write_table(sweep)
     if stopped.is_set() and any(row["status"] not in OVER for row in write_table(sweep)):
         raise Interrupted(f"stopped; `distmeta sweep --run-dir {sweep.path} --resume` goes on")
+
+
+def _this_node() -> str:
+    """The resource that only the node of this process has: trials write where it does. A head node keeps its name when
+    it is another machine, on which a sweep goes on."""
+    node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    head = "node:__internal_head__"
+    return head if head in node["Resources"] else f"node:{node['NodeManagerAddress']}"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +18,7 @@ from ray.tune.schedulers import (
 
 from distmeta.config import Config
 from distmeta.recipes import filled
+from distmeta.sweep.directory import SweepDirectory
 from distmeta.sweep.space import Space, grace_steps
 
 DEFAULT_TRIAL = "0000"
@@ -31,7 +31,7 @@ class _Remembering:
     A trial that goes on from a checkpoint reports some steps a second time: they are left out.
     """
 
-    results: Path
+    sweep: SweepDirectory
     keep_going: str | None
     """The trial that is never ended early."""
     _past: dict[str, list[dict[str, Any]]] | None = None
@@ -49,7 +49,7 @@ class _Remembering:
             return TrialScheduler.CONTINUE
         kept = {key: value for key, value in result.items() if key in (TIME, "accuracy")}
         past.append(kept)
-        with self.results.open("a", encoding="utf-8") as file:
+        with self.sweep.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"tune_id": trial.trial_id} | kept) + "\n")
         decision = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
         if decision == TrialScheduler.STOP and trial.config["trial"] == self.keep_going:
@@ -64,8 +64,8 @@ class _Remembering:
         # Not before it is needed: Tune keeps a copy of the scheduler as it was made, and resumes with that.
         if self._past is None:
             self._past = {}
-            if self.results.exists():
-                for line in self.results.read_text(encoding="utf-8").splitlines(keepends=True):
+            if self.sweep.results.exists():
+                for line in self.sweep.results.read_text(encoding="utf-8").splitlines(keepends=True):
                     if line.endswith("\n"):
                         row = json.loads(line)
                         self._past.setdefault(row.pop("tune_id"), []).append(row)
@@ -118,13 +118,13 @@ class _Pbt(_Remembering, _PbtWithDraws):
         return config, operations
 
 
-def make_scheduler(config: Config, space: Space, results: Path, *, keep_default: bool) -> TrialScheduler:
+def make_scheduler(config: Config, space: Space, sweep: SweepDirectory, *, keep_default: bool) -> TrialScheduler:
     """The scheduler that `sweep.scheduler` names, for trials that report `outer_step` and `accuracy`.
 
     Args:
         config: the configuration that the trials vary.
         space: the ranges within which PBT may move the rates.
-        results: where it keeps what it was told.
+        sweep: where it keeps what it was told.
         keep_default: whether trial 0000, the configuration as it stands, is to run to its end.
     """
     config = filled(config)
@@ -167,6 +167,6 @@ def make_scheduler(config: Config, space: Space, results: Path, *, keep_default:
         scheduler.bounds = space.continuous()
     else:
         scheduler = _Fifo()
-    scheduler.results = results
+    scheduler.sweep = sweep
     scheduler.keep_going = DEFAULT_TRIAL if keep_default else None
     return scheduler

@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 from ray.tune.search import Searcher
 
+from distmeta.store.folders import given
 from distmeta.sweep.config import SweepConfig
 from distmeta.sweep.directory import SweepDirectory, read_trial
 from distmeta.sweep.points import another_points, first_values, number_of_trials
@@ -52,11 +53,11 @@ class Search(Searcher):
             self._study = optuna.create_study(sampler=sampler, directions=[directions[mode] for mode in modes])
 
     def suggest(self, trial_id: str) -> Any:
-        """What Tune starts next: the sweep's path, the number of a trial and its swept values; or FINISHED."""
+        """What Tune starts next: where the sweep is, the number of a trial and its swept values; or FINISHED."""
         while self._given < number_of_trials(self._space, self._options):
             name, values = self._next(trial_id)
             if self._make(name, values) is None:
-                return {"sweep": str(self._sweep.path), "trial": name} | values
+                return {"sweep": given(self._sweep.path), "trial": name} | values
             self.on_trial_complete(trial_id, error=True)
         return self.FINISHED
 

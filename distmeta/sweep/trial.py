@@ -11,6 +11,8 @@ from distmeta.cluster.connect import prepare_environment
 from distmeta.config import load_config, to_yaml, with_values
 from distmeta.errors import UserError
 from distmeta.files import write_json, write_text
+from distmeta.store.address import names_storage
+from distmeta.store.folders import attach
 from distmeta.sweep.directory import Status, SweepDirectory, read_trial, set_status, write_trial
 from distmeta.sweep.takeover import copy_newest, take_over
 from distmeta.tracking import wandb_environment
@@ -27,13 +29,16 @@ WORST_ACCURACY = 0.0
 class Trial(tune.Trainable):
     """Runs one trial after the other in the same process, which needs next to nothing: the work is its workers'.
 
-    The configuration that Tune gives holds the path of the sweep, the number of the trial, and its swept values by
-    dotted key. All else is in the trial's run directory, so whoever starts the trial again goes on with it.
+    The configuration that Tune gives holds the path or address of the sweep, the number of the trial, and its swept
+    values by dotted key. All else is in the trial's run directory, so whoever starts the trial again goes on with it.
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Takes a trial up."""
+    def setup(self, config: dict[str, Any], folder: str = "") -> None:
+        """Takes a trial up; `folder` is that in which the process that leads the sweep writes."""
         prepare_environment()
+        self._sweep = SweepDirectory(Path(folder))
+        if names_storage(config["sweep"]):
+            attach(config["sweep"], self._sweep.path)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -43,7 +48,6 @@ class Trial(tune.Trainable):
         return True
 
     def _begin(self, settings: dict[str, Any]) -> None:
-        self._sweep = SweepDirectory(Path(settings["sweep"]))
         wandb_environment.prepare_environment(json.loads(self._sweep.environment.read_text(encoding="utf-8")))
         self._trial_id = settings["trial"]
         self._run = self._sweep.trial(self._trial_id)

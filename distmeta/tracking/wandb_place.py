@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.files import write_json
+from distmeta.store.folders import address_of
 
 
 def wandb_lines(run_dirs: Sequence[Path]) -> list[str]:
@@ -23,11 +24,16 @@ def wandb_lines(run_dirs: Sequence[Path]) -> list[str]:
         lines.append(f"W&B: {addresses[0]}")
     elif addresses:
         lines.append(f"W&B: {len(addresses)} runs at {addresses[0].rpartition('/runs/')[0]}")
-    if parts:
+    if parts and (address := address_of(run_dirs[0])):
+        where = address if len(run_dirs) == 1 else f"{address.rpartition('/')[0]}/*"
+        lines.append(
+            f"W&B: recorded offline at {where}/wandb; on a disk that it is copied to: wandb sync offline-run-*"
+        )
+    elif parts:
         folders = [shlex.quote(str(folder)) for _, folder in parts]
         if len(run_dirs) > 1 and all(folder.is_relative_to(run_dir) for run_dir, folder in parts):
             folders = [f"{shlex.quote(str(run_dirs[0].parent))}/*/wandb/offline-run-*"]
-        where = parts[0][1].parent if len(parts) == 1 or len(run_dirs) == 1 else f"{len(parts)} folders"
+        where = str(parts[0][1].parent) if len(parts) == 1 or len(run_dirs) == 1 else f"{len(parts)} folders"
         lines.append(f"W&B: recorded offline in {where}; this uploads it: wandb sync {' '.join(folders)}")
         if len(run_dirs) == 1:
             lines.append(f"W&B: in the terminal: wandb leet {shlex.quote(str(parts[0][1].parent))}")

@@ -3,7 +3,11 @@
 import json
 import logging
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
+
+from distmeta.rundir import RunDirectory
 
 
 def note(path: Path, rank: int, text: str, details: str = "", *, tell: bool = True) -> None:
@@ -11,6 +15,24 @@ def note(path: Path, rank: int, text: str, details: str = "", *, tell: bool = Tr
     with path.open("a", encoding="utf-8") as file:
         event = {"time": time.time(), "rank": rank, "text": text, "details": details, "tell": tell}
         file.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+
+class EventsTail:
+    """Follows the events of a run, of whichever process, while they are noted."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._seen: Counter[Path] = Counter()
+
+    def new(self) -> list[dict[str, Any]]:
+        """Those that were noted since the last call, in the order of their time."""
+        found = []
+        for path in self._run.path.glob("events*.jsonl"):
+            # A last line that is still being written is left for the next time.
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+            found += [json.loads(line) for line in lines[self._seen[path] :]]
+            self._seen[path] = len(lines)
+        return sorted(found, key=lambda event: event["time"])
 
 
 class NoteWarnings(logging.Handler):

@@ -1,6 +1,5 @@
 """Training on Ray Train: workers, storage of checkpoints, retries, and an orderly end on a signal."""
 
-import json
 import logging
 import secrets
 import tempfile
@@ -26,9 +25,10 @@ from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint
 from distmeta.errors import Interrupted, UserError
 from distmeta.rundir import RunDirectory
 from distmeta.signals import stop_on_signal
+from distmeta.store.folders import Lent, carry, folder_on_worker, given
 from distmeta.tracking import wandb_environment
 from distmeta.tracking.metrics import MetricsTail
-from distmeta.train.events import NoteWarnings
+from distmeta.train.events import EventsTail, NoteWarnings
 from distmeta.train.failures import Failures, SureFailure, describe, sure_failure, told_apart
 from distmeta.train.restart import StartAgain, StoppedWaiting, is_asked
 from distmeta.train.scaling import Scaling
@@ -53,13 +53,15 @@ class TrainingRun:
         self._error: BaseException | None = None
         run.stop_request.unlink(missing_ok=True)
         (each, most), train = workers_of(config), config.train
+        self._lent = Lent(run.path)
         self._trainer = _Trainer(
             run,
             train.wait_for_nodes,
             _train_worker,
             train_loop_config={
                 "config": config.model_dump(),
-                "run": str(run.path),
+                "run": given(run.path),
+                "owner": self._lent.token,
                 "use_gpu": "GPU" in each,
                 "launched": time.time(),
                 "wandb": wandb_environment.environment(),
@@ -80,9 +82,12 @@ class TrainingRun:
         self._thread.start()
 
     def is_over(self, wait: float = 0.0) -> bool:
-        """Whether it has come to its end, after `wait` seconds at most."""
+        """Whether it has come to its end, after `wait` seconds at most; then all that it has left is there."""
         self._thread.join(wait)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        self._lent.end()
+        return True
 
     def request_stop(self) -> None:
         """Asks the workers to leave a checkpoint after the step that they are in, and end."""
@@ -185,17 +190,22 @@ def _explain(error: BaseException, run: RunDirectory) -> BaseException:
 
 def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Runs in each worker process."""
-    return told_apart(lambda: _train(settings))
+    rank = ray.train.get_context().get_world_rank()
+
+    def work() -> dict[str, Any]:
+        with folder_on_worker(settings["run"], rank, settings["owner"]) as folder:
+            return _train(settings, RunDirectory(folder))
+
+    return told_apart(work)
 
 
-def _train(settings: dict[str, Any]) -> dict[str, Any]:
+def _train(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
     # Here, so that the driver of a trial need not load what only its workers need.
     from distmeta.train.loop import Worker, train
 
-    config, run = Config.model_validate(settings["config"]), RunDirectory(Path(settings["run"]))
-    context = ray.train.get_context()
+    config, context = Config.model_validate(settings["config"]), ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    logging.getLogger("distmeta").addHandler(NoteWarnings(run.events, rank))
+    logging.getLogger("distmeta").addHandler(NoteWarnings(run.worker_events(rank), rank))
     wandb_environment.prepare_environment(settings["wandb"])
     device = ray.train.torch.get_device() if settings["use_gpu"] else torch.device("cpu")
     torch.set_num_threads(max(1, round(config.train.cpus_per_worker)))
@@ -219,6 +229,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
             return fetch_checkpoint(filesystem, path, Path(scratch))
 
         def store(outer_step: int, folder: Path | None) -> None:
+            carry(run.path)  # what a checkpoint goes on from is there before it counts
             ray.train.report(
                 {"outer_step": outer_step},
                 checkpoint=Checkpoint.from_directory(folder) if folder else None,
@@ -237,9 +248,9 @@ class _Progress:
     """A progress bar on a terminal, a plain line now and then elsewhere, fed from the metrics file."""
 
     def __init__(self, config: Config, run: RunDirectory, say: Callable[[str], None]) -> None:
-        self._tail, self._events = MetricsTail(run.metrics), run.events
-        self._tail.new()  # what was there before is no news
-        self._seen_events = len(self._read_events())
+        self._tail, self._events = MetricsTail(run.metrics), EventsTail(run)
+        for each in (self._tail, self._events):
+            each.new()  # what was there before is no news
         self._say = say
         self._last_step = 0
         self.has_stepped = False
@@ -255,12 +266,9 @@ class _Progress:
 
     def update(self) -> None:
         """Shows what has come since the last call."""
-        events = self._read_events()
-        for event in events[self._seen_events :]:
-            told = json.loads(event)
-            if told.get("tell", True):
-                self._say(told["text"])
-        self._seen_events = len(events)
+        for event in self._events.new():
+            if event.get("tell", True):
+                self._say(event["text"])
         for row in self._tail.new():
             step, self.has_stepped = row["outer_step"], True
             if step != self._last_step + 1:
@@ -273,11 +281,6 @@ class _Progress:
             self._bar.refresh()
             if self._bar.disable and (step % self._every == 0 or step == 1):
                 self._say(f"step {step}/{self._bar.total} | {text}")
-
-    def _read_events(self) -> list[str]:
-        # A last line that is still being written is left for the next time.
-        text = self._events.read_text(encoding="utf-8") if self._events.exists() else ""
-        return text.split("\n")[:-1]
 
 
 def _describe(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run are: the run directory, a shared path, or an s3-like address."""
+"""Where the checkpoints of a run are: in its directory, or on a storage of their own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from distmeta.errors import UserError, first_line
 from distmeta.ownership import own
 from distmeta.paths import check_folder
 from distmeta.rundir import RunDirectory
+from distmeta.store.folders import given
 
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints in the storage; for Ray Train the name of the run."""
@@ -20,7 +21,7 @@ CHECKPOINTS = "checkpoints"
 def storage_path(config: Config, run: RunDirectory) -> str:
     """The path or address in which the folder `checkpoints` is."""
     if config.train.storage is None:
-        return str(run.path)
+        return given(run.path)
     # What stands behind a question mark says how to reach the storage, not where in it.
     base, mark, query = config.train.storage.partition("?")
     return f"{base.rstrip('/')}/{run.path.name}{mark}{query}"
@@ -78,5 +79,5 @@ def newest_checkpoint(config: Config, run: RunDirectory) -> tuple[pyarrow.fs.Fil
         filesystem, path = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
         name = newest_good(filesystem, f"{path}/{CHECKPOINTS}")
     except Exception as error:  # whatever a storage or a hub may raise
-        raise UserError(f"train.storage: cannot be reached: {first_line(error)}") from None
+        raise UserError(f"{storage_path(config, run)}: cannot be reached: {first_line(error)}") from None
     return None if name is None else (filesystem, Path(path) / CHECKPOINTS / name)

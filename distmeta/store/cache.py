@@ -1,0 +1,105 @@
+"""Folders of an address that a node's workers read again and again, fetched once a node.
+
+A copy is named by the digest of what describes its content (a corpus's manifest), so it is never out of date; it takes
+its name when it is whole, so nobody reads half of one; and whoever asks while another process fetches it, waits for
+that. What was used last is kept, up to `DISTMETA_CACHE_GIB` (100).
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from distmeta.errors import UserError
+from distmeta.store.address import open_address
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+
+LIMIT_GIB = 100.0
+
+
+def cache_root() -> Path:
+    """The folder of this node's copies: `DISTMETA_CACHE`, or `distmeta` in the user's cache; nobody else may read it.
+
+    Raises:
+        UserError: none can be made.
+    """
+    named = os.environ.get("DISTMETA_CACHE")
+    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distmeta"
+    try:
+        base.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        if named:
+            raise UserError(f"DISTMETA_CACHE: {base}: no folder can be made there ({error.strerror})") from None
+        base = Path(tempfile.gettempdir()) / f"distmeta-{os.getuid()}"
+        base.mkdir(exist_ok=True, mode=0o700)
+    return base.resolve()
+
+
+def cached_folder(address: str, described_by: str, left_out: tuple[str, ...] = ()) -> Path:
+    """This node's copy of the folder at an address.
+
+    Args:
+        address: of the folder.
+        described_by: the file in it that changes with its content.
+        left_out: folders in it that are not needed.
+
+    Raises:
+        UserError: the folder is not there, or has changed while it was fetched.
+    """
+    filesystem, path = open_address(address, "corpus.directory")
+
+    def description() -> bytes:
+        try:
+            with filesystem.open_input_stream(f"{path}/{described_by}") as stream:
+                content: bytes = stream.read()
+                return content
+        except FileNotFoundError:
+            raise UserError(f"{address}: nothing is prepared there: it has no {described_by}") from None
+
+    found = description()
+    copies = cache_root() / "folders"
+    copies.mkdir(exist_ok=True, mode=0o700)
+    copy = copies / hashlib.blake2b(address.encode() + b"\0" + found, digest_size=16).hexdigest()
+    with FileLock(f"{copy}.lock"):
+        if not copy.is_dir():
+            unfinished = copies / f".unfinished-{uuid.uuid4().hex}"
+            try:
+                _copy(filesystem, path, unfinished, left_out)
+                if description() != found:
+                    raise UserError(f"{address}: changed while it was read; try again")
+                unfinished.rename(copy)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        os.utime(copy)
+    _remove_oldest(copies, keep=copy)
+    return copy
+
+
+def _copy(filesystem: "pyarrow.fs.FileSystem", path: str, folder: Path, left_out: tuple[str, ...]) -> None:
+    import pyarrow.fs
+
+    for info in filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True)):
+        name = info.path[len(path) + 1 :]
+        if info.type != pyarrow.fs.FileType.File or name.partition("/")[0] in left_out:
+            continue
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.fs.copy_files(info.path, str(target), source_filesystem=filesystem)
+
+
+def _remove_oldest(copies: Path, keep: Path) -> None:
+    """Removes what was not used for longest, where all copies together take more than they may."""
+    limit = float(os.environ.get("DISTMETA_CACHE_GIB", LIMIT_GIB)) * 2**30
+    by_use = sorted((each for each in copies.iterdir() if each.is_dir()), key=lambda each: -each.stat().st_mtime)
+    taken = 0.0
+    for each in sorted(by_use, key=lambda each: each != keep):
+        taken += sum(file.stat().st_size for file in each.rglob("*") if file.is_file())
+        if taken > limit and each != keep:
+            shutil.rmtree(each, ignore_errors=True)
