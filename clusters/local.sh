@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A one-machine Ray cluster with its job server, to submit jobs to; Ctrl-C ends it. Options go to `ray start`.
+# A one-machine Ray cluster with its job server, to submit jobs to; Ctrl-C ends it, and it costs nothing. Options go to
+# `ray start`.
 #   clusters/local.sh
 #   clusters/local.sh --num-cpus 8
 set -euo pipefail

@@ -445,6 +445,16 @@ def plan(
     memory: Annotated[
         float | None, typer.Option(min=0, metavar="GIB", help="Memory of a worker; without it, that of this machine.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=2**16, metavar="NUMBER", help="Say it for 1, 2, 4 and so on up to so many workers too."
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(min=1e-3, metavar="GBIT", help="Gbit/s between workers, for --workers; without it 10."),
+    ] = None,
 ) -> None:
     """Say what a run (with a section `sweep`: the sweep, too) will take: memory, operations, time and money.
 
@@ -452,12 +462,39 @@ def plan(
     """
     from distmeta.sweep.command import plan
 
-    print(plan(config, set or [], run_dir, rate=rate, memory=memory, say=say))
+    print(plan(config, set or [], run_dir, rate=rate, memory=memory, workers=workers, bandwidth=bandwidth, say=say))
+
+
+@app.command()
+def doctor(
+    config: ConfigFile = None,
+    set: Overrides = None,
+    run_dir: RunDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a finding instead of text.")] = False,
+) -> None:
+    """Look over the cluster that RAY_ADDRESS names, or this machine, and say what would keep the run from going well.
+
+    Of each node: software, accelerator, storage, network, clock, disk and memory. Exit status 2 where there is a fault.
+    """
+    from distmeta.opening import open_run
+
+    run = open_run(config, set or [], run_dir)
+
+    from distmeta.cluster.doctor import doctor
+
+    is_well = True
+    for finding in doctor(*run, say):
+        is_well = is_well and finding.level != "fault"
+        print(json.dumps(vars(finding)) if as_json else finding, flush=True)
+    if not is_well:
+        raise typer.Exit(2)
 
 
 def main() -> None:
     """Runs the command; exit status 0 only on success, 2 for what the user can mend, 130 after an interruption."""
     limit_threads()
+    # Containers and some sites set none: what a run makes not everybody is to write.
+    os.umask(os.umask(0o022) | 0o002)
     try:
         goes_on = "; --resume goes on" if sys.argv[1:2] in (["pretrain"], ["sweep"]) else ""
         with interrupted_by_signals(f"what is finished is kept{goes_on}"):

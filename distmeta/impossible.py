@@ -78,9 +78,9 @@ def impossible(config: "Config") -> Iterable[str]:
             f"tasks.max_classes: {tasks.max_classes} cannot give three splits of tasks.n_way {tasks.fewest_ways} "
             "classes"
         )
-    if meta.meta_batch_size < train.num_workers:
+    if meta.meta_batch_size < train.most_workers:
         yield (
-            f"meta.meta_batch_size: {meta.meta_batch_size} tasks cannot occupy train.num_workers {train.num_workers}: "
+            f"meta.meta_batch_size: {meta.meta_batch_size} tasks cannot occupy train.num_workers {train.most_workers}: "
             "raise the one or lower the other"
         )
     for key, is_set in (

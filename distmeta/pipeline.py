@@ -20,7 +20,7 @@ from distmeta.run_evaluation import evaluate
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup, bare_network, check_weights, differentiates_twice, has_sdpa
 from distmeta.sweep.config import SweepConfig
-from distmeta.tasks.config import SPLITS
+from distmeta.tasks.config import SPLITS, as_words
 from distmeta.tasks.episode import Task
 from distmeta.tasks.mixture import Mixture
 from distmeta.tracking.config import TrackingConfig
@@ -43,6 +43,8 @@ CHANGEABLE = {
     "train.checkpoint_every",
     "train.checkpoints_to_keep",
     "train.max_failures",
+    "train.wait_for_worker",
+    "train.wait_for_storage",
     *(f"evaluate.{key}" for key in EvaluateConfig.model_fields),
     *(f"tracking.{key}" for key in TrackingConfig.model_fields),
     *(f"sweep.{key}" for key in SweepConfig.model_fields),
@@ -98,6 +100,7 @@ def pretrain(config: Config, run: RunDirectory, *, resume: bool, say: Say) -> st
 
 def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
     from distmeta.cluster.connect import check_workers_fit, ray_cluster
+    from distmeta.cluster.doctor import check_nodes
     from distmeta.plan.memory import check_model_states_fit, choose_weights
     from distmeta.plan.table import shares
     from distmeta.run_baselines import baselines, check_baselines
@@ -107,6 +110,7 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
 
     mode_of_environment()  # told now, if there is no such mode
     check_workers_fit(config)
+    check_nodes(config, run, say)
     choose_weights(config, say)
     check_baselines(config)
     check_model_states_fit(config)
@@ -135,8 +139,8 @@ def _pretrain(config: Config, run: RunDirectory, resume: bool, say: Say) -> str:
             prepare_with(RayExecutor(), config, run, say)
             check_tasks(config, run)
         claim(config, run)
-        tasks, workers = config.meta.meta_batch_size, config.train.num_workers
-        say(f"training on {workers} workers, ZeRO stage {config.engine.zero_stage}")
+        tasks, workers = config.meta.meta_batch_size, config.train.most_workers
+        say(f"training on {as_words(config.train.num_workers)} workers, ZeRO stage {config.engine.zero_stage}")
         say(f"tasks of an outer step: {tasks}, {shares(tasks, workers)}")
         if tasks % workers:
             say("those with fewer wait: make meta.meta_batch_size a multiple of train.num_workers to use all the time")

@@ -50,10 +50,13 @@ def take_part(tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file (https://github.com/huggingface/safetensors#format), holding one tensor at a time.
+    """Write a safetensors file, holding one tensor at a time. The library's own writer wants all of them in memory."""
+    with path.open("wb") as file:
+        file.writelines(written(tensors, metadata))
 
-    The library's own writer wants all of them in memory.
-    """
+
+def written(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """The content of a safetensors file (https://github.com/huggingface/safetensors#format), one tensor at a time."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for name, outline in outlines_of(tensors).items():
@@ -62,11 +65,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for name in tensors:
-            file.write(_numbers(tensors[name]))  # without a name, which would hold it while the next one is made
+    yield len(text).to_bytes(8, "little") + text
+    for name in tensors:
+        yield _numbers(tensors[name])  # without a name, which would hold it while the next one is made
 
 
 def _numbers(tensor: Tensor) -> memoryview:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distmeta.engine.checkpoint import write_checkpoint
 from distmeta.engine.config import EngineConfig
 from distmeta.engine.deepspeed_engine import Engine
 from distmeta.engine.state import EngineState
+from distmeta.train.checkpoint_folder import CheckpointFolder
+from distmeta.train.checkpoints import Checkpoints
 
 CPU = torch.device("cpu")
 STAGES = (0, 1, 2, 3)
@@ -71,11 +72,15 @@ def make_engine(stage: int, clipping: float, state: EngineState | None = None, o
 
 
 def save(engine: Engine, directory: Path, norms: list[float]) -> None:
-    state = engine.state()
-    if torch.distributed.get_rank() == 0:
-        write_checkpoint(directory, state, {"outer_step": state.step, "norms": norms})
-    else:
-        state.take_part()
+    """As a run does: each worker writes its part."""
+    rank, step = torch.distributed.get_rank(), engine.state().step
+    to = CheckpointFolder.local(directory.parent, ending=f"-{directory.name}")
+    checkpoints = Checkpoints(to, engine, rank, torch.distributed.get_world_size())
+    checkpoints.begin({"outer_step": step, "norms": norms}, {})
+    checkpoints.finish()
+    checkpoints.close()
+    if rank == 0:
+        Path(to.folder(step)).rename(directory)
     torch.distributed.barrier()
 
 

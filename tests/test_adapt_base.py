@@ -58,7 +58,7 @@ def test_a_folder_has_all_that_its_algorithm_needs_to_adapt(meta, tmp_path):
         config.model_copy(
             update={"corpus": config.corpus.model_copy(update={"directory": str(run.corpus)})}
         ).model_dump_json(),
-        run.best_weights,
+        str(run.best_weights),
     ).load()
     base = load_base(TRAINED, str(run.model), CPU)
     tokens = base.encode(TEXTS)

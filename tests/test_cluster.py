@@ -103,7 +103,8 @@ class HeadNode(gcs_service_pb2_grpc.InternalKVGcsServiceServicer, gcs_service_pb
     def InternalKVGet(self, request: Any, context: Any) -> Any:
         if self._code:
             context.abort(self._code, "told to")
-        return gcs_service_pb2.InternalKVGetReply(value=json.dumps(self._metadata).encode())
+        stored = {b"CLUSTER_METADATA": json.dumps(self._metadata).encode()}
+        return gcs_service_pb2.InternalKVGetReply(value=stored.get(request.key, b""))
 
     def GetAllNodeInfo(self, request: Any, context: Any) -> Any:
         reply = gcs_service_pb2.GetAllNodeInfoReply()
@@ -134,7 +135,7 @@ def test_a_cluster_without_a_node_here_is_told(monkeypatch: pytest.MonkeyPatch):
         assert "none of the 2 living nodes of that cluster is on this machine" in refusal(address, monkeypatch)
         # With one, it is the CPUs of the living nodes that count.
         monkeypatch.setattr(services, "find_node_ids", lambda: {"00" * 28})
-        assert reach().cpus == [2.0, 1.0]
+        assert [node["CPU"] for node in reach().nodes] == [2.0, 1.0]
         with pytest.raises(UserError, match="5 workers of 1 CPUs need 5, the cluster has 3 on 2 nodes"):
             check_workers_fit(Config(train={"num_workers": 5}, meta={"meta_batch_size": 5}))
 

@@ -15,7 +15,16 @@ from distmeta.rundir import RunDirectory
 from distmeta.train.loop import Worker, train
 from tests.helpers import meta_config, random_task, task_batch, tiny_network
 from tests.meta_cases import Case, case, make_network, make_task, relative_error, whole
-from tests.training import assert_same, configure, newest, prepared_corpus, read_rows, run_steps, store, weights_of
+from tests.training import (
+    assert_same,
+    checkpoints_of,
+    configure,
+    newest,
+    prepared_corpus,
+    read_rows,
+    run_steps,
+    weights_of,
+)
 from tests.workers import World, worlds_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -180,7 +189,7 @@ def test_training_is_that_of_the_cpu(engine: dict[str, Any], corpus: Path, cpu_w
     runs["cuda"].mkdir()
     for steps in (5, 10):
         run = runs["cuda"]
-        worker = Worker(0, 1, GPU, partial(newest, run), partial(store, run))
+        worker = Worker(0, 1, GPU, partial(newest, run), checkpoints_of(run))
         progress = train(config(steps), RunDirectory(run), worker)
     assert progress["peak_memory_bytes"] > 0
     assert_same(read_rows(runs["cuda"]), rows, 2e-3)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
+from distmeta.engine.checkpoint import read_checkpoint
 from distmeta.engine.config import EngineConfig
 from distmeta.engine.deepspeed_engine import Engine
 from distmeta.engine.state import EngineState
+from tests.engine_runs import save
 from tests.helpers import in_memory, state_on_first_worker
 from tests.sharded import (
     CLIPPING,
@@ -90,14 +91,9 @@ def _written_and_read(folder: Path) -> tuple[EngineState | None, EngineState | N
     engine = engine_of(*make("bert", "lora"))
     outer_step(engine, tasks(2), {1: (2,), 2: (1, 1)}[torch.distributed.get_world_size()], second_order=False)
     before = state_on_first_worker(engine)
-    if before is not None:
-        write_checkpoint(folder, engine.state(), {"outer_step": 1})
-    else:
-        engine.state().take_part()
+    save(engine, folder / "saved", [])
     engine.close()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    read, _, _ = read_checkpoint(folder)
+    read, _, _ = read_checkpoint(folder / "saved")
     engine = engine_of(*make("bert", "lora"), state=read)
     after = state_on_first_worker(engine)
     engine.close()

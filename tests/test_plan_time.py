@@ -24,7 +24,7 @@ from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
 from distmeta.meta import Learner
 from distmeta.opening import open_run
-from distmeta.plan import asha_share, calibrate, forecast, make_plan, plan_table, sweep_totals
+from distmeta.plan import asha_share, calibrate, forecast, make_plan, plan_table, short_run, sweep_totals
 from distmeta.plan.memory import Sizes, network_sizes
 from distmeta.plan.states import FLOAT
 from distmeta.plan.table import shares
@@ -167,7 +167,7 @@ def processes_of_a_calibration() -> list[multiprocessing.process.BaseProcess]:
 def test_a_calibration_that_takes_too_long_is_ended(
     opened: tuple[Config, RunDirectory], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(calibrate, "PATIENCE", 0.5)
+    monkeypatch.setattr(short_run, "PATIENCE", 0.5)
     said: list[str] = []
     with pytest.raises(UserError, match=r"not done in .* give --rate"):
         make_plan(*opened, rate=None, say=said.append)
@@ -186,7 +186,7 @@ def test_what_was_measured_till_then_is_a_forecast(
         for n in (2, 3)
     ]
     found = {"startup": 9.0, "memory_without_model": 4 * 10**8, "peak_memory": 6 * 10**8}
-    monkeypatch.setattr(calibrate, "_run", lambda *_: (found, rows))
+    monkeypatch.setattr(calibrate, "run_short", lambda *_: (found, rows))
     plan = make_plan(*opened, rate=None, say=lambda _: None)
     assert plan["unmeasured"] == ["checkpoints", "export", "evaluation"]
     assert plan["seconds_of"] == {"warm-up steps": 0, "steps with tasks": 23, "validations": 12, "checkpoints": 0}
@@ -200,7 +200,7 @@ def test_a_calibration_keeps_what_it_has_when_its_time_is_over(
 ):
     config = opened[0].model_copy(deep=True)
     config.evaluate.inner_steps = 10**9
-    monkeypatch.setattr(calibrate, "PATIENCE", 60.0)
+    monkeypatch.setattr(short_run, "PATIENCE", 60.0)
     measured = calibrate.calibrate(config, opened[1])
     assert not processes_of_a_calibration()
     assert measured.unmeasured == ["export", "evaluation"]
@@ -211,13 +211,13 @@ def test_a_process_that_is_going_to_be_killed_leaves_no_semaphore_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """Python would warn of it at the end of the command."""
-    monkeypatch.setattr(calibrate, "end_with_parent", lambda: None)
-    monkeypatch.setattr(calibrate, "_steps", lambda *_: list(tqdm(range(2))))
-    monkeypatch.setattr(calibrate, "_ending", lambda *_: {"lock": type(tqdm.get_lock()).__module__})
+    monkeypatch.setattr(short_run, "end_with_parent", lambda: None)
+    monkeypatch.setattr(short_run, "_steps", lambda *_: list(tqdm(range(2))))
+    monkeypatch.setattr(short_run, "_ending", lambda *_: {"lock": type(tqdm.get_lock()).__module__})
     results: queue.Queue[Any] = queue.Queue()
     before = tqdm.get_lock()
     try:
-        calibrate._worker(0, Config().model_dump(), str(tmp_path), 1, 0.0, results)
+        short_run._worker(0, Config().model_dump(), str(tmp_path), 1, 0.0, results)
     finally:
         tqdm.set_lock(before)
     assert results.get() == {"lock": "_thread"}

@@ -54,6 +54,8 @@ def test_a_signal_interrupts_wherever_the_command_is(number: signal.Signals, exi
             except Exception:  # as who goes on to the next file does
                 raise AssertionError("an interruption is no fault of a file") from None
 
+    if signal.getsignal(number) == signal.SIG_IGN:  # under nohup, which this respects
+        signal.signal(number, signal.SIG_DFL)
     before = [signal.getsignal(each) for each in SIGNALS]
     with pytest.raises(Interrupted, match=f"stopped by {number.name}; all is kept"):
         work()

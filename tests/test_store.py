@@ -56,7 +56,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(claim, "EXPIRY", 2.0)
     monkeypatch.setattr(mirror, "INTERVAL", 0.1)
     monkeypatch.setattr(folders, "INTERVAL", 0.1)
-    monkeypatch.setattr(folders, "_is_worker", False)
+    monkeypatch.setattr(folders, "_only_reads", False)
     yield
     close_folders()
 
@@ -255,7 +255,7 @@ def test_while_workers_train_their_files_are_theirs(server: Server, address: str
             until(lambda: not (of_rank_0 / "stop-requested").exists())
             (of_rank_0 / "weights" / "best.safetensors").write_text("best")
         assert not of_rank_0.exists()
-        folders._mirrors, folders._temporary, folders._is_worker = driver_mirrors, temporary, False
+        folders._mirrors, folders._temporary, folders._only_reads = driver_mirrors, temporary, False
         assert not (folder / "weights" / "best.safetensors").exists()
         lent.end()
         assert (folder / "weights" / "best.safetensors").read_text() == "best"
@@ -336,7 +336,7 @@ def test_a_corpus_is_prepared_at_an_address_and_used_from_there(
     folder = local_folder(f"{address}/two", "--run-dir")
     assert not (folder / "corpus").exists()
     assert Manifest.load_whole(folders.corpus_folder(None, folder / "corpus")) is not None
-    monkeypatch.setattr(folders, "_is_worker", True)
+    monkeypatch.setattr(folders, "_only_reads", True)
     assert Manifest.load_whole(folders.corpus_folder(None, folder / "corpus")) is not None
 
 
@@ -368,6 +368,7 @@ def test_nodes_that_share_nothing_prepare_a_corpus_together(
     parts = (settings.corpus, settings.tokenizer, settings.tasks)
     plain = prepare_corpus(tmp_path / "plain", *parts, executor=LocalExecutor(), **options)
     directory = local_folder(address, "corpus.directory")
+    monkeypatch.setattr(mirror, "INTERVAL", 60.0)  # this process is not to miss what is hidden
     monkeypatch.setattr("distmeta.corpus.prepare.spread", lambda executor, _: executor)
     monkeypatch.setattr("distmeta.corpus.prepare.clean", lambda *_: None)
     elsewhere = Elsewhere(OtherNodes(directory), address, directory)

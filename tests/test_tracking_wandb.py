@@ -351,7 +351,7 @@ def test_a_run_hands_it_to_its_workers(monkeypatch: pytest.MonkeyPatch, tmp_path
     given: list[dict[str, Any]] = []
     monkeypatch.setenv("WANDB_API_KEY", API_KEY)
     monkeypatch.setenv("WANDB_PROJECT", "mine")
-    monkeypatch.setattr(launch, "_use_gpu", lambda config: False)
+    monkeypatch.setattr(launch, "workers_of", lambda config: ({"CPU": 1.0}, 1))
     monkeypatch.setattr(launch, "_Trainer", trainer)
     with pytest.raises(InterruptedError):
         launch.TrainingRun(Config(), RunDirectory(tmp_path))

@@ -1,6 +1,5 @@
 """What a run says that it took, the intervals of its scores, and how it ends where it diverges."""
 
-import json
 import math
 import shutil
 import statistics
@@ -18,6 +17,7 @@ from distmeta.setup import Setup
 from distmeta.train.phases import PHASES, STEP_PHASES
 from tests.training import (
     CPU,
+    change_progress,
     configure,
     manifest_of,
     prepared_corpus,
@@ -102,8 +102,7 @@ def test_a_checkpoint_has_all_that_the_run_took_and_a_resume_adds_to_it(worlds, 
     for step in (4, 5, 6):
         shutil.rmtree(manifest_of(run, step).parent)
     earlier = {"startup_seconds": 1234.0, "peak_memory_bytes": 10**15}  # that attempt was slower to start, and larger
-    manifest = json.loads(manifest_of(run, 3).read_text())
-    manifest_of(run, 3).write_text(json.dumps(manifest | {"progress": third | earlier}))
+    change_progress(run, 3, earlier)
     rows = run_steps(worlds[1], config, run)
     resumed = progress_at(run, 6)
     assert {key: resumed[key] for key in earlier} == earlier

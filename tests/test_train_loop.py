@@ -20,6 +20,7 @@ from distmeta.meta import Learner
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
 from distmeta.train import loop
+from distmeta.train.checkpoints import Checkpoints
 from distmeta.train.loop import learning_rate
 from distmeta.train.work import WorkSource
 from tests.corpora import tiny_config
@@ -301,8 +302,9 @@ def _what_gives_back(tree: dict[str, Any], run: Path) -> set[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "freed_at_once", entered)
-        for name in ("read_checkpoint", "Whole", "write_checkpoint"):
+        for name in ("read_checkpoint", "Whole"):
             patch.setattr(loop, name, watched(name, getattr(loop, name)))
+        patch.setattr(Checkpoints, "begin", watched("begin", Checkpoints.begin))
         patch.setattr(Setup, "network", watched("network", Setup.network))
         patch.setattr(Learner, "gradient", watched("gradient", Learner.gradient))
         run_training(tree, run)
@@ -314,7 +316,7 @@ def test_a_start_and_a_checkpoint_give_freed_memory_back_and_steps_do_not(worlds
     for steps, read in ((1, set()), (2, {"read_checkpoint"})):
         tree = configure(corpus, train={"outer_steps": steps, "validate_every": 0}).model_dump()
         found = worlds[1].run(_what_gives_back, tree, tmp_path)
-        assert found == {"network", "Whole", "write_checkpoint"} | read
+        assert found == {"network", "Whole", "begin"} | read
 
 
 def test_learning_rate_rises_and_falls():
@@ -351,3 +353,17 @@ def test_a_stop_does_not_wait_for_a_validation_which_is_made_good(weights, when,
     assert read_rows(run, "validation.jsonl") == read_rows(tmp_path / "whole", "validation.jsonl")
     best = [load_file(path / "weights" / "best.safetensors") for path in (run, tmp_path / "whole")]
     assert all(torch.equal(value, best[1][name]) for name, value in best[0].items())
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_workers_that_are_asked_to_leave_go_on_as_fewer_and_as_more(worlds, corpus, tmp_path, stage):
+    """No step is done twice, and all come to what two workers come to that are left alone."""
+    train = {"outer_steps": 9, "checkpoint_every": 100, "num_workers": [1, 2]}
+    config = configure(corpus, train=train, engine={"zero_stage": stage})
+    alone = run_steps(worlds[2], config, tmp_path / "alone")
+    for size, run in ((1, tmp_path / "fewer"), (2, tmp_path / "same")):
+        run.mkdir()
+        for world, leave_after, reached in ((2, 2, 3), (size, 5, 6), (2, 1000, 9)):
+            progress = worlds[world].run(run_training, config.model_dump(), run, leave_after)
+            assert progress["outer_step"] == reached
+        assert_same(read_rows(run), alone, 1e-5 if size == 1 else 0.0)

@@ -1,7 +1,6 @@
 """Training runs of seconds on worker processes, without Ray, and what they leave."""
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,16 @@ import torch
 import torch.distributed
 import yaml
 from pyarrow.fs import LocalFileSystem
-from safetensors.torch import load_file
 
 from distmeta.config import Config, load_config
 from distmeta.corpus.executor import LocalExecutor
-from distmeta.engine.checkpoint import newest_good
+from distmeta.engine.checkpoint import Manifest, Progress, newest_good, read_checkpoint
 from distmeta.run_corpus import prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import resolve
 from distmeta.tasks.draw import TaskSource
 from distmeta.tasks.episode import Task
+from distmeta.train.checkpoint_folder import CheckpointFolder
 from distmeta.train.loop import Worker, train
 from distmeta.train.phases import STEP_PHASES
 from tests.corpora import tiny_config, write_labelled_csv
@@ -58,12 +57,9 @@ def configure(corpus: Path, **sections: dict[str, Any]) -> Config:
     return make_config(corpus / "texts.csv", corpus, **sections)
 
 
-def store(run: Path, outer_step: int, folder: Path | None) -> None:
-    """Keeps a checkpoint, as the storage of a run does."""
-    if folder:
-        shutil.copytree(folder, run / "checkpoints" / f"checkpoint_{outer_step:08d}")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+def checkpoints_of(run: Path) -> CheckpointFolder:
+    """Where a run keeps its checkpoints, all of them."""
+    return CheckpointFolder.local(run / "checkpoints", keep=1000)
 
 
 def newest(run: Path) -> Path | None:
@@ -72,15 +68,16 @@ def newest(run: Path) -> Path | None:
     return run / "checkpoints" / name if name else None
 
 
-def run_training(tree: dict[str, Any], run: Path) -> dict[str, Any]:
-    """Runs in each worker."""
+def run_training(tree: dict[str, Any], run: Path, leave_after: float = float("inf")) -> dict[str, Any]:
+    """Runs in each worker, which is asked to leave, as by Ray's controller, once there are so many outer steps."""
     is_group = torch.distributed.is_initialized()
     worker = Worker(
         torch.distributed.get_rank() if is_group else 0,
         torch.distributed.get_world_size() if is_group else 1,
         CPU,
         partial(newest, run),
-        partial(store, run),
+        checkpoints_of(run),
+        is_to_end=lambda: (run / "metrics.jsonl").exists() and len(read_rows(run)) >= leave_after,
     )
     return train(Config.model_validate(tree), RunDirectory(run), worker)
 
@@ -125,6 +122,13 @@ def progress_at(run: Path, step: int) -> dict[str, Any]:
     return json.loads(manifest_of(run, step).read_text())["progress"]
 
 
+def change_progress(run: Path, step: int, values: dict[str, Any]) -> None:
+    """Changes the progress in the checkpoint of a step."""
+    manifest = Manifest.model_validate_json(manifest_of(run, step).read_bytes())
+    manifest.progress = Progress(**manifest.progress.model_dump() | values)
+    manifest_of(run, step).write_bytes(manifest.written())
+
+
 def is_measured(key: str) -> bool:
     """Whether a figure of a row is another one each time."""
     return key in TIMES or key.startswith("machine/")
@@ -142,4 +146,5 @@ def assert_same(rows: list[dict[str, Any]], others: list[dict[str, Any]], tolera
 
 
 def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"checkpoint_{step:08d}" / "weights.safetensors")
+    state, _, _ = read_checkpoint(manifest_of(run, step).parent)
+    return dict(state.weights)

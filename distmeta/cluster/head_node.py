@@ -17,8 +17,6 @@ from distmeta.signals import keep_sigterm_handler
 
 logger = logging.getLogger(__name__)
 
-QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-
 ATTEMPTS = 2
 """How often a node is started that does not come up in the half minute that Ray gives it, as on a busy machine."""
 
@@ -54,6 +52,16 @@ def head_node(cpus: int) -> Iterator[None]:
         watch.communicate()
 
 
+def quietly(**options: Any) -> None:
+    """`ray.init` without anything of Ray's between the words of this process: it stays in Ray's log files."""
+    import ray
+    from ray._private import worker
+
+    # A thread of Ray's that prints to stdout, on no condition, what raylets tell of processes; a loss is told by us.
+    worker.listen_error_messages = lambda *_: None
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
 def _start(cpus: int) -> subprocess.Popen[bytes]:
     """Starts it; returns its raylet."""
     import ray
@@ -66,7 +74,7 @@ def _start(cpus: int) -> subprocess.Popen[bytes]:
     for _ in range(ATTEMPTS):
         with _own_sessions() as started:
             try:
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=f"{folder}/ray", **QUIET)
+                quietly(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=f"{folder}/ray")
                 return next(process for process in started if _name(process) == "raylet")
             except BaseException as error:
                 ended = [process for process in started if process.poll() is not None]

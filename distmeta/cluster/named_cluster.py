@@ -9,12 +9,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from distmeta.cluster.head_node import QUIET
+from distmeta.cluster.growth import Growth, growth_of
+from distmeta.cluster.head_node import quietly
 from distmeta.errors import UserError
 from distmeta.signals import keep_sigterm_handler
 
@@ -32,8 +33,10 @@ class Cluster:
     """What a head node says of its cluster."""
 
     address: str
-    cpus: list[float]
-    """Those of each node that is alive."""
+    nodes: list[Mapping[str, float]]
+    """The resources of each node that is alive, by Ray's names."""
+    growth: Growth | None
+    """What it can grow to; None: it stays as it is."""
 
 
 def named_cluster() -> str | None:
@@ -60,9 +63,12 @@ def reach() -> Cluster:
     channel = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
     try:
         store = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
-        key = {"key": b"CLUSTER_METADATA", "namespace": b"cluster"}
-        wanted = gcs_service_pb2.InternalKVGetRequest(**key)  # type: ignore[attr-defined]  # generated
-        found = store.InternalKVGet(wanted, timeout=ANSWER).value
+
+        def stored(namespace: bytes, key: bytes) -> bytes:
+            wanted = gcs_service_pb2.InternalKVGetRequest(key=key, namespace=namespace)  # type: ignore[attr-defined]  # generated
+            return store.InternalKVGet(wanted, timeout=ANSWER).value
+
+        found = stored(b"cluster", b"CLUSTER_METADATA")
         _check_versions(address, json.loads(found) if found else {})
         node_info = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
         everything = gcs_service_pb2.GetAllNodeInfoRequest()  # type: ignore[attr-defined]  # generated
@@ -70,7 +76,7 @@ def reach() -> Cluster:
             known = node_info.GetAllNodeInfo(everything, timeout=ANSWER).node_info_list
             nodes = [node for node in known if node.state == node.ALIVE]
             if {node.node_id.hex() for node in nodes} & set(find_node_ids()):
-                return Cluster(address, [node.resources_total.get("CPU", 0.0) for node in nodes])
+                return Cluster(address, [dict(node.resources_total) for node in nodes], growth_of(address, stored))
             if time.monotonic() > deadline:
                 raise UserError(
                     f"{_told(address)}: none of the {len(nodes)} living nodes of that cluster is on this machine, and "
@@ -97,7 +103,7 @@ def connection() -> Iterator[None]:
     address = reach().address
     try:
         with keep_sigterm_handler():
-            ray.init(address=address, **QUIET)
+            quietly(address=address)
     except Exception as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{_told(address)}: {line}") from None

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
+from distmeta.store.folders import only_read
+
 SECONDS_BETWEEN_LINES, MOST_SECONDS_BETWEEN_LINES = 5.0, 60.0
 
 Unit = TypeVar("Unit")
@@ -67,6 +69,7 @@ def _map_with_ray(function: Callable[[Unit], Result], units: Sequence[Unit], num
 
     def work(row: dict[str, bytes]) -> dict[str, bytes]:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray gives a unit one CPU
+        only_read()
         return {"result": pickle.dumps(function(pickle.loads(row["unit"])))}
 
     # It tells of each step that it is over, and that its progress bars are off.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from distmeta.engine.config import EngineConfig
+from distmeta.engine.parts import Piece
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
 from distmeta.tensors import LazyTensors
@@ -159,6 +160,22 @@ class Engine:
             LazyTensors(trained, partial(self._optimizer_state, "exp_avg_sq")),
         )
 
+    def part(self) -> list[Piece]:
+        """What this worker has to write of a checkpoint: its own memory, good until the next `step`.
+
+        All workers' parts together have every number of `state` once. Where a tensor is whole on each of them, each
+        takes an equal share.
+        """
+        pieces = []
+        for name, parameter in self._parameters.items():
+            start, count = self._share(parameter, name in self._trained)
+            if count > 0:
+                pieces.append(Piece("weights", name, start, self._own_weights(parameter, start, count)))
+                if name in self._trained:
+                    moments = {key: self._own_moment(parameter, key, start, count) for key in ("exp_avg", "exp_avg_sq")}
+                    pieces += [Piece(key, name, start, values) for key, values in moments.items()]
+        return pieces
+
     def close(self) -> None:
         """Let go of DeepSpeed's engine, and of the process group if it was made here."""
         self._engine.destroy()
@@ -273,6 +290,33 @@ class Engine:
         if self._stage == 0:
             return self._adamw.state[parameter][key]
         return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+
+    def _share(self, parameter: Any, is_trained: bool) -> tuple[int, int]:
+        """The first number of a parameter that is in this worker's part, and how many are; none where it is below 1."""
+        if self._stage in (1, 2) and is_trained:
+            if parameter._hp_mapping is None:
+                return 0, 0
+            address = parameter._hp_mapping.lp_fragment_address
+            return address.start, address.numel
+        numel = parameter.ds_numel if self._stage == 3 else parameter.numel()
+        share = -(-numel // torch.distributed.get_world_size())
+        if self._stage == 3:
+            share = parameter.ds_tensor.numel()
+        return self._rank * share, min(share, numel - self._rank * share)
+
+    def _own_weights(self, parameter: Any, start: int, count: int) -> Tensor:
+        if self._stage == 3:
+            return parameter.ds_tensor.detach().reshape(-1)[:count]
+        return parameter.detach().reshape(-1)[start : start + count]
+
+    def _own_moment(self, parameter: Any, key: str, start: int, count: int) -> Tensor:
+        if self._stage == 0:
+            return self._adamw.state[parameter][key].reshape(-1)[start : start + count]
+        if self._stage == 3:
+            # Not by `safe_get_local_optimizer_state`, which would bring all that is offloaded to the device.
+            own, _ = self._engine.optimizer._get_fp32_opt_state_partition(parameter, False, key)
+            return own[:count]
+        return parameter._hp_mapping.get_optim_state_fragment(key)
 
     def _set_optimizer_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         if self._stage == 0:

@@ -24,6 +24,7 @@ from distmeta.models.weights import weights_digest
 from distmeta.packages import local_folder
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
+from distmeta.store.folders import file_at, given
 from distmeta.tasks.episode import Example
 from distmeta.tasks.index_draw import encode_rows
 
@@ -134,8 +135,8 @@ class Candidate:
     def place(self) -> Place:
         """Where it is."""
         config = self.setup.config.model_copy(deep=True)
-        config.corpus.directory = str(self.setup.corpus)
-        return RunPlace(config.model_dump_json(), self.weights)
+        config.corpus.directory = given(self.setup.corpus)
+        return RunPlace(config.model_dump_json(), given(self.weights))
 
     @cached_property
     def identity(self) -> str:
@@ -157,16 +158,17 @@ class RunPlace:
 
     config: str
     """The configuration, as JSON."""
-    weights: Path
+    weights: str
+    """Path or address of the file."""
 
     def load(self) -> Scorer:
         """See `load`."""
         config = Config.model_validate(json.loads(self.config))
         assert config.corpus.directory is not None
-        setup = Setup(config, RunDirectory(Path(config.corpus.directory).parent))
+        setup = Setup(config, RunDirectory(Path()))  # the corpus is where its directory says
         device, precision = _arithmetic(config)
         network = setup.network().to(device)
-        parameters, _ = load_weights(self.weights, device)
+        parameters, _ = load_weights(file_at(self.weights), device)
         assert config.evaluate.inner_steps is not None  # resolved
         skeleton = network.skeleton().to(device)
         return Scorer(

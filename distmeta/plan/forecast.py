@@ -10,23 +10,18 @@ from distmeta.config import Config
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
 from distmeta.files import write_json
-from distmeta.plan.memory import SIZES, Sizes, check_model_states_fit, memory_by_stage, states_of, worker_bytes
+from distmeta.plan.memory import SIZES, Sizes, check_model_states_fit, memory_by_stage, on_gpu, states_of, worker_bytes
+from distmeta.plan.projection import on_more_workers
 from distmeta.plan.table import size_lines
+from distmeta.plan.tokens import SAMPLE, differ_in_size, step_tokens, task_tokens
 from distmeta.run_corpus import check_tasks, prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
-from distmeta.tasks.draw import TaskSource
-from distmeta.tasks.mixture import Mixture
-from distmeta.tracking.cost import FlopCounter, StepTokens, run_cost
+from distmeta.tracking.cost import FlopCounter, run_cost
 from distmeta.train.config import SHARES
 
 if TYPE_CHECKING:
     from distmeta.plan.calibrate import Calibration
-
-DRAWN = 8
-"""Outer steps whose work is drawn to count its tokens."""
-SAMPLE = 256
-"""Tasks that are drawn where they differ in size."""
 
 
 def make_plan(
@@ -36,6 +31,8 @@ def make_plan(
     rate: float | None,
     say: Callable[[str], None],
     memory_bytes: float | None = None,
+    workers: int | None = None,
+    bandwidth: float | None = None,
 ) -> dict[str, Any]:
     """Forecasts a run of a resolved configuration, whose corpus is prepared where it is not yet.
 
@@ -45,17 +42,21 @@ def make_plan(
     Returns `parameters`, `trained_parameters`, `adapted_parameters`, `largest_module_parameters`; `flops_per_step` of
     steps with tasks, `flops_per_warmup_step`, `flops` of the run; `wall_seconds` as the run's summary counts them,
     `worker_seconds`, `cost` and `currency`; `peak_memory_bytes` of a worker and `memory_by_stage`, the same at each
-    ZeRO stage, and with partitioned weights where the run could have them (bytes); `num_workers`, `meta_batch_size`,
+    ZeRO stage, and with partitioned weights where the run could have them (bytes); `num_workers`, the most that it has,
+    by which time goes, `fewest_workers`, by which memory goes, `meta_batch_size`,
     `zero_stage`, `weights` (whole or partitioned), `offload_optimizer`, `outer_steps`, `warmup_steps`.
 
     Where steps were run also `memory`, what the peak is made of (bytes): `without_model`, a process with its libraries;
     `model_states`, see `ModelStates`; `working`, the rest, taken to grow with the largest task where tasks differ in
-    size. `seconds_of`, what the time was added up from; `startup_seconds`, `evaluation_seconds`, `export_seconds`, and
-    `command_seconds`, all of them and the training together, but not what Ray needs to start and to end, nor the
-    preparation of the corpus. Evaluation is measured on a few of its own episodes by the networks of the calibration. A
-    language-model baseline, which trains for as many tokens, is taken to last as long as the steps, and a multi-task
-    baseline, which has the same texts, steps and validations, as long as the run (`baseline_seconds`). `unmeasured`
-    names what was not come to in time, and is in none of these numbers.
+    size. `calibrated_workers` that ran them; `seconds_of`, what the time was added up from; `startup_seconds`,
+    `evaluation_seconds`, `export_seconds`, and `command_seconds`, all of them and the training together, but not what
+    Ray needs to start and to end, nor the preparation of the corpus. Evaluation is measured on a few of its own
+    episodes by the networks of the calibration. A language-model baseline, which trains for as many tokens, is taken to
+    last as long as the steps, and a multi-task baseline, which has the same texts, steps and validations, as long as
+    the run (`baseline_seconds`). `unmeasured` names what was not come to in time, and is in none of these numbers.
+
+    With `workers`, also `scaling`, see `project`, `network` that it was made with, and where steps were run `dry_run`,
+    the memory of one of so many workers as tried out (bytes).
 
     Args:
         config: the run.
@@ -63,6 +64,8 @@ def make_plan(
         rate: see above.
         say: is told what is going on.
         memory_bytes: what a worker may use; unset: what this machine has.
+        workers: the most that are of interest.
+        bandwidth: between nodes (bytes a second); unset: as `network_between`.
 
     Raises:
         UserError: the settings cannot work, or the model's states alone are too large, which is found out first.
@@ -74,15 +77,16 @@ def make_plan(
     network = setup.network(empty=config.engine.weights == "partitioned")
     sizes = Sizes.of(network, config)
     counter = FlopCounter.of(network, config.meta)
-    tasks, warmups = _tokens(setup, with_tasks=True), _tokens(setup, with_tasks=False)
+    tasks, warmups = step_tokens(setup, with_tasks=True), step_tokens(setup, with_tasks=False)
     flops_per_step, flops_per_warmup_step = counter.step(tasks), counter.step(warmups)
     steps, warmup_steps = config.train.outer_steps, config.meta.lm_warmup_steps
     flops = flops_per_step * (steps - warmup_steps) + flops_per_warmup_step * warmup_steps
-    workers = config.train.num_workers
+    own, fewest = config.train.most_workers, config.train.fewest_workers
     states = worker_bytes(config, states_of(config, sizes))
     plan: dict[str, Any] = {
         **dict(zip(SIZES, astuple(sizes), strict=True)),
-        "num_workers": workers,
+        "num_workers": own,
+        "fewest_workers": fewest,
         "meta_batch_size": config.meta.meta_batch_size,
         "zero_stage": config.engine.zero_stage,
         "weights": "partitioned" if config.engine.weights == "partitioned" else "whole",
@@ -95,7 +99,7 @@ def make_plan(
     }
     other = 0.0
     if rate is not None:
-        plan |= {"rate": rate, "wall_seconds": flops / (rate * workers)}
+        plan |= {"rate": rate, "wall_seconds": flops / (rate * own)}
     else:
         from distmeta.plan.calibrate import calibrate
 
@@ -103,19 +107,23 @@ def make_plan(
         try:
             measured = calibrate(config, run)
         except UserError:
-            by_formula = {"peak_memory_bytes": states, "memory_by_stage": memory_by_stage(config, sizes, workers, 0.0)}
+            by_formula = {"peak_memory_bytes": states, "memory_by_stage": memory_by_stage(config, sizes, fewest, 0.0)}
             say("\n".join(size_lines(plan | by_formula)))  # what there is
             raise
         longer, larger = _beside_measured(setup, measured)
         plan |= _time(config, replace(measured, task_step=measured.task_step * longer))
-        calibrated = worker_bytes(config, states_of(config, sizes, workers=measured.workers))
+        plan["calibrated_workers"] = measured.workers
+        calibrated = worker_bytes(config, states_of(config, sizes, workers=measured.workers), is_gpu=on_gpu(config))
         other = max(0.0, (measured.peak_memory or 0) - calibrated)
         without_model = min(other, measured.memory_without_model)
         other += (larger - 1) * (other - without_model)
         plan["memory"] = {"without_model": without_model, "model_states": states, "working": other - without_model}
     plan["peak_memory_bytes"] = states + other
-    plan["memory_by_stage"] = memory_by_stage(config, sizes, workers, other)
-    plan["worker_seconds"] = plan["wall_seconds"] * workers
+    plan["memory_by_stage"] = memory_by_stage(config, sizes, fewest, other)
+    plan["worker_seconds"] = plan["wall_seconds"] * own
+    if workers is not None:
+        tokens = (tasks.support * config.meta.inner_steps + tasks.query + tasks.lm) / config.meta.meta_batch_size
+        plan |= on_more_workers(setup, run, network, plan, tokens, workers, bandwidth, say)
     return plan | run_cost(plan["worker_seconds"], config.tracking)
 
 
@@ -160,58 +168,17 @@ def _beside_measured(setup: Setup, measured: "Calibration") -> tuple[float, floa
     """Where tasks differ in size: how many times as long an average step of the run takes as those that were measured,
     and how many times as large its largest task is, by their tokens."""
     source = setup.tasks("train")
-    if not _differ_in_size(source):
+    if not differ_in_size(source):
         return 1.0, 1.0
 
-    def tokens(index: int) -> int:
-        task = source.draw(index)
-        support, query = (sum(len(each.input_ids) for each in half) for half in (task.support, task.query))
-        return setup.config.meta.inner_steps * support + query
+    def tokens(first: int, count: int) -> list[int]:
+        return [task_tokens(source, index, setup.config) for index in range(first, first + count)]
 
     count = measured.tasks_per_step
-    steps = [[tokens(index) for index in range(step * count, (step + 1) * count)] for step in measured.steps]
-    run = [tokens(index) for index in range(SAMPLE)]
+    steps = [tokens(step * count, count) for step in measured.steps]
+    run = tokens(0, SAMPLE)
     longer = statistics.mean(run) * count / statistics.median(map(sum, steps))
     return longer, max(1.0, max(run) / max(map(max, steps)))
-
-
-def _differ_in_size(source: TaskSource | Mixture) -> bool:
-    """Whether tasks have different numbers of texts, or texts of several data sets."""
-    return isinstance(source, Mixture) or not (isinstance(source.n_way, int) and isinstance(source.k_shot, int))
-
-
-def _tokens(setup: Setup, *, with_tasks: bool) -> StepTokens:
-    """Mean tokens of an outer step over all workers, counted on some that the run will draw."""
-    import torch
-
-    from distmeta.train.work import WorkSource
-
-    config = setup.config
-    if not with_tasks and not config.meta.lm_warmup_steps:
-        return StepTokens()
-    source = WorkSource(setup, torch.device("cpu"), 0, 1)
-    first = config.meta.lm_warmup_steps if with_tasks else 0
-    drawn = math.ceil(SAMPLE / config.meta.meta_batch_size) if _differ_in_size(setup.tasks("train")) else DRAWN
-    count = drawn if with_tasks else min(DRAWN, config.meta.lm_warmup_steps)
-    pieces = [piece for step in range(first, first + count) for piece in source.take(step)]
-    source.close()
-    batches = {"support": [], "query": [], "lm": []}  # type: dict[str, list[Any]]
-    predictions = 0
-    for piece in pieces:
-        if piece.task is not None:
-            batches["support"].append(piece.task.support)
-            batches["query"].append(piece.task.query)
-        if piece.text is not None:
-            batches["lm"].append(piece.text.tokens)
-            predictions += len(piece.text.targets)
-    tokens = {name: round(sum(batch.num_tokens for batch in each) / count) for name, each in batches.items()}
-    texts = {name: round(sum(len(batch.input_ids) for batch in each) / count) for name, each in batches.items()}
-    return StepTokens(
-        **tokens,
-        **{f"{name}_texts": value for name, value in texts.items()},
-        lm_predictions=round(predictions / count),
-        tasks=config.meta.meta_batch_size if with_tasks else 0,
-    )
 
 
 def sweep_totals(

@@ -58,7 +58,7 @@ def states_of(
     config: Config, sizes: Sizes, *, workers: int | None = None, stage: int | None = None, weights: str | None = None
 ) -> States:
     """What a worker's engine holds as the run is configured, but for what is given; `auto` weights count as whole."""
-    count = config.train.num_workers if workers is None else workers
+    count = config.train.fewest_workers if workers is None else workers
     stage = config.engine.zero_stage if stage is None else stage
     adapted = 0 if config.meta.algorithm in NOTHING_BUT_A_HEAD else sizes.adapted
     offload = config.engine.offload_optimizer and stage > 0
@@ -71,9 +71,14 @@ def states_of(
     return ModelStates(sizes.parameters, sizes.trained, count, stage, adapted, offload)
 
 
-def worker_bytes(config: Config, states: States) -> float:
-    """The peak of these states in the memory that a worker computes in: on a CPU the host's is the same."""
-    return states.peak if on_gpu(config) else states.peak + states.host
+def worker_bytes(config: Config, states: States, *, is_gpu: bool | None = None) -> float:
+    """The peak of these states in the memory that a worker computes in: on a CPU the host's is the same, where the copy
+    for a checkpoint is too.
+
+    `is_gpu` says what a worker computes on; unset: as the run's workers will.
+    """
+    on_device = workers_on_gpu(config) if is_gpu is None else is_gpu
+    return states.peak if on_device else states.peak + states.host + states.checkpoint
 
 
 def memory_by_stage(config: Config, sizes: Sizes, workers: int, other: float) -> dict[str, float]:
@@ -94,20 +99,42 @@ def can_be_partitioned(config: Config) -> bool:
 
 
 def on_gpu(config: Config) -> bool:
-    """Whether workers compute on a GPU, as far as this machine can tell."""
+    """Whether a worker on this machine computes on a GPU."""
     import torch
 
     return config.engine.device != "cpu" and torch.cuda.is_available()
 
 
-def memory_of_a_worker(config: Config) -> tuple[float, str]:
-    """Bytes that a worker may use on this machine, and where the number comes from."""
+def workers_on_gpu(config: Config) -> bool:
+    """Whether the run's workers compute on GPUs: of this machine, or of the cluster that is named."""
+    if not _is_elsewhere():
+        return on_gpu(config)
+    from distmeta.cluster.worker_memory import has_gpus
+
+    return config.engine.device != "cpu" and has_gpus()
+
+
+def memory_of_a_worker(config: Config) -> tuple[float, str] | None:
+    """Bytes that a worker may use, and where the number comes from; None: no node that could hold one has said it."""
+    if _is_elsewhere():
+        from distmeta.cluster.worker_memory import worker_memory
+
+        return worker_memory(config)
     if on_gpu(config):
         import torch
 
         return torch.cuda.get_device_properties(0).total_memory, "the GPU has"
-    here = max(1, min(config.train.num_workers, int(available_cpus() // config.train.cpus_per_worker)))
+    here = max(1, min(config.train.most_workers, int(available_cpus() // config.train.cpus_per_worker)))
     return available_memory() / here, f"this machine has for each of {here} workers"
+
+
+def _is_elsewhere() -> bool:
+    """Whether workers may be on other machines than this one."""
+    if not named_cluster():
+        return False
+    from distmeta.cluster.worker_memory import is_one_node
+
+    return not is_one_node()
 
 
 def choose_weights(config: Config, say: Callable[[str], None], memory_bytes: float | None = None) -> None:
@@ -120,11 +147,12 @@ def choose_weights(config: Config, say: Callable[[str], None], memory_bytes: flo
     if config.engine.weights != "auto":
         return
     config.engine.weights = "whole"
-    if named_cluster() and memory_bytes is None:
+    there = _available(config, memory_bytes)
+    if there is None:
         say("engine.weights: auto takes whole, since the memory of the cluster's workers is not known here")
         return
+    available, has = there
     sizes = network_sizes(config, config.tokenizer.vocab_size)
-    available, has = _available(config, memory_bytes)
     whole = worker_bytes(config, states_of(config, sizes, weights="whole"))
     found = f"a worker with whole weights needs {gib(whole)} for them and what they are trained with"
     if whole > available and config.engine.zero_stage == 3 and can_be_partitioned(config):
@@ -141,11 +169,12 @@ def check_memory(plan: Mapping[str, Any], memory_bytes: float | None, config: Co
     Raises:
         UserError: with what a worker needs, what it has, and the nearest setting that works, if any does.
     """
-    sizes = Sizes(*(plan[key] for key in SIZES))
-    available, has = _available(config, memory_bytes)
+    there = _available(config, memory_bytes)
     needed = plan["peak_memory_bytes"]
-    if needed <= available:
+    if there is None or needed <= there[0]:
         return
+    available, has = there
+    sizes = Sizes(*(plan[key] for key in SIZES))
     other = max(0.0, needed - worker_bytes(config, states_of(config, sizes)))
     least = needed, ""
     for changes, states in _alternatives(config, sizes):
@@ -176,7 +205,7 @@ SIZES = ("parameters", "trained_parameters", "adapted_parameters", "largest_modu
 def _alternatives(config: Config, sizes: Sizes) -> Iterator[tuple[dict[str, Any], States]]:
     """Values of keys to set, and what a worker's engine holds then; those that change the least come first."""
     engine, train = config.engine, config.train
-    offloads = [False, True] if on_gpu(config) and not engine.offload_optimizer else [engine.offload_optimizer]
+    offloads = [False, True] if workers_on_gpu(config) and not engine.offload_optimizer else [engine.offload_optimizer]
     for changes, its_sizes in _learners(config, sizes):
         changed = with_values(config, changes)
         needed = {key: possible[0] for key, _, possible in partitioned_needs(changed)}
@@ -187,12 +216,13 @@ def _alternatives(config: Config, sizes: Sizes) -> Iterator[tuple[dict[str, Any]
         is_possible = not any(key.startswith("meta.") for key in needed)
         partitioned = [(3, "partitioned", offload) for offload in offloads if is_possible]
         for doubling in range(MOST_DOUBLINGS + 1):
-            workers = train.num_workers * 2**doubling
+            workers = train.fewest_workers * 2**doubling
             for stage, weights, offload in [*wholes, *partitioned]:
                 values: dict[str, Any] = {"engine.zero_stage": stage}
                 if weights == "partitioned":
                     values |= {"engine.weights": weights, **needed}
-                values |= {"engine.offload_optimizer": offload, **changes, "train.num_workers": workers}
+                values |= {"engine.offload_optimizer": offload, **changes}
+                values["train.num_workers"] = workers if doubling else train.num_workers
                 values["meta.meta_batch_size"] = max(config.meta.meta_batch_size, workers)
                 changed.engine.offload_optimizer = offload
                 states = states_of(changed, its_sizes, workers=workers, stage=stage, weights=weights)
@@ -224,16 +254,14 @@ def check_model_states_fit(config: Config, memory_bytes: float | None = None) ->
     the vocabulary, which may come out smaller than asked for. `check_memory` on a plan looks closer.
 
     Raises:
-        UserError: see `check_memory`. Never where RAY_ADDRESS names a cluster, whose memory is not known.
+        UserError: see `check_memory`. Never where the memory of the cluster's workers is not known.
     """
-    if named_cluster() and memory_bytes is None:
-        return
     sizes = network_sizes(config, vocab_size=8)  # so that a model's own number for the padding is in it
     plan = dict(zip(SIZES, astuple(sizes), strict=True))
     check_memory(plan | {"peak_memory_bytes": worker_bytes(config, states_of(config, sizes))}, memory_bytes, config)
 
 
-def _available(config: Config, memory_bytes: float | None) -> tuple[float, str]:
+def _available(config: Config, memory_bytes: float | None) -> tuple[float, str] | None:
     return (memory_bytes, "--memory gives it") if memory_bytes is not None else memory_of_a_worker(config)
 
 

@@ -84,6 +84,12 @@ class ModelStates:
         return self.optimizer + 2 * FLOAT * self.trained / self.workers if self.offload else 0.0
 
     @property
+    def checkpoint(self) -> float:
+        """Bytes of the host's memory that a copy of the worker's part takes from the first checkpoint on: its share of
+        weights and moments."""
+        return FLOAT * (self.parameters + 2 * self.trained) / self.workers
+
+    @property
     def peak(self) -> float:
         """Bytes held at most: while a step is taken, or the learner works."""
         gathered = FLOAT * self.parameters if self.stage == 3 and self.workers > 1 else 0
@@ -116,8 +122,8 @@ class PartitionedStates:
     the bucket of M numbers, but no more than `LARGEST_BUCKET`. While a step is taken also AdamW's 3 T / W (a flat copy
     and two temporaries), or before that the largest module, its gradient, and that on its way, 3 M, and of the fast
     weights as many sets as `fast_copies`: a set, its gradient and the set after it; for differences of gradients the
-    set of each inner step and 6 more. Whichever is more; activations come on top. At the start, and for a checkpoint,
-    no more than two copies of one tensor are held beside a worker's own part; the first worker makes the network in
+    set of each inner step and 6 more. Whichever is more; activations come on top. At the start no more
+    than two copies of one tensor are held beside a worker's own part; the first worker makes the network in
     files, which take no memory where there is none. (Of small modules more than one is
     held: a test has 3 M and the fast weights within 30% of what is held then.)
     """
@@ -151,6 +157,12 @@ class PartitionedStates:
     def host(self) -> float:
         """Bytes held in the host's memory in place of the GPU's."""
         return self.optimizer + 2 * FLOAT * self.trained / self.workers if self.offload else 0.0
+
+    @property
+    def checkpoint(self) -> float:
+        """Bytes of the host's memory that a copy of the worker's part takes from the first checkpoint on: its share of
+        weights and moments."""
+        return FLOAT * (self.parameters + 2 * self.trained) / self.workers
 
     @property
     def peak(self) -> float:

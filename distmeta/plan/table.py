@@ -30,7 +30,7 @@ def size_lines(plan: Mapping[str, Any]) -> list[str]:
         f"tasks of a step     {plan['meta_batch_size']}: {shares(plan['meta_batch_size'], plan['num_workers'])}",
         "memory of a worker  " + ", ".join(f"ZeRO {stage}: {gib(size)}" for stage, size in by_stage.items()),
         *([f"                    ZeRO 3, partitioned weights: {gib(partitioned)}"] if partitioned is not None else []),
-        f"                    ZeRO {plan['zero_stage']}, {weights}, {plan['num_workers']} workers, as configured: "
+        f"                    ZeRO {plan['zero_stage']}, {weights}, {plan['fewest_workers']} workers, as configured: "
         f"{gib(plan['peak_memory_bytes'])}",
         *(["                    (model states alone)"] if "memory" not in _run(plan) else []),
     ]
@@ -51,6 +51,10 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     if plan.get("unmeasured"):
         lines.append(f"not in these        {', '.join(plan['unmeasured'])}: not done in time on this machine")
     lines.append(f"a run               {_spent(run)}")
+    if run["num_workers"] > run.get("calibrated_workers", 1) and "scaling" not in run:
+        lines.append(
+            f"                    without the network between workers, which --workers {run['num_workers']} adds"
+        )
     if "command_seconds" in run:
         parts = {
             "start-up": run["startup_seconds"],
@@ -65,7 +69,36 @@ def plan_table(plan: Mapping[str, Any]) -> str:
             f"the sweep           {_spent(plan)}: {plan['num_trials']} trials, {plan['concurrent']} at a time, "
             f"{plan['expected_share']:.0%} of their steps"
         )
-    return "\n".join(lines)
+    return "\n".join(lines + (_scaling_lines(run) if "scaling" in run else []))
+
+
+def _scaling_lines(plan: Mapping[str, Any]) -> list[str]:
+    """The forecast on other numbers of workers, a line each."""
+    rows, network = plan["scaling"], plan["network"]
+    most = rows[-1]
+    lines = [
+        "",
+        f"{network['bandwidth'] * 8 / 1e9:.3g} Gbit/s and {network['latency'] * 1e6:.0f} microseconds a message "
+        f"between workers, by {'NCCL' if network['is_nccl'] else 'gloo'}"
+        + (" (two workers here exchange no more):" if network["is_held_up_here"] else ":"),
+        "workers  tasks  seconds a step (computing + waiting + network)   tokens/s  efficiency  the run     cost",
+    ]
+    lines += [
+        f"{row['workers']:7}{row['meta_batch_size']:7}{row['seconds_per_step']:16.3f} ({row['computing']:9.3f} + "
+        f"{row['waiting']:7.3f} + {row['exchanging']:7.3f}){row['tokens_per_second']:11.0f}{row['efficiency']:12.0%}"
+        f"{_duration(row['wall_seconds']):>9}{row['cost']:9.2f}"
+        for row in rows
+    ]
+    if most["workers"] > plan["meta_batch_size"]:
+        lines.append(
+            f"with more than {plan['meta_batch_size']} workers meta.meta_batch_size has to grow, as it does here"
+        )
+    if "dry_run" in plan:
+        lines.append(
+            f"one of {most['workers']} workers, tried out: {gib(plan['dry_run'])}, by formula "
+            f"{gib(most['peak_memory_bytes'])}"
+        )
+    return lines
 
 
 def _run(plan: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,26 @@ def cache_root() -> Path:
     return base.resolve()
 
 
+def cached_file(address: str) -> Path:
+    """This node's copy of a file at an address.
+
+    Raises:
+        UserError: the file is not there.
+    """
+    import pyarrow.fs
+
+    filesystem, path = open_address(address, "--run-dir")
+    info = filesystem.get_file_info(path)
+    if not info.is_file:
+        raise UserError(f"{address}: no file is there")
+
+    def copy_into(folder: Path) -> None:
+        folder.mkdir()
+        pyarrow.fs.copy_files(path, str(folder / info.base_name), source_filesystem=filesystem)
+
+    return _copy_of(f"{address} {info.size} {info.mtime_ns}".encode(), copy_into) / info.base_name
+
+
 def cached_folder(address: str, described_by: str, left_out: tuple[str, ...] = ()) -> Path:
     """This node's copy of the folder at an address.
 
@@ -64,16 +85,25 @@ def cached_folder(address: str, described_by: str, left_out: tuple[str, ...] = (
             raise UserError(f"{address}: nothing is prepared there: it has no {described_by}") from None
 
     found = description()
+
+    def copy_into(folder: Path) -> None:
+        _copy(filesystem, path, folder, left_out)
+        if description() != found:
+            raise UserError(f"{address}: changed while it was read; try again")
+
+    return _copy_of(address.encode() + b"\0" + found, copy_into)
+
+
+def _copy_of(identity: bytes, copy_into: Callable[[Path], None]) -> Path:
+    """The folder of what has an identity, which `copy_into` fills where it is not there."""
     copies = cache_root() / "folders"
     copies.mkdir(exist_ok=True, mode=0o700)
-    copy = copies / hashlib.blake2b(address.encode() + b"\0" + found, digest_size=16).hexdigest()
+    copy = copies / hashlib.blake2b(identity, digest_size=16).hexdigest()
     with FileLock(f"{copy}.lock"):
         if not copy.is_dir():
             unfinished = copies / f".unfinished-{uuid.uuid4().hex}"
             try:
-                _copy(filesystem, path, unfinished, left_out)
-                if description() != found:
-                    raise UserError(f"{address}: changed while it was read; try again")
+                copy_into(unfinished)
                 unfinished.rename(copy)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from distmeta.cluster.machine import machine_name
 from distmeta.errors import UserError, first_line
 from distmeta.store.address import join, name_of, names_storage
-from distmeta.store.cache import cache_root, cached_folder
+from distmeta.store.cache import cache_root, cached_file, cached_folder
 from distmeta.store.mirror import INTERVAL, MANIFEST, NOT_FETCHED, Mirror
 
 BY_WORKERS = re.compile(r"(metrics|validation|events-\d+)\.jsonl|wandb\.json|weights/.*|wandb/.*")
@@ -41,7 +41,8 @@ _mirrors: dict[Path, Mirror] = {}
 _temporary: list[Path] = []
 _addresses: list[str] = []
 """Those that were ever opened here: what is said of them may come after their folders have gone."""
-_is_worker = False
+_only_reads = False
+"""Whether this process does a part of the work of another one, which writes."""
 
 
 def local_folder(address: str, key: str) -> Path:
@@ -89,7 +90,7 @@ def corpus_folder(directory: str | None, own: Path) -> Path:
     address = address_of(own) if directory is None else directory if names_storage(directory) else None
     if address is None:
         return own if directory is None else Path(directory)
-    if _is_worker:
+    if _only_reads:
         return cached_folder(address, MANIFEST, left_out=("work", "used-by"))
     folder = local_folder(address, "corpus.directory")
     mirror = mirror_of(folder)
@@ -140,8 +141,7 @@ def folder_on_worker(run: str, rank: int, owner: str | None) -> Iterator[Path]:
     Raises:
         UserError: the storage has not answered for long, or another driver has taken the address over.
     """
-    global _is_worker
-    _is_worker = True
+    only_read()
     if not names_storage(run):
         yield Path(run)
         return
@@ -159,6 +159,23 @@ def folder_on_worker(run: str, rank: int, owner: str | None) -> Iterator[Path]:
         yield mirror.folder
     finally:
         close_folders()
+
+
+def only_read() -> None:
+    """Says that this process does a part of the work of another one: corpora are read from one copy a node."""
+    global _only_reads
+    _only_reads = True
+
+
+def file_at(place: str) -> Path:
+    """The local file of a path or address, as `given` names it.
+
+    Raises:
+        UserError: the storage cannot be reached, or has no such file.
+    """
+    if not names_storage(place):
+        return Path(place)
+    return cached_file(place) if _only_reads else local_folder(place, "--run-dir")
 
 
 def attach(address: str, folder: Path) -> None:

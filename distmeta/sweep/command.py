@@ -94,22 +94,34 @@ def plan(
     rate: float | None,
     memory: float | None,
     say: Say,
+    workers: int | None = None,
+    bandwidth: float | None = None,
 ) -> str:
     """Forecasts a run; of a configuration with a section `sweep`, the whole sweep. Returns the forecast as text.
 
     Raises:
         UserError: it does not fit into the memory that there is.
     """
-    for name, number in (("rate", rate), ("memory", memory)):
+    for name, number in (("rate", rate), ("memory", memory), ("bandwidth", bandwidth)):
         if number is not None and not math.isfinite(number):
             raise UserError(f"--{name} {number}: must be a finite number")
+    if bandwidth is not None and workers is None:
+        raise UserError("--bandwidth: is between the workers that --workers asks about: give that too")
     is_for_sweep = any(override.strip().startswith("sweep") for override in overrides)
     config, sweep = open_sweep(config_file, overrides, run_dir, "sweep" if is_for_sweep else "default")
     with own(sweep.path):
-        return _plan(config, sweep, rate, memory, say)
+        return _plan(config, sweep, rate, memory, workers, bandwidth, say)
 
 
-def _plan(config: Config, sweep: SweepDirectory, rate: float | None, memory: float | None, say: Say) -> str:
+def _plan(
+    config: Config,
+    sweep: SweepDirectory,
+    rate: float | None,
+    memory: float | None,
+    workers: int | None,
+    bandwidth: float | None,
+    say: Say,
+) -> str:
     from distmeta.pipeline import check_claim
     from distmeta.plan import (
         asha_share,
@@ -138,7 +150,9 @@ def _plan(config: Config, sweep: SweepDirectory, rate: float | None, memory: flo
         check_sweep(config, sweep, resume=True)
     else:
         check_claim(made, run, resume=True)
-    forecast = make_plan(made, run, rate=rate, say=say)
+    forecast = make_plan(
+        made, run, rate=rate, say=say, workers=workers, bandwidth=None if bandwidth is None else bandwidth * 1e9 / 8
+    )
     if trials:
         for line in fewer_trials(trials, config.sweep):
             say(line)
@@ -159,5 +173,5 @@ def trials_at_a_time(config: Config) -> int:
     """How many trials this machine holds, one at least."""
     from distmeta.cluster.connect import runs_at_a_time
 
-    room = runs_at_a_time(config, [{"CPU": available_cpus()}])
+    room = runs_at_a_time(config, [{"CPU": available_cpus()}]) or 0
     return max(1, min(room, config.sweep.max_concurrent or room, config.sweep.num_trials))

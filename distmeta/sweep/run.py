@@ -14,7 +14,10 @@ from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.search import ConcurrencyLimiter
 
-from distmeta.cluster.connect import check_workers_fit, ray_cluster, runs_at_a_time
+from distmeta.cluster.connect import check_workers_fit, living_nodes, ray_cluster, runs_at_a_time
+from distmeta.cluster.doctor import check_nodes
+from distmeta.cluster.growth import growth
+from distmeta.cluster.named_cluster import named_cluster
 from distmeta.config import Config, to_yaml
 from distmeta.errors import Interrupted, UserError
 from distmeta.files import write_json, write_text
@@ -64,13 +67,14 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
     check_sweep_storage(config, sweep)
     largest = space.largest()
     check_workers_fit(largest)
+    check_nodes(largest, RunDirectory(sweep.path), say)
     choose_weights(largest, say)
     check_model_states_fit(largest)
     maker = TrialMaker(config, sweep, say)
     maker.check(first_values(space, config.sweep))
     sweep.stop_request.unlink(missing_ok=True)
     with ray_cluster(largest):
-        at_a_time = _at_a_time(config, largest)
+        at_a_time = _at_a_time(config, largest, say)
         maker.prepare_corpus(maker.resolved(space.default()))
         sweep.tune.mkdir(parents=True, exist_ok=True)
         write_text(sweep.config, to_yaml(config))
@@ -267,17 +271,24 @@ def check_options(config: Config, space: Space) -> None:
         raise UserError("\n".join(faults))
 
 
-def _at_a_time(config: Config, largest: Config) -> int:
+def _at_a_time(config: Config, largest: Config, say: Say) -> int:
     """How many trials run side by side."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = runs_at_a_time(largest, nodes)
-    options = config.sweep
+    nodes, options = living_nodes(), config.sweep
+    now = runs_at_a_time(largest, nodes) or 0
+    growing = growth() if named_cluster() else None
+    room = runs_at_a_time(largest, nodes, growing)
+    if room is None:  # it grows, and how far is not known here
+        room = options.max_concurrent or (options.num_trials if options.scheduler == "pbt" else max(1, now))
     if options.scheduler == "pbt" and room < options.num_trials:
-        workers, cpus = largest.train.num_workers, largest.train.cpus_per_worker
+        workers, cpus = largest.train.most_workers, largest.train.cpus_per_worker
         total = sum(node.get("CPU", 0) for node in nodes)
         raise UserError(
             f"sweep.num_trials: pbt trains its {options.num_trials} trials side by side, of {workers} workers with "
             f"{cpus:g} CPUs each that is {options.num_trials * workers * cpus:g}, the cluster has {total:g}: lower "
             "sweep.num_trials or train.cpus_per_worker"
         )
-    return min(room, options.max_concurrent or room, options.num_trials)
+    at_a_time = min(room, options.max_concurrent or room, options.num_trials)
+    if at_a_time > now:
+        limit = f"{config.train.wait_for_nodes:.0f} s at the most"
+        say(f"the cluster has room for {now} trials now, and can grow; the others wait, {limit}")
+    return at_a_time

@@ -130,7 +130,7 @@ class Space:
     def largest(self) -> Config:
         """The configuration with the most and the largest workers that a trial can have."""
         values = {
-            key: max(entry.values) if entry.values is not None else _at_end(entry, "high")
+            key: max(entry.values, key=_most) if entry.values is not None else _at_end(entry, "high")
             for key, entry in self._entries.items()
             if key in ("train.num_workers", "train.cpus_per_worker")
         }
@@ -248,6 +248,11 @@ def _as_list(value: Any) -> list[Any]:
 def _range(entry: SpaceEntry) -> tuple[float, float]:
     """Lowest and highest value of a range."""
     return entry.low or 0.0, entry.high or 0.0
+
+
+def _most(value: int | float | list[int]) -> int | float:
+    """The high end of a value of `train.num_workers`."""
+    return value[-1] if isinstance(value, list) else value
 
 
 def _at_end(entry: SpaceEntry, end: str) -> float | int:

@@ -29,8 +29,9 @@ OWN = (
 )
 """What of a run's progress says what it has cost."""
 
-PATIENCE = 60.0
-"""Seconds in which a checkpoint has to be in storage after the validation of its step was reported."""
+PATIENCE = 600.0
+"""Seconds in which a checkpoint has to be in storage after the validation of its step was reported: it is stored beside
+the step after that, and counts at the end of it."""
 
 
 def copy_newest(config: Config, run: RunDirectory, trial_id: str, outer_step: int, directory: Path) -> None:

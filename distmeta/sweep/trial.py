@@ -20,6 +20,7 @@ from distmeta.tracking.cost import run_summary
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.failures import may_pass
 from distmeta.train.launch import FIRST_STEP, TrainingRun
+from distmeta.train.restart import StoppedWaiting
 
 TOTALS = ("wall_seconds", "worker_seconds", "flops")
 WORST_ACCURACY = 0.0
@@ -32,10 +33,10 @@ class Trial(tune.Trainable):
     values by dotted key. All else is in the trial's run directory, so whoever starts the trial again goes on with it.
     """
 
-    def setup(self, config: dict[str, Any], folder: str = "") -> None:
-        """Takes a trial up; `folder` is that in which the process that leads the sweep writes."""
+    def setup(self, config: dict[str, Any], folder: str | None = None) -> None:
+        """Takes a trial up; `folder` is that in which the process that leads a sweep at an address writes."""
         prepare_environment()
-        self._sweep = SweepDirectory(Path(folder))
+        self._sweep = SweepDirectory(Path(folder or config["sweep"]))
         if names_storage(config["sweep"]):
             attach(config["sweep"], self._sweep.path)
         self._begin(config)
@@ -139,6 +140,8 @@ class Trial(tune.Trainable):
         reason = None
         try:
             progress = self._training.progress()
+        except StoppedWaiting:
+            pass
         except UserError as error:
             status, reason = "failed", str(error)
         except Exception as error:

@@ -8,7 +8,12 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from distmeta.section import Section
 
 
-def _check(value: int | list[int], lowest: int) -> int | list[int]:
+def check_range(value: int | list[int], lowest: int) -> int | list[int]:
+    """The value itself, of a setting that is a number or a range.
+
+    Raises:
+        ValueError: it is neither, or below `lowest`.
+    """
     ends = [value] if isinstance(value, int) else value
     if isinstance(value, list) and len(value) != 2:
         raise ValueError("should be a number, or two as [low, high]")
@@ -19,9 +24,9 @@ def _check(value: int | list[int], lowest: int) -> int | list[int]:
     return value
 
 
-Ways = Annotated[int | list[int], AfterValidator(partial(_check, lowest=2))]
+Ways = Annotated[int | list[int], AfterValidator(partial(check_range, lowest=2))]
 """Classes in a task: a number, or [lowest, highest]."""
-Shots = Annotated[int | list[int], AfterValidator(partial(_check, lowest=1))]
+Shots = Annotated[int | list[int], AfterValidator(partial(check_range, lowest=1))]
 """Support examples a class: a number, or [lowest, highest]."""
 
 

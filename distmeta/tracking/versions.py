@@ -27,19 +27,21 @@ def environment() -> dict[str, str]:
     installed, and `git_commit` (with `-dirty` where files were changed since) where the project runs from a checkout
     of its own.
     """
-    found = {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "distmeta": distmeta.__version__,
-    }
+    found = {"platform": f"{platform.system()} {platform.machine()}"} | versions()
+    commit = _git_commit(Path(distmeta.__file__).resolve().parents[1])
+    if commit:
+        found["git_commit"] = commit
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions by name: `python`, `distmeta`, and each package that is installed."""
+    found = {"python": platform.python_version(), "distmeta": distmeta.__version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    commit = _git_commit(Path(distmeta.__file__).resolve().parents[1])
-    if commit:
-        found["git_commit"] = commit
     return found
 
 

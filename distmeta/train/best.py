@@ -116,10 +116,10 @@ class Best:
         """The weights that are kept."""
         return read_tensors(self._run.best_weights)
 
-    def extra(self) -> dict[str, LazyTensors]:
-        """What a checkpoint has to keep of weights."""
-        before = {} if self._before is None else {"before-average": read_tensors(self._run.weights_before_average)}
-        return {"best": self.weights(), **before}
+    def files(self) -> dict[str, Path]:
+        """The files of weights that a checkpoint has to keep, by what they are."""
+        before = {} if self._before is None else {"before-average": self._run.weights_before_average}
+        return {"best": self._run.best_weights, **before}
 
     @property
     def _kept(self) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Settings of a training run."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
 from distmeta.section import UNSET, ByRecipe, Section
+from distmeta.tasks.config import bounds, check_range
 
 
 def _share(value: Any) -> Any:
@@ -18,13 +20,16 @@ SHARES = (0.25, 0.5, 0.75)
 """Of the starting weights, in the averages that `average_with_start: auto` tries."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Workers = Annotated[int | list[int], AfterValidator(partial(check_range, lowest=1))]
+"""A number, or [fewest, most]."""
 
 
 class TrainConfig(Section):
     """Workers, steps and checkpoints."""
 
-    num_workers: int = Field(default=1, ge=1)
-    """Ray Train workers; each computes its share of the tasks of an outer step."""
+    num_workers: Workers = 1
+    """Ray Train workers; each computes its share of the tasks of an outer step: a number, or [fewest, most] of which
+    there are as many as the cluster has room for, fewer when a node is lost and more when one comes."""
     cpus_per_worker: float = Field(default=1.0, ge=0.01)
     """CPUs that a worker takes from the cluster; below 1 several workers share one."""
     outer_steps: ByRecipe[PositiveInt] = UNSET
@@ -57,7 +62,26 @@ class TrainConfig(Section):
     storage: str | None = None
     """Where checkpoints go: a shared path or an s3:// address; unset: the run directory."""
     max_failures: int = Field(default=3, ge=-1)
-    """Lost workers that are made good before a run gives up, -1: any number; a fault of the code ends it at once."""
+    """Lost workers that are made good before a run gives up, -1: any number; a fault of the code ends it at once, and
+    workers whose node was lost or taken away are not counted."""
+    wait_for_nodes: float = Field(default=1800.0, ge=0)
+    """Longest wait for room for the fewest workers, at the start and where a node was lost; then the run ends, and can
+    be resumed (seconds)."""
+    wait_for_worker: float = Field(default=60.0, ge=0)
+    """Shortest wait for a worker that makes no step or does not answer; when it has lasted five times the longest step
+    so far as well, the worker counts as lost; 0: wait for ever (seconds)."""
+    wait_for_storage: float = Field(default=1200.0, ge=0)
+    """Longest wait for a storage that fails or is full; then the run ends, and can be resumed (seconds)."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """Without so many the run waits."""
+        return bounds(self.num_workers)[0]
+
+    @property
+    def most_workers(self) -> int:
+        """There are never more."""
+        return bounds(self.num_workers)[1]
 
     @property
     def validates(self) -> bool:

@@ -22,16 +22,19 @@ class EventsTail:
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
-        self._seen: Counter[Path] = Counter()
+        self._read: Counter[Path] = Counter()
+        """Bytes of each file."""
 
     def new(self) -> list[dict[str, Any]]:
         """Those that were noted since the last call, in the order of their time."""
         found = []
         for path in self._run.path.glob("events*.jsonl"):
-            # A last line that is still being written is left for the next time.
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-            found += [json.loads(line) for line in lines[self._seen[path] :]]
-            self._seen[path] = len(lines)
+            with path.open("rb") as file:
+                file.seek(self._read[path])
+                content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]  # a last line that is still being written is left for later
+            self._read[path] += len(whole)
+            found += [json.loads(line) for line in whole.splitlines()]
         return sorted(found, key=lambda event: event["time"])
 
 

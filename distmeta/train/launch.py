@@ -13,23 +13,30 @@ import pyarrow.fs
 import ray
 import torch
 from ray.exceptions import RayError
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from tqdm import tqdm
 
+from distmeta.cluster.connect import workers_of
 from distmeta.config import Config
-from distmeta.engine.checkpoint import PREFIX, fetch_checkpoint
+from distmeta.engine.checkpoint import fetch_checkpoint
 from distmeta.errors import Interrupted, UserError
 from distmeta.rundir import RunDirectory
 from distmeta.signals import stop_on_signal
 from distmeta.store.folders import Lent, carry, folder_on_worker, given
 from distmeta.tracking import wandb_environment
 from distmeta.tracking.metrics import MetricsTail
+from distmeta.train.checkpoint_folder import CheckpointFolder
 from distmeta.train.events import EventsTail, NoteWarnings
 from distmeta.train.failures import Failures, SureFailure, describe, sure_failure, told_apart
+from distmeta.train.network import NodeNetwork
+from distmeta.train.patience import patiently
+from distmeta.train.restart import StartAgain, StoppedWaiting, is_asked
+from distmeta.train.scaling import Scaling
 from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path
+from distmeta.train.watchdog import watchdogs
 
 FIRST_STEP = 5.0
 """Seconds after a signal in which workers that have not yet done a step may do one; then there is nothing to keep."""
@@ -49,29 +56,31 @@ class TrainingRun:
         self._result: ray.train.Result | None = None
         self._error: BaseException | None = None
         run.stop_request.unlink(missing_ok=True)
-        use_gpu = _use_gpu(config)
+        (each, most), train = workers_of(config), config.train
         self._lent = Lent(run.path)
         self._trainer = _Trainer(
-            run.events,
+            run,
+            train.wait_for_nodes,
             _train_worker,
             train_loop_config={
                 "config": config.model_dump(),
                 "run": given(run.path),
                 "owner": self._lent.token,
-                "use_gpu": use_gpu,
+                "use_gpu": "GPU" in each,
                 "launched": time.time(),
                 "wandb": wandb_environment.environment(),
             },
+            torch_config=NodeNetwork(events=run.events),
             scaling_config=ScalingConfig(
-                num_workers=config.train.num_workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+                num_workers=(train.fewest_workers, most),  # type: ignore[arg-type]  # of Train V2
+                use_gpu="GPU" in each,
+                resources_per_worker=each,
             ),
             run_config=RunConfig(
                 name=CHECKPOINTS,
                 storage_path=storage_path(config, run),
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=config.train.checkpoints_to_keep),
+                callbacks=watchdogs(config.train.wait_for_worker, run.events),
             ),
         )
         self._thread = threading.Thread(target=self._fit, daemon=True, name="distmeta-fit")
@@ -110,14 +119,16 @@ class TrainingRun:
 
 class _Trainer(TorchTrainer):
     """Ray's trainer without helper processes that these runs have no use for: at each start they cost a third of what
-    the worker itself costs. And it starts workers again only where that may help; the losses are noted in `events`."""
+    the worker itself costs. And it starts workers again only where that may help, as many as there is room for."""
 
-    def __init__(self, events: Path, *arguments: Any, **options: Any) -> None:
+    def __init__(self, run: RunDirectory, wait_for_nodes: float, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._events = events
+        self._run, self._wait_for_nodes = run, wait_for_nodes
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        options["failure_policy"] = Failures(self.run_config.failure_config, self._events)
+        run = self._run
+        options["failure_policy"] = Failures(self.run_config.failure_config, run.events)
+        options["scaling_policy"] = Scaling(self.scaling_config, run.events, run.stop_request, self._wait_for_nodes)
         return super()._initialize_and_run_controller(**options)  # type: ignore[misc]  # of Train V2
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -149,6 +160,8 @@ def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dic
                     raise Interrupted("stopped before an outer step was done; --resume goes on from where it began")
     try:
         progress = training.progress()
+    except StoppedWaiting as error:
+        raise Interrupted(str(error)) from None
     except RayError as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -160,23 +173,13 @@ def launch(config: Config, run: RunDirectory, say: Callable[[str], None]) -> dic
     return progress
 
 
-def _use_gpu(config: Config) -> bool:
-    gpus = ray.cluster_resources().get("GPU", 0)
-    wanted = config.engine.device
-    if wanted == "cpu" or (wanted == "auto" and gpus == 0):
-        return False
-    if gpus < config.train.num_workers:
-        raise UserError(
-            f"train.num_workers: {config.train.num_workers} workers need as many GPUs, the cluster has {gpus:g}: "
-            "lower it, or set engine.device to cpu"
-        )
-    return True
-
-
 def _explain(error: BaseException, run: RunDirectory) -> BaseException:
     """What training ended with, as the user can use it."""
     if not isinstance(error, ray.train.TrainingFailedError):
         return error
+    cause = getattr(error, "controller_failure", None)
+    if isinstance(cause, UserError):
+        return cause
     if sure := sure_failure(getattr(error, "worker_failures", {})):
         rank, cause = sure
         if isinstance(cause, SureFailure):
@@ -215,8 +218,9 @@ def _train(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
     # One worker looks for the checkpoint, so that all go on from the same one. The name of the attempt keeps a
     # checkpoint that is made again apart from one that is there and damaged.
     decided: list[Any] = [None, None]
+    limit = config.train.wait_for_storage
     if rank == 0:
-        found = newest_checkpoint(config, run)
+        found = patiently(lambda: newest_checkpoint(config, run), "the newest checkpoint cannot be read", limit)
         decided = [found and str(found[1]), secrets.token_hex(3)]
     if world_size > 1:
         torch.distributed.broadcast_object_list(decided)
@@ -228,17 +232,23 @@ def _train(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
             if path is None:
                 return None
             filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
-            return fetch_checkpoint(filesystem, path, Path(scratch))
+            return patiently(lambda: fetch_checkpoint(filesystem, path, Path(scratch)), f"{path} cannot be read", limit)
 
-        def store(outer_step: int, folder: Path | None) -> None:
-            carry(run.path)  # what a checkpoint goes on from is there before it counts
-            ray.train.report(
-                {"outer_step": outer_step},
-                checkpoint=Checkpoint.from_directory(folder) if folder else None,
-                checkpoint_dir_name=f"{PREFIX}{outer_step:08d}-{attempt}",
-            )
-
-        return train(config, run, Worker(rank, world_size, device, newest, store, settings["launched"]))
+        filesystem, folder = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
+        to = CheckpointFolder(
+            filesystem,
+            f"{folder}/{CHECKPOINTS}",
+            config.train.checkpoints_to_keep,
+            f"-{attempt}",
+            lambda: carry(run.path),
+            limit,
+        )
+        worker = Worker(rank, world_size, device, newest, to, settings["launched"], is_asked)
+        progress = train(config, run, worker)
+    is_over = progress["outer_step"] == config.train.outer_steps or progress.keys() & {"ended_early", "diverged"}
+    if is_asked() and not is_over and not run.stop_request.exists():
+        raise StartAgain
+    return progress
 
 
 class _Progress:

@@ -5,7 +5,6 @@ It needs torch.distributed where there are several workers, and nothing of Ray: 
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import torch.distributed
 
 from distmeta.allocator import freed_at_once
 from distmeta.config import Config
-from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
+from distmeta.engine.checkpoint import read_checkpoint
 from distmeta.engine.precision import set_up_arithmetic
 from distmeta.meta import Learner
 from distmeta.meta.config import MetaConfig
@@ -28,8 +27,11 @@ from distmeta.tensors import read_tensors
 from distmeta.tracking.cost import FlopCounter, StepTokens, run_summary
 from distmeta.tracking.machine_use import MachineUse
 from distmeta.train.best import Best
+from distmeta.train.checkpoint_folder import CheckpointFolder
+from distmeta.train.checkpoints import Checkpoints
 from distmeta.train.choose import Chooser
-from distmeta.train.phases import PHASES, STEP_PHASES, PhaseClock, Totals
+from distmeta.train.phases import OWN_PHASES, PHASES, STEP_PHASES, PhaseClock, Totals
+from distmeta.train.pulse import PULSE
 from distmeta.train.record import Recorder
 from distmeta.train.stepper import Partitioned, Whole
 from distmeta.train.validate import Validator
@@ -53,10 +55,12 @@ class Worker:
     device: torch.device
     newest_checkpoint: Callable[[], Path | None]
     """Local folder of the newest good checkpoint, the same one on every worker; None: begin at step 0."""
-    store_checkpoint: Callable[[int, Path | None], None]
-    """Every worker calls it with the outer step; rank 0 gives the folder, which is in storage when the call returns."""
+    checkpoints: CheckpointFolder
+    """Where checkpoints go, of all workers."""
     launched: float = field(default_factory=time.time)
     """Time at which the run was asked for (seconds since 1970)."""
+    is_to_end: Callable[[], bool] = lambda: False
+    """Whether a checkpoint and the end are asked for, as by the run directory's stop request."""
 
 
 def learning_rate(config: MetaConfig, step: int, outer_steps: int) -> float:
@@ -122,9 +126,14 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     best = Best(run, progress, extra, is_main)
     chooser = Chooser(config, run, stepper, validator, recorder, best, progress)
     totals = Totals(progress, worker.world_size)
+    checkpoints = Checkpoints(worker.checkpoints, engine, worker.rank, worker.world_size)
     machine = MachineUse(worker.device, worker.world_size, is_main=is_main)
 
+    def is_to_end() -> bool:
+        return run.stop_request.exists() or worker.is_to_end()
+
     def validate(outer_step: int, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
+        PULSE.at(f"the validation after outer step {outer_step}")
         scores = chooser.validate(outer_step, is_stopping)
         totals.count("validation")
         return scores
@@ -140,13 +149,16 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         if recorder:
             recorder.step(unvalidated | (scores or {}) | _totals(progress))
     for step in () if chooser.ended_early else range(progress["outer_step"], config.train.outer_steps):
+        PULSE.at(f"outer step {step + 1}", is_step=True)
         clock = PhaseClock()
         work = work_source.take(step)
         clock.mark("data")
         rate = learning_rate(config.meta, step, config.train.outer_steps)
         norm, metrics = stepper.step(work, rate, step / config.train.outer_steps, clock)
-        metrics["stop"] = float(is_main and run.stop_request.exists())
+        PULSE.worked(sum(clock.seconds.get(phase, 0.0) for phase in OWN_PHASES))
+        metrics["stop"] = float(is_main and is_to_end())
         metrics["look"] = float(machine.is_due)
+        metrics["written"] = float(checkpoints.is_written)
         metrics |= {f"seconds/{phase}": spent / worker.world_size for phase, spent in clock.seconds.items()}
         started = time.perf_counter()
         metrics = _sum_over_workers(metrics, worker)
@@ -155,6 +167,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
 
         outer_step = step + 1
         is_stopping, is_due = metrics.pop("stop") > 0, metrics.pop("look") > 0
+        if metrics.pop("written") == worker.world_size:
+            checkpoints.commit()
         row = _row(outer_step, metrics, norm, rate, seconds, config.meta)
         row["training/clip_factor"] = engine.clip_factor
         progress["outer_step"] = outer_step
@@ -172,7 +186,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             progress["diverged"] = diverged
         elif chooser.is_due(outer_step):
             # What is cut off, or not begun, is made good when the run goes on.
-            scores = None if is_stopping else validate(outer_step, run.stop_request.exists)
+            scores = None if is_stopping else validate(outer_step, is_to_end)
             is_whole, is_stopping = scores is not None, scores is None
             row |= scores or {}
         row |= _totals(progress)
@@ -182,23 +196,23 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
             break
         is_last = outer_step == config.train.outer_steps or chooser.ended_early is not None
         if is_last or is_stopping or outer_step % config.train.checkpoint_every == 0:
+            PULSE.at(f"the checkpoint of outer step {outer_step}")
             progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
-            with freed_at_once(), tempfile.TemporaryDirectory(prefix="distmeta-checkpoint-") as scratch:
-                folder = Path(scratch) if is_main else None
-                if folder:
-                    left = {} if is_whole else {"unvalidated": row}
-                    write_checkpoint(folder, engine.state(), progress | chooser.progress | left, best.extra())
-                else:
-                    engine.state().take_part()
-                worker.store_checkpoint(outer_step, folder)
+            left = {} if is_whole else {"unvalidated": row}
+            with freed_at_once():
+                checkpoints.begin(progress | chooser.progress | left, best.files())
+            if is_last or is_stopping:
+                checkpoints.finish()
             totals.count("checkpoint")
         if is_last or is_stopping:
             break
 
+    PULSE.at("the end")
     progress |= chooser.progress
     progress["peak_memory_bytes"] = max(progress["peak_memory_bytes"], _peak_memory(worker))
     if recorder:
         recorder.finish(run_summary(progress, config.tracking))
+    checkpoints.close()
     work_source.close()
     engine.close()
     return progress

@@ -6,6 +6,8 @@ from typing import Any
 
 STEP_PHASES = ("data", "inner", "outer", "communication", "optimizer")
 """Phases of every outer step."""
+OWN_PHASES = ("data", "inner", "outer")
+"""Those of them in which a worker waits for no other, where the weights are whole."""
 PHASES = (*STEP_PHASES, "validation", "checkpoint")
 
 

@@ -48,6 +48,7 @@ from distmeta.tasks.config import Split
 from distmeta.tensors import read_tensors
 from distmeta.tracking.metrics import read_metrics
 from distmeta.train.best import averaged
+from distmeta.train.checkpoint_folder import CheckpointFolder
 from distmeta.train.config import SHARES
 from distmeta.train.loop import Worker, train
 from distmeta.yaml_text import parse_yaml, read_yaml
@@ -172,7 +173,8 @@ class Trials:
             run = RunDirectory(Path(scratch))
             prepare_with(LocalExecutor(), config, run, lambda text: None)
             started = time.process_time()
-            progress = train(config, run, Worker(0, 1, torch.device("cpu"), lambda: None, lambda step, folder: None))
+            checkpoints = CheckpointFolder.local(run.path / "checkpoints")
+            progress = train(config, run, Worker(0, 1, torch.device("cpu"), lambda: None, checkpoints))
             seconds = time.process_time() - started
             start, kept = read_tensors(run.starting_weights), read_tensors(run.best_weights)
             name = f"step {progress['best_step']}"

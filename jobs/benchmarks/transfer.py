@@ -35,6 +35,7 @@ from distmeta.pipeline import claim, export
 from distmeta.run_corpus import prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import resolve
+from distmeta.train.checkpoint_folder import CheckpointFolder
 from distmeta.train.loop import Worker, train
 from distmeta.yaml_text import read_yaml
 
@@ -62,7 +63,8 @@ def train_arms(options: argparse.Namespace) -> None:
             prepare_with(LocalExecutor(), config, run, lambda text: print(text, file=sys.stderr))
             claim(config, run)
             started = time.process_time()
-            progress = train(config, run, Worker(0, 1, torch.device("cpu"), lambda: None, lambda step, folder: None))
+            checkpoints = CheckpointFolder.local(run.path / "checkpoints")
+            progress = train(config, run, Worker(0, 1, torch.device("cpu"), lambda: None, checkpoints))
             export(config, run)
             seconds = time.process_time() - started
             print(f"{arm}-{seed}: {seconds:.0f} s of a core, {progress['flops']:.3g} operations", flush=True)
