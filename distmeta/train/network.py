@@ -36,7 +36,7 @@ def use_interface_of(address: str, chosen: Mapping[str, str]) -> str:
         os.environ.setdefault(GLOO, interface)
         os.environ.setdefault(NCCL, f"={interface}")  # of a name without the sign NCCL takes all that begin so
     used = {os.environ.get(name, "").removeprefix("=") for name in (GLOO, NCCL)}
-    if used == {interface}:
+    if interface and used == {interface}:
         return f"{interface} on {address}"
     if not environment():
         return f"none on {address}, where no interface holds that address: set {GLOO} and {NCCL}"
