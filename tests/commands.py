@@ -75,7 +75,7 @@ class Running:
     def __init__(self, folder: Path, config: str, run: str, *arguments: str, verb: str = "pretrain") -> None:
         self.run = folder / run
         command = [*DISTMETA, verb, "--config", config, "--run-dir", run, *arguments]
-        self.log = folder / f"{run}.log"
+        self.log = folder / f"{run.rpartition('/')[2]}.log"
         with self.log.open("a") as log:
             # With a process group of its own, as a shell or a scheduler gives it; it ends with the tests all the same.
             self.process = subprocess.Popen(
