@@ -238,7 +238,7 @@ def test_while_workers_train_their_files_are_theirs(server: Server, address: str
         lent = Lent(folder)
         driver_mirrors, folders._mirrors = folders._mirrors, {}  # a worker's process has its own
         temporary, folders._temporary = folders._temporary, []
-        with folder_on_worker(address, 0, lent.token) as of_rank_0:
+        with folder_on_worker(address, 0, lent.owner) as of_rank_0:
             assert of_rank_0 != folder
             assert sorted(path.name for path in of_rank_0.rglob("*") if path.is_file()) == [
                 "metrics.jsonl",
@@ -267,10 +267,28 @@ def test_a_worker_whose_driver_was_taken_over_writes_no_more(server: Server, add
     with (
         own(folder),
         pytest.raises(UserError, match="another process has taken it over"),
-        folder_on_worker(address, 0, "the token of before") as of_rank_0,
+        folder_on_worker(address, 0, (address, "the token of before")) as of_rank_0,
     ):
         (of_rank_0 / "metrics.jsonl").write_text("{}\n")
     assert "metrics.jsonl" not in below(server, address)
+
+
+def test_the_workers_of_a_part_go_by_the_claim_of_the_whole(server: Server, address: str) -> None:
+    """Of a trial, or of a baseline."""
+    folder = local_folder(address, "--run-dir")
+    trial = folder / "trials" / "0001"
+    with own(folder):
+        trial.mkdir(parents=True)
+        (trial / "trial.json").write_text("{}")
+        lent = Lent(trial)
+        mirrors, folders._mirrors = folders._mirrors, {}
+        temporary, folders._temporary = folders._temporary, []
+        with folder_on_worker(f"{address}/trials/0001", 0, lent.owner) as of_rank_0:
+            assert (of_rank_0 / "trial.json").exists()
+            (of_rank_0 / "metrics.jsonl").write_text("{}\n")
+        folders._mirrors, folders._temporary, folders._only_reads = mirrors, temporary, False
+        lent.end()
+        assert (trial / "metrics.jsonl").read_text() == "{}\n"
 
 
 def test_a_process_beside_the_driver_reads_and_writes_nothing_there(

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from distmeta.cluster.machine import machine_name
 from distmeta.errors import UserError, first_line
-from distmeta.store.address import join, name_of, names_storage
+from distmeta.store.address import join, name_of, names_storage, open_address
 from distmeta.store.cache import cache_root, cached_file, cached_folder
+from distmeta.store.claim import Claim
 from distmeta.store.mirror import INTERVAL, MANIFEST, NOT_FETCHED, Mirror
 
 BY_WORKERS = re.compile(r"(metrics|validation|events-\d+)\.jsonl|wandb\.json|weights/.*|wandb/.*")
@@ -35,6 +36,9 @@ NOT_FOR_WORKERS = re.compile(r"(model|starting|evaluations|trials|tune|multitask
 
 TRAINING = ".training"
 """The file in the local folder of a run that says that workers train it."""
+
+Owner = tuple[str, str]
+"""A claimed address, and what tells its owner from others."""
 
 _mirrors: dict[Path, Mirror] = {}
 """Those of this process, by their local folders."""
@@ -128,7 +132,7 @@ def as_given(text: str) -> str:
 
 
 @contextlib.contextmanager
-def folder_on_worker(run: str, rank: int, owner: str | None) -> Iterator[Path]:
+def folder_on_worker(run: str, rank: int, owner: Owner | None) -> Iterator[Path]:
     """The folder of a run in a worker's process; at an address: with what it goes on from.
 
     All workers note events, each in a file of its own; the first writes everything else that is theirs.
@@ -136,7 +140,7 @@ def folder_on_worker(run: str, rank: int, owner: str | None) -> Iterator[Path]:
     Args:
         run: its path or address.
         rank: of the worker.
-        owner: what tells its driver from others who claim the address.
+        owner: the address that its driver has claimed, which may be that of a whole sweep, and the claim's token.
 
     Raises:
         UserError: the storage has not answered for long, or another driver has taken the address over.
@@ -147,7 +151,9 @@ def folder_on_worker(run: str, rank: int, owner: str | None) -> Iterator[Path]:
         return
     own = re.compile(BY_WORKERS.pattern if rank == 0 else f"events-{rank}.jsonl")
     mirror = Mirror(run, "--run-dir", _new_folder(run), own.fullmatch)
-    mirror.claim.token = owner
+    if owner is not None:
+        mirror.claim = Claim(mirror.filesystem, open_address(owner[0], "--run-dir")[1].rstrip("/"), owner[0])
+        mirror.claim.token = owner[1]
     mirror.patiently(
         lambda: mirror.fetch(
             wanted=lambda name: not NOT_FETCHED.fullmatch(name) and not NOT_FOR_WORKERS.fullmatch(name)
@@ -225,13 +231,13 @@ class Lent:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.token: str | None = None
-        """What tells workers whether the address is still their driver's."""
+        self.owner: Owner | None = None
+        """By which workers tell whether the address is still their driver's."""
         self._folder, self._mirror = folder, mirror_of(folder)
         self._over = threading.Event()
         if self._mirror is None:
             return
-        self._mirror.patiently(self._read_token)
+        self._mirror.patiently(self._read_owner)
         name = folder.relative_to(self._mirror.folder).as_posix()
         self._prefix = "" if name == "." else f"{name}/"
         carry(folder)
@@ -253,9 +259,10 @@ class Lent:
         mirror.patiently(lambda: mirror.fetch(prefix, lambda name: BY_WORKERS.fullmatch(name[len(prefix) :])))
         (self._folder / TRAINING).unlink(missing_ok=True)
 
-    def _read_token(self) -> None:
+    def _read_owner(self) -> None:
         assert self._mirror is not None
-        self.token = self._mirror.claim.owner_token()
+        if token := self._mirror.claim.owner_token():
+            self.owner = self._mirror.address, token
 
     def _follow(self) -> None:
         assert self._mirror is not None

@@ -65,7 +65,7 @@ class TrainingRun:
             train_loop_config={
                 "config": config.model_dump(),
                 "run": given(run.path),
-                "owner": self._lent.token,
+                "owner": self._lent.owner,
                 "use_gpu": "GPU" in each,
                 "launched": time.time(),
                 "wandb": wandb_environment.environment(),
