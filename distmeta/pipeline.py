@@ -43,6 +43,7 @@ CHANGEABLE = {
     "train.checkpoint_every",
     "train.checkpoints_to_keep",
     "train.max_failures",
+    "train.wait_for_nodes",
     "train.wait_for_worker",
     "train.wait_for_storage",
     *(f"evaluate.{key}" for key in EvaluateConfig.model_fields),

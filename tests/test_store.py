@@ -324,6 +324,9 @@ def test_a_node_has_one_copy_whoever_asks_and_forgets_the_oldest(
     monkeypatch.setenv("DISTMETA_CACHE_GIB", "0.0000015")
     assert cached_folder(address, "manifest.json") == second
     assert not first.exists()
+    monkeypatch.setenv("DISTMETA_CACHE_GIB", "much")
+    with pytest.raises(UserError, match="DISTMETA_CACHE_GIB: much is no number"):
+        cached_folder(address, "manifest.json")
     with pytest.raises(UserError, match=r"nothing is prepared there: it has no manifest\.json"):
         cached_folder(f"{address}/none", "manifest.json")
 
