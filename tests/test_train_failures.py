@@ -137,6 +137,15 @@ def test_the_cause_of_a_loss_is_named_where_it_is_known(message, cause, tmp_path
     assert cause in event["text"]
 
 
+def test_of_many_that_are_lost_at_once_a_few_are_named(tmp_path):
+    policy = Failures(FailureConfig(max_failures=2), tmp_path / "events")
+    policy.make_decision(WorkerGroupError("", {rank: died() for rank in range(256)}))
+    (event,) = events_of(tmp_path / "events")
+    assert "worker 3 was lost" in event["text"]
+    assert "worker 4 " not in event["text"]
+    assert "; and 252 more workers; all workers are started again" in event["text"]
+
+
 def test_a_worker_that_cannot_be_reached_is_not_called_dead(tmp_path):
     failure = ActorUnavailableError("the GRPC connection was lost", b"x" * 16)
     policy = Failures(FailureConfig(max_failures=2), tmp_path / "events")
