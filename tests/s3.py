@@ -25,6 +25,7 @@ class Server:
 
     def stop(self) -> None:
         self._server.stop()
+        self._server._server.server_close()  # or the port listens on, and whoever connects is never answered
 
     @property
     def environment(self) -> dict[str, str]:

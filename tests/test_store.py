@@ -214,15 +214,16 @@ def test_a_storage_that_is_gone_for_a_while_is_waited_for_and_told(
     assert "trying again" in first
     assert second.startswith(f"{address} answers again after ")
 
-    monkeypatch.setattr(mirror, "PATIENCE", 0.5)
-    with own(folder):
-        (folder / "summary.json").write_text("{ }")
+    monkeypatch.setenv("DISTMETA_STORAGE_WAIT", "0.5")
+    other = local_folder(f"{address}-2", "--run-dir")
+    with own(other):
+        (other / "summary.json").write_text("{ }")
         server.stop()
         try:
             with pytest.raises(
-                UserError, match=rf"{address}: cannot be reached for 0 s .*what was to go there is in /"
+                UserError, match=rf"{address}-2: cannot be reached for 0 s .*what was to go there is in /"
             ):
-                carry(folder)
+                carry(other)
         finally:
             server.start()
 
@@ -324,9 +325,10 @@ def test_a_node_has_one_copy_whoever_asks_and_forgets_the_oldest(
     monkeypatch.setenv("DISTMETA_CACHE_GIB", "0.0000015")
     assert cached_folder(address, "manifest.json") == second
     assert not first.exists()
-    monkeypatch.setenv("DISTMETA_CACHE_GIB", "much")
-    with pytest.raises(UserError, match="DISTMETA_CACHE_GIB: much is no number"):
-        cached_folder(address, "manifest.json")
+    for much in ("much", "-1", "nan"):
+        monkeypatch.setenv("DISTMETA_CACHE_GIB", much)
+        with pytest.raises(UserError, match=f"DISTMETA_CACHE_GIB: {much} is no number of GiB: give one such as 100"):
+            cached_folder(address, "manifest.json")
     with pytest.raises(UserError, match=r"nothing is prepared there: it has no manifest\.json"):
         cached_folder(f"{address}/none", "manifest.json")
 

@@ -110,12 +110,17 @@ class TwoNodes:
                 start_new_session=True,
             )
 
+    def ensure_started(self) -> None:
+        """Starts Ray where it has ended."""
+        for number, machine in enumerate(self.machines):
+            if not machine.processes("ray.scripts.scripts start"):
+                self.start_ray(number)
+
     def ensure_ray(self) -> None:
-        """Starts the second node where it is not up, and waits until the cluster has both."""
-        if not self.machines[1].processes("raylet"):
-            self.start_ray(1)
+        """Starts Ray where it has ended, and waits until the cluster has both nodes."""
         status = self.machines[0].command(*RAY, "status", "--address", f"{ADDRESSES[0]}:6379")
         for _ in range(30):
+            self.ensure_started()
             done = subprocess.run(status, env=environment(), capture_output=True, text=True, check=False)
             if "/2.0 CPU" in done.stdout:
                 return

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from distmeta.errors import UserError
 from distmeta.store.address import open_address
+from distmeta.store.limits import limit
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -126,17 +127,8 @@ def _copy(filesystem: "pyarrow.fs.FileSystem", path: str, folder: Path, left_out
 
 def _remove_oldest(copies: Path, keep: Path) -> None:
     """Removes what was not used for longest, where all copies together take more than they may."""
-    taken = 0.0
+    taken, most = 0.0, limit("DISTMETA_CACHE_GIB", LIMIT_GIB, "GiB") * 2**30
     for each in sorted(filter(Path.is_dir, copies.iterdir()), key=lambda each: each.stat().st_mtime, reverse=True):
         taken += sum(file.stat().st_size for file in each.rglob("*") if file.is_file())
-        if taken > _limit() and each != keep:
+        if taken > most and each != keep:
             shutil.rmtree(each, ignore_errors=True)
-
-
-def _limit() -> float:
-    """Bytes that all copies may take."""
-    text = os.environ.get("DISTMETA_CACHE_GIB", str(LIMIT_GIB))
-    try:
-        return float(text) * 2**30
-    except ValueError:
-        raise UserError(f"DISTMETA_CACHE_GIB: {text} is no number: give GiB, such as 100") from None

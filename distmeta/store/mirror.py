@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from distmeta.errors import UserError, first_line
 from distmeta.store.address import open_address
 from distmeta.store.claim import Claim
+from distmeta.store.limits import limit
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -23,7 +24,8 @@ INTERVAL = 3.0
 """Seconds between two looks for what has changed; more where a look takes long, so that it takes a sixth at most."""
 
 PATIENCE = 600.0
-"""Seconds for which a storage that does not answer is waited for, where nothing can be done without it."""
+"""Seconds for which a storage that does not answer is waited for, where nothing can be done without it; or those of
+the environment variable `DISTMETA_STORAGE_WAIT`."""
 
 NOT_FETCHED = re.compile(r"(.*/)?(checkpoints|corpus(-\d+)?|work)/.*|(.*/)?\..*")
 """What does not come until it is asked for, or never: checkpoints, corpora, and what begins with a dot."""
@@ -49,7 +51,7 @@ class Mirror:
         carries: which files this process writes; unset: all.
 
     Raises:
-        UserError: the address is none that can be opened.
+        UserError: the address is none that can be opened, or the longest wait for it no number.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Mirror:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._failing_since: float | None = None
+        self._limit = limit("DISTMETA_STORAGE_WAIT", PATIENCE, "seconds")
 
     def fetch(
         self,
@@ -173,16 +176,16 @@ class Mirror:
         """Does what nothing can be done without, again and again while the storage does not answer.
 
         Raises:
-            UserError: it has not for `PATIENCE` seconds.
+            UserError: it has not for as long as is set.
         """
         started = time.monotonic()
         while True:
             try:
                 work()
             except OSError as error:
-                if time.monotonic() - started > PATIENCE:
+                if time.monotonic() - started > self._limit:
                     raise UserError(
-                        f"{self.key}: {self.address}: cannot be reached for {PATIENCE:.0f} s ({first_line(error)}); "
+                        f"{self.key}: {self.address}: cannot be reached for {self._limit:.0f} s ({first_line(error)}); "
                         f"what was to go there is in {self.folder}"
                     ) from None
                 self._tell_failure(error)
@@ -257,10 +260,11 @@ class Mirror:
         if self._failing_since is None:
             self._failing_since = time.monotonic()
             logger.warning(
-                "%s does not answer (%s): trying again; where nothing can be done without it, for %.0f s",
+                "%s does not answer (%s): trying again; where nothing can be done without it, for %.0f s "
+                "(DISTMETA_STORAGE_WAIT)",
                 self.address,
                 first_line(error),
-                PATIENCE,
+                self._limit,
             )
 
     def _tell_recovery(self) -> None:
