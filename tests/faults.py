@@ -76,8 +76,7 @@ class Run:
         command = [*DISTMETA, "pretrain", "--config", "run.yaml", "--run-dir", name, *options]
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                nodes.machines[node].command(*command),
-                cwd=nodes.folder,
+                nodes.command(node, *command),
                 env=environment() | {"RAY_ADDRESS": f"{ADDRESSES[0]}:6379"},
                 stdout=log,
                 stderr=log,

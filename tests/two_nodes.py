@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.commands import environment
@@ -87,6 +88,7 @@ class TwoNodes:
         self.apart = folder / "apart"
         """A folder that is another one on the second node."""
         self.apart.mkdir(exist_ok=True)
+        self._ray: dict[int, subprocess.Popen[bytes]] = {}
         self.machines = [Machine(f"dm{os.getpid()}{letter}", ADDRESSES["ab".index(letter)]) for letter in "ab"]
         first, second = (machine.name for machine in self.machines)
         shell("ip", "link", "add", "e0", "netns", first, "type", "veth", "peer", "name", "e0", "netns", second)
@@ -94,15 +96,17 @@ class TwoNodes:
             machine.connect()
 
     def start_ray(self, number: int, *options: str, cpus: int = 1, **variables: str) -> None:
-        """Starts a Ray node; the head is number 0."""
+        """Starts a Ray node; the head is number 0. Neither sees the processes of the other, since Ray looks among
+        them for the node that a command runs on, and for a head that is there already."""
         machine, head = self.machines[number], self.machines[0].address
         where = ["--head", "--port", "6379", "--include-dashboard", "false", "--temp-dir", f"{self.folder}/ray"]
         command = [*RAY, "start", "--block", "--num-cpus", str(cpus), "--object-store-memory", "100000000"]
         command += ["--node-ip-address", machine.address, *(where if number == 0 else ["--address", f"{head}:6379"])]
         if number == 1:
             command = ["sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(self.apart), *command]
+        command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
         with (self.folder / f"ray-{number}.log").open("a") as log:
-            subprocess.Popen(
+            self._ray[number] = subprocess.Popen(
                 machine.command(*command, *options),
                 env=environment() | self.variables | variables,
                 stdout=log,
@@ -110,10 +114,16 @@ class TwoNodes:
                 start_new_session=True,
             )
 
+    def command(self, number: int, *command: str) -> list[str]:
+        """The command that runs another one in the folder, on a node that Ray has been started on."""
+        (inside,) = psutil.Process(self._ray[number].pid).children()
+        target = ["nsenter", "--target", str(inside.pid), "--mount", "--net", "--pid"]
+        return [*target, "env", "--chdir", str(self.folder), *command]
+
     def ensure_started(self) -> None:
         """Starts Ray where it has ended."""
-        for number, machine in enumerate(self.machines):
-            if not machine.processes("ray.scripts.scripts start"):
+        for number in range(len(self.machines)):
+            if number not in self._ray or self._ray[number].poll() is not None:
                 self.start_ray(number)
 
     def ensure_ray(self) -> None:

@@ -12,7 +12,7 @@ from distmeta.cluster.growth import Growth, growth, whole_workers
 from distmeta.cluster.head_node import head_node
 from distmeta.cluster.machine import available_cpus
 from distmeta.cluster.named_cluster import connection, named_cluster, reach
-from distmeta.cluster.watch import watched_head_node
+from distmeta.cluster.watch import OWN, patience_with_named, watched_head_node
 from distmeta.config import Config
 from distmeta.errors import UserError
 
@@ -157,5 +157,5 @@ def ray_cluster(config: Config) -> Iterator[None]:
         return
     with connection() if named_cluster() else head_node(available_cpus()):
         _check(config, living_nodes(), "the cluster has", growth() if named_cluster() else None)
-        with watched_head_node():
+        with watched_head_node(patience_with_named() if named_cluster() else OWN):
             yield

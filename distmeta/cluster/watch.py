@@ -1,9 +1,10 @@
-"""Notices that the head node of a Ray cluster is gone while a command uses it: Ray itself waits for a minute, and then
-ends the process by a dump of its own."""
+"""Notices that the head node of a Ray cluster is gone while a command uses it, and waits for one that is started again:
+Ray itself says nothing, and after a minute ends the process by a dump of its own."""
 
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,13 +15,27 @@ INTERVAL = 5.0
 ANSWER = 5.0
 """Seconds in which it has to answer one."""
 
-MISSED = 4
-"""Answers in a row that may fail to come; a busy head node answers late, one that is started again soon answers."""
+TELL = 12.0
+"""Seconds of a wait before it is told: a busy head node answers late."""
+
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""Ray's own setting: the seconds after which its processes give up a head node that does not answer; 60 if unset."""
+
+OWN = 20.0
+"""Seconds after which the head node of a cluster that this command has started counts as gone: a busy one answers late,
+and none starts it again."""
+
+
+def patience_with_named() -> float:
+    """Seconds for which the head node of another's cluster may be away, as it is while it is started again: some less
+    than Ray itself waits."""
+    return max(OWN, float(os.environ.get(RECONNECT) or 60) - 10)
 
 
 @contextmanager
-def watched_head_node() -> Iterator[None]:
-    """Ends this process in a line, with status 2, once the head node that Ray is connected to answers no more.
+def watched_head_node(limit: float) -> Iterator[None]:
+    """Says that the head node that Ray is connected to does not answer, and ends this process in a line, with status 2,
+    where it has not answered for `limit` seconds.
 
     Nothing else could be done: each call of Ray's would wait for it.
     """
@@ -30,7 +45,7 @@ def watched_head_node() -> Iterator[None]:
     address = ray.get_runtime_context().gcs_address
     channel = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
     is_over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(address, channel, is_over), daemon=True, name="distmeta-watch")
+    thread = threading.Thread(target=_watch, args=(address, channel, limit, is_over), daemon=True)
     thread.start()
     try:
         yield
@@ -40,18 +55,32 @@ def watched_head_node() -> Iterator[None]:
         channel.close()
 
 
-def _watch(address: str, channel: Any, is_over: threading.Event) -> None:
-    missed = 0
+def _watch(address: str, channel: Any, limit: float, is_over: threading.Event) -> None:
+    answered, is_told = time.monotonic(), False
     while not is_over.wait(INTERVAL):
-        missed = 0 if _answers(channel) else missed + 1
-        if missed >= MISSED and not is_over.is_set():
-            print(
-                f"distmeta: the head node of the Ray cluster ({address}) does not answer any more; what is finished is "
-                "kept, and --resume goes on from the newest checkpoint when there is a cluster again",
-                file=sys.stderr,
-                flush=True,
+        asked = time.monotonic()
+        if _answers(channel):
+            if is_told:
+                _say(f"the head node answers again after {asked - answered:.0f} s")
+            answered, is_told = asked, False
+            continue
+        waited = time.monotonic() - answered
+        if waited > limit and not is_over.is_set():
+            _say(
+                f"the head node of the Ray cluster ({address}) does not answer any more; what is finished is kept, and "
+                "--resume goes on from the newest checkpoint when there is a cluster again"
             )
             os._exit(2)
+        if not is_told and waited > TELL:
+            is_told = True
+            _say(
+                f"waiting since {waited:.0f} s for the head node of the Ray cluster ({address}), which does not "
+                f"answer, for {limit:.0f} s at the most"
+            )
+
+
+def _say(text: str) -> None:
+    print(f"distmeta: {text}", file=sys.stderr, flush=True)
 
 
 def _answers(channel: Any) -> bool:
