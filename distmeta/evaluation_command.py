@@ -7,6 +7,7 @@ from distmeta.config import Config, load_config, with_values
 from distmeta.evaluation_request import EvaluationRequest
 from distmeta.opening import reopen_run
 from distmeta.paths import check_folder
+from distmeta.rundir import RunDirectory
 
 Say = Callable[[str], None]
 
@@ -35,7 +36,9 @@ def evaluate(
 
         from distmeta.evaluate_on import evaluate_run_on
 
-        return evaluate_run_on(request, config, run, say)
+        tables = evaluate_run_on(request, config, run, say)
+        _say_what_to_upload(run, say)
+        return tables
     overridden = [[*overrides, *(f"{key}={value}" for key, value in shape.items())] for shape in shapes]
     opened = [reopen_run(config_file, each, run_dir) for each in overridden]
     configs, run = [config for config, _ in opened], opened[0][1]
@@ -43,7 +46,16 @@ def evaluate(
     from distmeta.evaluation_networks import models_of
     from distmeta.run_evaluation import evaluate_all
 
-    return evaluate_all(configs, run, say, models_of(request.model, configs[0], say))
+    tables = evaluate_all(configs, run, say, models_of(request.model, configs[0], say))
+    _say_what_to_upload(run, say)
+    return tables
+
+
+def _say_what_to_upload(run: RunDirectory, say: Say) -> None:
+    from distmeta.tracking.wandb_place import upload_lines
+
+    for line in upload_lines([run.path]):
+        say(line)
 
 
 def _of_models(request: EvaluationRequest, config: Config, say: Say) -> list[str]:

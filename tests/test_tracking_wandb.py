@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from distmeta.rundir import RunDirectory
 from distmeta.tracking.config import TrackingConfig
 from distmeta.tracking.wandb_environment import directory, environment, names, prepare_environment, tags_of_user
 from distmeta.tracking.wandb_file import records, rows
-from distmeta.tracking.wandb_place import wandb_lines, write_state
+from distmeta.tracking.wandb_place import upload_lines, wandb_lines, write_state
 from distmeta.tracking.wandb_run import mode_of_user, without_passwords
 from distmeta.train import launch
 from tests.wandb_files import logged_steps, offline_records, summary_of
@@ -515,6 +516,7 @@ def test_a_server_without_room_for_files_costs_seconds_and_the_figures_arrive(tm
 
 
 def test_a_server_that_falls_silent_holds_up_neither_training_nor_the_end(tmp_path: Path) -> None:
+    """What it has not taken is sent later by the line that is told."""
     code = """
     wandb_run.FINISH_TIMEOUT = 3
     run = start()
@@ -534,13 +536,58 @@ def test_a_server_that_falls_silent_holds_up_neither_training_nor_the_end(tmp_pa
         running.silent.set()
         begin = time.monotonic()
         output = output_of(process)
-    assert process.returncode == 0, output
-    assert time.monotonic() - begin < 25
-    to_log, to_finish = (float(word) for word in output.partition("seconds ")[2].split()[:2])
-    assert to_log < 2
-    assert to_finish < 15
-    (run_file,) = run_dir.glob("wandb/run-*/*.wandb")
-    assert logged_steps(list(records(run_file))) == [1, 2, 3]
+        assert process.returncode == 0, output
+        assert time.monotonic() - begin < 25
+        to_log, to_finish = (float(word) for word in output.partition("seconds ")[2].split()[:2])
+        assert to_log < 2
+        assert to_finish < 15
+        (run_file,) = run_dir.glob("wandb/run-*/*.wandb")
+        assert logged_steps(list(records(run_file))) == [1, 2, 3]
+        running.silent.clear()
+        assert running.history == []
+        send_the_rest(run_dir, variables)
+        assert [row["outer_step"] for row in running.history] == [1, 2, 3]
+    assert upload_lines([run_dir]) == []
+
+
+def test_what_a_server_refuses_is_told_with_the_line_that_sends_it(tmp_path: Path) -> None:
+    with server() as running:
+        running.refuses_rows = True
+        variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{running.server_port}"}
+        code = "run = start(); run.log(rows(1, 3)); time.sleep(1); run.log(rows(4, 5)); run.finish()"
+        _, run_dir = run_script(tmp_path, code, **variables)
+        assert running.history == []
+        running.refuses_rows = False
+        send_the_rest(run_dir, variables)
+        assert [row["outer_step"] for row in running.history] == [1, 2, 3, 4, 5]
+
+
+def test_what_a_server_has_not_taken_is_sent_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    """And is to be sent still where that one is offline."""
+    with server() as running:
+        running.refuses_rows = True
+        variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{running.server_port}"}
+        _, run_dir = run_script(tmp_path, "run = start(); run.log(rows(1, 3)); run.finish()", **variables)
+        time.sleep(1)  # W&B names its folders by the second
+        run_script(tmp_path, "run = start(wandb='offline'); run.log(rows(1, 5)); run.finish()", **variables)
+        line, _ = upload_lines([run_dir])
+        first, second = (part for kind in ("run-*", "offline-run-*") for part in run_dir.glob(f"wandb/{kind}"))
+        assert line.endswith(f"wandb sync --include-online {first} {second}")
+        second.rename(tmp_path / "elsewhere")
+        running.refuses_rows = False
+        run_script(tmp_path, "run = start(); run.log(rows(1, 8)); run.finish()", **variables)
+        assert [row["outer_step"] for row in running.history] == list(range(1, 9))
+    assert upload_lines([run_dir]) == []
+
+
+def send_the_rest(run_dir: Path, variables: dict[str, str]) -> None:
+    """Does what the line says that tells of it."""
+    line, _ = upload_lines([run_dir])
+    assert line.startswith(f"W&B: what the server has not taken is in {run_dir}/wandb; this uploads it: wandb sync ")
+    command = [sys.executable, "-m", *shlex.split(line.partition("uploads it: ")[2])]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    environment |= {"HOME": str(run_dir.parent / "home"), **variables}
+    subprocess.run(command, env=environment, cwd=run_dir.parent, check=True, timeout=120)
 
 
 def test_when_wandb_s_own_process_dies_training_goes_on_and_it_is_said_once(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """As much of a W&B server as the client needs to log; `sent` and `uploaded` are what it was sent."""
+    """As much of a W&B server as the client needs to log; `sent` and `uploaded` are what it was sent, `waits` when each
+    request came and when it was answered."""
 
     daemon_threads = True
 
@@ -21,11 +22,17 @@ class Server(http.server.ThreadingHTTPServer):
         self.uploaded: dict[str, bytes] = {}
         self.silent, self.closing = threading.Event(), threading.Event()
         self.uploads: Literal["taken", "refused", "unanswered"] = "taken"
+        self.refuses_rows = False
+        self.delay = 0.0
+        """Seconds before each answer."""
+        self.waits: list[tuple[float, float]] = []
 
     @property
     def history(self) -> list[dict[str, Any]]:
         lines = []
         for body in self.sent:
+            if not body.startswith("{"):
+                continue  # figures of its own, which `wandb sync` sends
             files = json.loads(body).get("files") or {}
             lines += files.get("wandb-history.jsonl", {}).get("content", [])
         return [json.loads(line) for line in lines]
@@ -42,14 +49,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
-        while self.server.silent.is_set():
-            time.sleep(0.1)
+        if not self.wait():
+            return
+        if self.server.refuses_rows and self.path.endswith("/file_stream"):
+            self.answer(b"", status=403)
+            return
         self.server.sent.append(body.decode(errors="replace"))
         request = json.loads(body) if body.startswith(b"{") else {}
         self.answer(json.dumps({"data": self.data(request.get("query", ""), request.get("variables", {}))}).encode())
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self.wait():
+            return
         if self.server.uploads == "taken":
             self.server.uploaded[self.path] = content
             self.answer(b"")
@@ -57,6 +69,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(b"", status=403)
         else:
             self.server.closing.wait()
+
+    def wait(self) -> bool:
+        """Returns after the delay; false: the server is silent, has taken nothing, and ends the connection at last."""
+        came = time.time()
+        self.server.closing.wait(self.server.delay)
+        self.close_connection = self.server.silent.is_set()
+        while self.server.silent.is_set():
+            time.sleep(0.1)
+        self.server.waits.append((came, time.time()))
+        return not self.close_connection
 
     def answer(self, content: bytes, status: int = 200) -> None:
         self.send_response(status)

@@ -20,7 +20,7 @@ from distmeta.tracking.wandb_environment import (
     tags_of_user,
 )
 from distmeta.tracking.wandb_file import last_logged_step
-from distmeta.tracking.wandb_place import write_state
+from distmeta.tracking.wandb_place import mark_unsent, unsent_marks, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,9 @@ GOALS = {
 }
 """Metrics of which the summary has the best value beside the last one."""
 
+GAVE_UP = b"filestream: fatal error"
+"""What stands in the log of W&B's process where it stopped sending rows, which no call of its client tells."""
+
 # What W&B would record by itself: command line, program, host, git remote, packages, console, use of the machine.
 NOTHING_BY_ITSELF: dict[str, Any] = {
     "x_disable_machine_info": True,
@@ -65,7 +68,8 @@ class WandbRun:
     folder `wandb/offline-run-*` of the same id; `wandb sync` puts them together.
 
     Nothing that W&B does can stop training: a server that does not answer makes the run an offline one, any other
-    failure ends the logging, and either is said once.
+    failure ends the logging, and either is said once. What a server has not taken at the end is in the files of this
+    disk, which are marked.
     """
 
     def __init__(
@@ -81,7 +85,8 @@ class WandbRun:
         something is added to the run that is there; where none is, none is made, and nothing is recorded. `tags` are
         added to those that it has. `job_type` says what it is if neither a run nor a trial."""
         self.where = ""
-        """The run's web address, or the folder of an offline run, or "" where nothing is recorded."""
+        """The run's web address, or the folder of one that is offline or not all at the server, or "" where nothing is
+        recorded."""
         self._run: Any = None
         self._state_file = run_dir / "wandb.json"
         self._logged = -1
@@ -117,7 +122,7 @@ class WandbRun:
     def finish(self) -> None:
         """Ends the run. Waits for its upload FINISH_TIMEOUT seconds at most; the rest stays in the run directory."""
         if self._run is not None:
-            self._guard(lambda: self._run.finish(exit_code=0))
+            self._guard(self._finish)
             self._run = None
 
     def _start(
@@ -155,7 +160,7 @@ class WandbRun:
                 tags=own_tags,
                 dir=str(folder),
                 config=None if settings is None else without_passwords(settings),
-                settings=quiet_settings(FINISH_TIMEOUT),
+                settings=quiet_settings(FINISH_TIMEOUT, finish_timeout_raises=True),
             )
 
         if mode == "online" and not has_login():
@@ -174,10 +179,16 @@ class WandbRun:
         if mode == "offline":
             # Of an earlier part that was online, too: what its server did not get is in its file.
             self._logged = last_logged_step(folder, f"*run-*-{run_id}")
+            for part in (folder / "wandb").glob(f"run-*-{run_id}"):
+                if last_logged_step(folder, part.name) >= 0:
+                    mark_unsent(part)
             self._run = start("offline")
         else:
             # Where the run is resumed its next step is the server's last one and one more.
             self._logged = max(last_logged_step(folder, f"offline-run-*-{run_id}"), self._run.starting_step - 1)
+            if settings is not None:  # all that the server lacks is logged again
+                for mark in unsent_marks(folder, run_id):
+                    mark.unlink()
         self.where = self._run.url if mode == "online" else str(Path(self._run.dir).parent)
         url = self._run.url if mode == "online" else before.get("url")
         state = {"run_id": run_id, "url": url, "tags": own_tags}
@@ -190,6 +201,17 @@ class WandbRun:
             self._run.define_metric(name, step_metric="outer_step", hidden=True)
         for name, goal in GOALS.items():
             self._run.define_metric(name, step_metric="outer_step", summary=f"{goal},last")
+
+    def _finish(self) -> None:
+        folder, log = Path(self._run.dir).parent, Path(self._run.settings.log_internal)
+        try:
+            self._run.finish(exit_code=0)
+            is_sent = not log.exists() or GAVE_UP not in log.read_bytes()
+        except TimeoutError:
+            is_sent = False
+        if not is_sent:
+            mark_unsent(folder)
+            self.where = str(folder)
 
     def _log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
@@ -206,7 +228,7 @@ class WandbRun:
             logger.warning("W&B: %s; nothing more is logged there, and metrics.jsonl has it all", first_line(error))
 
 
-def quiet_settings(finish_timeout: float) -> Any:
+def quiet_settings(finish_timeout: float, **more: Any) -> Any:
     """Settings of a W&B run that records nothing by itself, says nothing, and waits for no server for long."""
     import wandb
 
@@ -218,6 +240,7 @@ def quiet_settings(finish_timeout: float) -> Any:
         x_transaction_log_flush_interval=FLUSH_INTERVAL,
         allow_val_change=True,  # a resumed run may have other workers, or more steps
         **NOTHING_BY_ITSELF,
+        **more,
     )
 
 
