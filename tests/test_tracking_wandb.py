@@ -590,6 +590,30 @@ def send_the_rest(run_dir: Path, variables: dict[str, str]) -> None:
     subprocess.run(command, env=environment, cwd=run_dir.parent, check=True, timeout=120)
 
 
+def test_no_step_waits_for_a_server_that_is_slow(tmp_path: Path) -> None:
+    """Steps are made while it has yet to answer, and in the end it has all of them."""
+    code = """
+    wandb_run.NOTHING_BY_ITSELF["x_file_stream_transmit_interval"] = 0.5  # W&B's own choice is 15
+    run = start()
+    made = []
+    for step in range(1, 31):
+        run.log(rows(step, step))
+        made.append(time.time())
+        time.sleep(0.1)
+    run.finish()
+    print("made", *made)
+    """
+    with server() as running:
+        running.delay = 2.0
+        variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{running.server_port}"}
+        output, run_dir = run_script(tmp_path, code, **variables)
+        made = [float(word) for word in output.partition("made ")[2].split()]
+        meanwhile = [sum(came < step < answered for step in made) for came, answered in running.waits]
+        assert [row["outer_step"] for row in running.history] == list(range(1, 31))
+    assert max(meanwhile) >= 5
+    assert upload_lines([run_dir]) == []
+
+
 def test_when_wandb_s_own_process_dies_training_goes_on_and_it_is_said_once(tmp_path: Path) -> None:
     code = """
     import psutil
