@@ -1,10 +1,11 @@
 # Both commands do all of their own set-up: Python 3.11 and make are enough.
 PYTHON ?= python3.11
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-lowest check clean
+.PHONY: help demo picture test test-slow test-lowest check clean
 
 help:
 	@echo "make demo         meta-pretrain a small encoder on the docstrings inside CPython, evaluate and report; leaves runs/demo"
+	@echo "make picture      draw the README's picture of that run in Weights & Biases; needs tmux"
 	@echo "make test         lint, types and tests"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-lowest  the tests with the oldest versions that the requirements allow"
@@ -28,6 +29,9 @@ demo: .venv/installed
 	rm -rf runs/demo
 	.venv/bin/distmeta pretrain --config jobs/configs/demo.yaml --run-dir runs/demo
 	.venv/bin/distmeta report runs/demo
+
+picture: .venv/installed
+	.venv/bin/python .github/leet.py runs/demo .github/leet.svg
 
 check: .venv/installed
 	.venv/bin/ruff format --check .
