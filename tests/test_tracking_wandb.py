@@ -23,7 +23,7 @@ from distmeta.tracking.config import TrackingConfig
 from distmeta.tracking.wandb_environment import directory, environment, names, prepare_environment, tags_of_user
 from distmeta.tracking.wandb_file import records, rows
 from distmeta.tracking.wandb_place import upload_lines, wandb_lines, write_state
-from distmeta.tracking.wandb_run import mode_of_user, without_passwords
+from distmeta.tracking.wandb_run import best_and_last, mode_of_user, without_passwords
 from distmeta.train import launch
 from tests.wandb_files import logged_steps, offline_records, summary_of
 from tests.wandb_server import server
@@ -131,6 +131,15 @@ def test_killed_between_two_logs_and_resumed_each_step_is_logged_once_in_one_run
     found = offline_records(run_dir)
     assert logged_steps(found) == list(range(1, 13))
     assert len({record.run.run_id for record in found if record.HasField("run")}) == 1
+
+
+def test_the_best_of_a_metric_is_that_of_all_parts() -> None:
+    """W&B itself has that of the last part alone."""
+    rows = [{"outer_step": 0, "validation/prototype": 0.1}, {"outer_step": 1, "training/query_loss": 2.0}]
+    rows += [{"outer_step": 2, "training/query_loss": 1.0, "validation/prototype": 0.9}]
+    rows += [{"outer_step": 3, "training/query_loss": 1.5, "validation/prototype": 0.4}]
+    expected = {"training/query_loss": {"min": 1.0, "last": 1.5}, "validation/prototype": {"max": 0.9, "last": 0.4}}
+    assert best_and_last(rows) == expected
 
 
 def test_a_row_is_on_disk_soon_though_nothing_comes_after_it(tmp_path: Path) -> None:

@@ -228,6 +228,16 @@ class WandbRun:
             logger.warning("W&B: %s; nothing more is logged there, and metrics.jsonl has it all", first_line(error))
 
 
+def best_and_last(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """What the summary has of the metrics in GOALS, over all parts of a run: W&B goes by the rows of the last one."""
+    found: dict[str, dict[str, float]] = {}
+    for name, goal in GOALS.items():
+        values = [row[name] for row in rows if name in row]
+        if values:
+            found[name] = {goal: min(values) if goal == "min" else max(values), "last": values[-1]}
+    return found
+
+
 def quiet_settings(finish_timeout: float, **more: Any) -> Any:
     """Settings of a W&B run that records nothing by itself, says nothing, and waits for no server for long."""
     import wandb

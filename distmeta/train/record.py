@@ -7,7 +7,7 @@ from typing import Any
 from distmeta.config import Config
 from distmeta.rundir import RunDirectory
 from distmeta.tracking.metrics import MetricsFile, read_metrics
-from distmeta.tracking.wandb_run import WandbRun
+from distmeta.tracking.wandb_run import WandbRun, best_and_last
 
 FORECAST = ("wall_seconds", "worker_seconds", "flops", "cost", "peak_memory_bytes")
 """What `distmeta plan` has foretold and a run measures."""
@@ -50,8 +50,7 @@ class Recorder:
         tags = [config.meta.algorithm, f"ZeRO {config.engine.zero_stage}", *([network] if network else [])]
         self._wandb = WandbRun(run.path, config.tracking, settings, tags=tags)
         kept = read_metrics(run.metrics) if outer_step and run.metrics.exists() else []
-        start = [_of_the_start(row) for row in read_metrics(run.validation)[:1]] if run.validation.exists() else []
-        self._wandb.log([*(row for row in start if row["outer_step"] == 0), *kept])
+        self._wandb.log([*self._start(), *kept])
 
     def step(self, row: dict[str, Any], *, is_whole: bool = True) -> None:
         """Writes the row of an outer step; one that is not whole (its validation was cut off) is in the file alone,
@@ -73,8 +72,15 @@ class Recorder:
         if self._plan.exists():
             plan = json.loads(self._plan.read_text(encoding="utf-8"))
             summary = summary | {f"plan/{key}": plan[key] for key in FORECAST if key in plan}
-        self._wandb.summary(summary)
+        rows = read_metrics(self._metrics.path) if self._metrics.path.exists() else []
+        self._wandb.summary(summary | best_and_last([*self._start(), *rows]))
         self._wandb.finish()
+
+    def _start(self) -> list[dict[str, Any]]:
+        """The row of the start, which has a validation alone, where there was one."""
+        path = self._validation.path
+        first = read_metrics(path)[:1] if path.exists() else []
+        return [_of_the_start(row) for row in first if row["outer_step"] == 0]
 
 
 def _of_the_start(validation: dict[str, Any]) -> dict[str, Any]:
