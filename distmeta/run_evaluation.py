@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
@@ -50,6 +51,7 @@ def evaluate_all(
         Interrupted: a signal ended it.
     """
     with own(run.path), stop_on_signal(lambda: None, "keeping what is scored", say) as stopped:
+        from distmeta.evaluate.confusion import confusion
         from distmeta.evaluate.context import with_context
         from distmeta.evaluate.overlap import count_overlap, describe_overlap
         from distmeta.evaluate.run import Asked, evaluate_networks
@@ -116,7 +118,8 @@ def evaluate_all(
             say(f"wrote {one.kept.file}")
             tables.append(evaluation_table(report))
         tasks = [asked[0].source.draw(index) for index in range(TASKS_SHOWN)] if is_own else []
-        if where := record_evaluation(run, config.tracking, found, tasks, page=is_own):
+        classes = partial(confusion, networks[0], setup, config.evaluate, LocalExecutor()) if is_own else None
+        if where := record_evaluation(run, config.tracking, found, tasks, page=is_own, classes=classes):
             say(f"W&B: the results are in {where}")
         return tables
 

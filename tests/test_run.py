@@ -42,6 +42,9 @@ def assert_same_rows(run: Path, other: Path, tolerance: float = 0.0, steps: int 
             assert row[key] == pytest.approx(expected[key], rel=allowed, abs=allowed), (row["outer_step"], key)
 
 
+MEDIA = ("evaluation/table", "evaluation/classes", "evaluation/confusion", "tasks/examples", "report")
+
+
 def assert_in_wandb(run: Path) -> None:
     """Whether W&B has each step once, that of the start included, with the losses that the run has. It may be ahead of
     a run that was stopped before it had made good what it lost: those steps are the same when they come."""
@@ -153,8 +156,8 @@ def test_the_exported_folder_is_the_kept_network(whole: Path):
     assert tokenizer.model_max_length == 32
 
 
-def test_weights_and_biases_has_the_whole_of_it(whole: Path):
-    """Each step once, that of the start among them, and the evaluation as figures, table, tasks and page."""
+def assert_the_whole_in_wandb(whole: Path) -> None:
+    """Each step once, that of the start among them, and the evaluation as figures, tables, tasks and page."""
     found = offline_records(whole)
     assert logged_steps(found) == list(range(STEPS + 1))
     (run, *_) = [record.run for record in found if record.HasField("run")]
@@ -166,20 +169,35 @@ def test_weights_and_biases_has_the_whole_of_it(whole: Path):
     sections = {key.split("/")[0] for row in rows for key in row}
     assert sections | {"machine"} == {"outer_step", "training", "validation", "time", "cost", "machine"}
     report, summary = json.loads((whole / "evaluation.json").read_text()), summary_of(found)
-    assert summary["validation/inner-loop"]["max"] == max(row.get("validation/inner-loop", 0.0) for row in rows)
+    lines = (whole / "validation.jsonl").read_text().splitlines()
+    validations = [json.loads(line)["inner-loop"] for line in lines]
+    assert summary["validation/inner-loop"] == {"max": max(validations), "last": validations[-1]}
+    assert summary["training/query_loss"]["min"] == min(row["training/query_loss"] for row in rows)
     own = [method for method in report["methods"] if method["network"] == "meta-pretrained"]
     for method in own:
         for key in ("accuracy", "precision", "recall", "f1", "adapt_seconds"):
             assert summary[f"evaluation/{method['use']}/{key}"] == pytest.approx(method[key])
     assert summary["evaluation/accuracy"] == pytest.approx(max(method["accuracy"] for method in own))
     assert summary["evaluation/verdict"] == report["verdict"]["text"]
-    media = {key: read_media(whole, summary[key]) for key in ("evaluation/table", "tasks/examples", "report")}
+    media = {key: read_media(whole, summary[key]) for key in MEDIA}
     methods = json.loads(media["evaluation/table"])
     assert [row[0] for row in methods["data"]] == [method["name"] for method in report["methods"]]
     examples = json.loads(media["tasks/examples"])["data"]
     assert {row[2] for row in examples} == {"support", "query"}
     assert "meta-pretrained" in media["report"]
     assert str(whole) not in media["report"]
+    classes = json.loads(media["evaluation/classes"])["data"]
+    confusion = {(own, other): texts for own, other, texts in json.loads(media["evaluation/confusion"])["data"]}
+    assert {row[0] for row in classes} == {own for own, _ in confusion}
+    assert len(classes) == 3  # those of the test split
+    for name, texts, accuracy, other, share in classes:
+        assert texts == sum(count for (own, _), count in confusion.items() if own == name) > 0
+        assert accuracy == pytest.approx(confusion.get((name, name), 0) / texts)
+        assert share == pytest.approx(confusion.get((name, other), 0) / texts)
+
+
+def test_weights_and_biases_has_the_whole_of_it(whole: Path):
+    assert_the_whole_in_wandb(whole)
 
 
 def test_no_panel_of_the_view_is_empty(whole: Path):
@@ -273,6 +291,7 @@ def test_a_killed_driver_leaves_a_run_that_goes_on(whole: Path, folder: Path):
     assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
     assert_same_rows(run.run, whole, tolerance=1e-5)
     assert_in_wandb(run.run)
+    assert_the_whole_in_wandb(run.run)
     assert re.search(r"going on from the checkpoint of outer step [2468]0\n", resumed.log.read_text())
 
 

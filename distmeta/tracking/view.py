@@ -49,6 +49,8 @@ OF_A_RUN: Sections = {
     "Did it help?": [
         Panel("figure", "accuracy on held-out classes", ("evaluation/accuracy",)),
         Panel("table", "evaluation", ("evaluation/table",)),
+        Panel("table", "accuracy by class", ("evaluation/classes",)),
+        Panel("table", "which class is taken for which", ("evaluation/confusion",)),
         Panel("table", "some of its tasks", ("tasks/examples",)),
         Panel("page", "the page of distmeta report", ("report",)),
     ],
@@ -105,7 +107,8 @@ def names_of_run(run: RunDirectory) -> set[str]:
     if run.summary.exists():
         there |= set(json.loads(run.summary.read_text(encoding="utf-8")))
     if run.evaluation.exists():
-        there |= {"evaluation/accuracy", "evaluation/table", "tasks/examples", "report"}
+        there |= {f"evaluation/{name}" for name in ("accuracy", "table", "classes", "confusion")}
+        there |= {"tasks/examples", "report"}
     return there
 
 

@@ -1,10 +1,11 @@
 """What an evaluation found, added to the run in Weights & Biases that trained the network."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distmeta.evaluate.confusion import Confusion, by_class
 from distmeta.evaluate.results import TOGETHER
 from distmeta.rundir import RunDirectory
 from distmeta.tasks.episode import Task
@@ -29,6 +30,7 @@ def record_evaluation(
     reports: Mapping[str, Mapping[str, Any]],
     tasks: Sequence[Task] = (),
     page: bool = False,
+    classes: Callable[[], Confusion] | None = None,
 ) -> str:
     """Adds evaluations to the summary of a run, and returns where that is; "" where the run is in no W&B.
 
@@ -38,6 +40,7 @@ def record_evaluation(
         reports: what was found, as in evaluation.json, by the name of the evaluation; "": the run's own.
         tasks: some of those that were evaluated on, to look at.
         page: whether the run's page goes there too.
+        classes: finds which classes are taken for which.
     """
     wandb_run = WandbRun(run.path, config, None)
     if not wandb_run.is_recording:
@@ -55,6 +58,12 @@ def record_evaluation(
         values["tasks/examples"] = wandb.Table(
             ["task", "class", "set", "text"], [list(row) for task in tasks for row in task_rows(task)]
         )
+    if classes:
+        found = classes()
+        told: list[Any] = [list(row) for row in by_class(found)]
+        pairs: list[Any] = [[*pair, texts] for pair, texts in sorted(found.items())]
+        values[f"{OWN}/classes"] = wandb.Table(["class", "texts", "accuracy", "taken for", "share taken for it"], told)
+        values[f"{OWN}/confusion"] = wandb.Table(["class", "taken for", "texts"], pairs)
     if page:
         with tempfile.TemporaryDirectory() as scratch:
             values["report"] = wandb.Html(_page(run, Path(scratch)), inject=False)
