@@ -81,7 +81,14 @@ class Episodes:
         self._setup, self._adapting = setup, adapting
         self._skeleton = setup.network().skeleton()
         source = setup.tasks(
-            split, n_way=WAYS, k_shot=1, query_per_class=QUERIES, seed=1, in_turn=True, pool_texts=POOL_TEXTS
+            split,
+            n_way=WAYS,
+            k_shot=1,
+            query_per_class=QUERIES,
+            seed=1,
+            in_turn=True,
+            pool_texts=POOL_TEXTS,
+            class_names=setup.config.evaluate.class_names,
         )
         texts = Texts()
         self.episodes = [episode_of(source.draw(index), texts) for index in range(EPISODES)]
