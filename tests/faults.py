@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import yaml
 
 from tests.commands import DISTMETA, environment, read_rows
@@ -115,7 +116,9 @@ class Run:
         self._process.wait(200)
 
     def end(self) -> None:
-        self._process.kill()
+        if self._process.poll() is None:
+            for process in psutil.Process(self._process.pid).children(recursive=True):  # of nsenter
+                process.kill()
         self._process.wait()
 
     def finish(self, since: float, timeout: float = 500) -> Outcome:

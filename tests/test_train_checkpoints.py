@@ -139,6 +139,7 @@ def test_one_that_fails_is_told_and_the_next_one_is_stored(
     (warning,) = caplog.messages
     assert "checkpoint of outer step 2 was not stored: worker" in warning or "json" in ending
     assert "AWS Error NETWORK_CONNECTION" in warning
+    assert warning.endswith("those before it stay, and the next is tried anew")
     assert "\n" not in warning
     assert run.there() == ["checkpoint_00000001", "checkpoint_00000003"]
     assert newest_good(LOCAL, str(run.folder)) == "checkpoint_00000003"
@@ -157,7 +158,7 @@ def test_the_last_good_one_stays_while_all_later_ones_fail(tmp_path: Path, monke
 
 @pytest.mark.parametrize(("failures", "is_stored"), [(2, True), (3, False)])
 def test_the_last_one_is_tried_again_at_once_and_never_lost_in_silence(
-    run: Run, monkeypatch: pytest.MonkeyPatch, failures: int, is_stored: bool
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failures: int, is_stored: bool
 ) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.02)
     run.checkpoints._to = replace(run.checkpoints._to, wait=0.05)  # 0.02 and 0.04
@@ -169,6 +170,7 @@ def test_the_last_one_is_tried_again_at_once_and_never_lost_in_silence(
     else:
         with pytest.raises(OSError, match="outer step 1 could not be stored: worker 0: AWS Error NETWORK_CONNECTION"):
             run.checkpoints.finish()
+    assert caplog.messages[0].endswith("it is tried again for 0 s at the most (train.wait_for_storage)")
 
 
 def test_old_ones_go_and_so_does_what_never_was_one(run: Run) -> None:

@@ -50,7 +50,7 @@ class Checkpoints:
         self._files: dict[str, Path] = {}
         self._writing: Future[dict[str, FileRecord]] | None = None
         self._committing: Future[str] | None = None
-        self._has_told = False
+        self._has_told = self._is_last = False
 
     @property
     def is_written(self) -> bool:
@@ -66,7 +66,7 @@ class Checkpoints:
         started = time.perf_counter()
         self._settle()
         waited = time.perf_counter() - started
-        if waited > LONG_WAIT and self._rank == 0 and not self._has_told:
+        if waited > LONG_WAIT and self._rank == 0 and not self._has_told and not self._is_last:
             self._has_told = True
             logger.warning(
                 "train.checkpoint_every: training waited %.0f s for the checkpoint of outer step %d to be stored "
@@ -116,17 +116,16 @@ class Checkpoints:
         Raises:
             OSError: it could not be stored.
         """
+        self._is_last = True
         waited, pause = 0.0, PAUSE  # the same on every worker
         while failure := self._settle():
             if waited >= self._to.wait:
-                break
+                raise OSError(f"the checkpoint of outer step {self._outer_step} could not be stored: {failure}")
             time.sleep(pause)
             waited, pause = waited + pause, min(2 * pause, LONGEST_PAUSE)
             assert self._manifest is not None
             self.begin(self._manifest.progress.model_dump(), self._files)
-        else:
-            return
-        raise OSError(f"the checkpoint of outer step {self._outer_step} could not be stored: {failure}")
+        self._is_last = False
 
     def close(self) -> None:
         """Waits for what was begun and lets go of the thread."""
@@ -168,9 +167,12 @@ class Checkpoints:
             self._to.commit(outer_step, manifest)
         except Exception as error:  # whatever a storage may raise
             logger.warning(
-                "the checkpoint of outer step %d was not stored: %s; those before it stay, and the next is tried anew",
+                "the checkpoint of outer step %d was not stored: %s; those before it stay, and %s",
                 outer_step,
                 first_line(error),
+                f"it is tried again for {self._to.wait:.0f} s at the most (train.wait_for_storage)"
+                if self._is_last
+                else "the next is tried anew",
             )
             self._to.remove(outer_step)
             return first_line(error)
