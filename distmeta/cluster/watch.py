@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from distmeta.store.limits import limit
+
 INTERVAL = 5.0
 """Seconds between two questions to the head node."""
 
@@ -28,14 +30,18 @@ and none starts it again."""
 
 def patience_with_named() -> float:
     """Seconds for which the head node of another's cluster may be away, as it is while it is started again: some less
-    than Ray itself waits."""
-    return max(OWN, float(os.environ.get(RECONNECT) or 60) - 10)
+    than Ray itself waits.
+
+    Raises:
+        UserError: that is no number.
+    """
+    return max(OWN, limit(RECONNECT, 60, "seconds") - 10)
 
 
 @contextmanager
-def watched_head_node(limit: float) -> Iterator[None]:
+def watched_head_node(patience: float) -> Iterator[None]:
     """Says that the head node that Ray is connected to does not answer, and ends this process in a line, with status 2,
-    where it has not answered for `limit` seconds.
+    where it has not answered for `patience` seconds.
 
     Nothing else could be done: each call of Ray's would wait for it.
     """
@@ -45,7 +51,7 @@ def watched_head_node(limit: float) -> Iterator[None]:
     address = ray.get_runtime_context().gcs_address
     channel = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
     is_over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(address, channel, limit, is_over), daemon=True)
+    thread = threading.Thread(target=_watch, args=(address, channel, patience, is_over), daemon=True)
     thread.start()
     try:
         yield
@@ -55,7 +61,7 @@ def watched_head_node(limit: float) -> Iterator[None]:
         channel.close()
 
 
-def _watch(address: str, channel: Any, limit: float, is_over: threading.Event) -> None:
+def _watch(address: str, channel: Any, patience: float, is_over: threading.Event) -> None:
     answered, is_told = time.monotonic(), False
     while not is_over.wait(INTERVAL):
         asked = time.monotonic()
@@ -65,7 +71,7 @@ def _watch(address: str, channel: Any, limit: float, is_over: threading.Event) -
             answered, is_told = asked, False
             continue
         waited = time.monotonic() - answered
-        if waited > limit and not is_over.is_set():
+        if waited > patience and not is_over.is_set():
             _say(
                 f"the head node of the Ray cluster ({address}) does not answer any more; what is finished is kept, and "
                 "--resume goes on from the newest checkpoint when there is a cluster again"
@@ -75,7 +81,7 @@ def _watch(address: str, channel: Any, limit: float, is_over: threading.Event) -
             is_told = True
             _say(
                 f"waiting since {waited:.0f} s for the head node of the Ray cluster ({address}), which does not "
-                f"answer, for {limit:.0f} s at the most"
+                f"answer, for {patience:.0f} s at the most"
             )
 
 
