@@ -602,7 +602,7 @@ def send_the_rest(run_dir: Path, variables: dict[str, str]) -> None:
 def test_no_step_waits_for_a_server_that_is_slow(tmp_path: Path) -> None:
     """Steps are made while it has yet to answer, and in the end it has all of them."""
     code = """
-    wandb_run.NOTHING_BY_ITSELF["x_file_stream_transmit_interval"] = 0.5  # W&B's own choice is 15
+    wandb_run.SEND_INTERVAL = 1
     run = start()
     made = []
     for step in range(1, 31):
@@ -621,6 +621,29 @@ def test_no_step_waits_for_a_server_that_is_slow(tmp_path: Path) -> None:
         assert [row["outer_step"] for row in running.history] == list(range(1, 31))
     assert max(meanwhile) >= 5
     assert upload_lines([run_dir]) == []
+
+
+def test_rows_are_sent_while_the_run_goes_on(tmp_path: Path) -> None:
+    """W&B by itself would send them after 15 seconds."""
+    code = """
+    wandb_run.SEND_INTERVAL = 1
+    run = start()
+    run.log(rows(1, 1))
+    print("logged", flush=True)
+    time.sleep(60)
+    """
+    with server() as running:
+        variables = {"WANDB_API_KEY": API_KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{running.server_port}"}
+        process, _ = script(tmp_path, code, **variables)
+        while "logged" not in process.stdout.readline():
+            assert process.poll() is None
+        deadline = time.monotonic() + 10
+        while not running.history and time.monotonic() < deadline:
+            time.sleep(0.05)
+        sent = [row["outer_step"] for row in running.history]
+        process.kill()
+        output_of(process)
+    assert sent == [1]
 
 
 def test_when_wandb_s_own_process_dies_training_goes_on_and_it_is_said_once(tmp_path: Path) -> None:

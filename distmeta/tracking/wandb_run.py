@@ -32,6 +32,9 @@ FINISH_TIMEOUT = 30.0
 # choice is 15).
 FLUSH_INTERVAL = 1.0
 
+SEND_INTERVAL = 5
+"""Whole seconds between two messages to a server with the rows logged meanwhile; W&B's own choice is 15."""
+
 HIDDEN = ("training/tokens", "training/inner_lr", "time/data_wait_fraction")
 """Metrics that say the same at every step, or the same as another: there, but without a panel."""
 GOALS = {
@@ -248,6 +251,7 @@ def quiet_settings(finish_timeout: float, **more: Any) -> Any:
         finish_timeout=finish_timeout,
         x_graphql_retry_max=2,
         x_transaction_log_flush_interval=FLUSH_INTERVAL,
+        x_file_stream_transmit_interval=SEND_INTERVAL,
         allow_val_change=True,  # a resumed run may have other workers, or more steps
         **NOTHING_BY_ITSELF,
         **more,
