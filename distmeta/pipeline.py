@@ -265,9 +265,9 @@ def _summarize(config: Config, run: RunDirectory, progress: dict[str, Any], say:
     for line in kept_lines(progress, config.train.select_by, config.train.outer_steps):
         say(line)
     if run.validation.exists() and "diverged" not in progress:
-        for line in advise(
-            config, read_metrics(run.metrics), read_metrics(run.validation), _training_classes(config, run)
-        ):
+        rows = read_metrics(run.metrics), read_metrics(run.validation)
+        keeps_start = progress.get("best_step") == 0
+        for line in advise(config, *rows, _training_classes(config, run), keeps_start=keeps_start):
             say(f"what to change: {line}")
     say(
         f"trained for {progress['wall_seconds']:.0f} s, {progress['worker_seconds']:.0f} worker-seconds, "

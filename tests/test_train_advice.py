@@ -123,6 +123,11 @@ def test_a_run_that_got_better_is_told_nothing():
     assert advise(config(), steps(0.2, 0.99), validations(0.8), 16) == []  # nothing but the starting network
 
 
+def test_a_run_that_got_better_by_chance_alone_is_told_what_to_change():
+    (line,) = advise(config(), steps(0.7, 0.75), validations(0.8, 0.798, 0.803), keeps_start=True)
+    assert line.startswith("no step differs from the starting network by more than a point (80.0%)")
+
+
 def test_what_is_set_already_is_not_advised():
     given = config(
         meta={"outer_lr": 1e-3, "freeze_lowest": 2}, train={"select_by": "prototype", "average_with_start": 0.5}

@@ -22,19 +22,22 @@ MOST_LINES = 3
 Rows = Sequence[Mapping[str, Any]]
 
 
-def advise(config: Config, metrics: Rows, validation: Rows, training_classes: int | None = None) -> list[str]:
+def advise(
+    config: Config, metrics: Rows, validation: Rows, training_classes: int | None = None, *, keeps_start: bool = False
+) -> list[str]:
     """Up to three lines, the surest first, each with what was seen and what to change; none where the last network is
-    better on the meta-valid classes than the starting one.
+    better on the meta-valid classes than the starting one, which is not the one that is kept.
 
     Args:
         config: of the run.
         metrics: the rows of its `metrics.jsonl`.
         validation: the rows of its `validation.jsonl`.
         training_classes: how many classes it was trained on, if that is known.
+        keeps_start: whether the starting network is kept, as where others are better by no more than chance.
     """
     use = config.train.select_by
     scores = [(row["outer_step"], row[use]) for row in validation if use in row]
-    if len(scores) < 2 or scores[-1][1] > scores[0][1]:
+    if len(scores) < 2 or (scores[-1][1] > scores[0][1] and not keeps_start):
         return []
     steps = [row for row in metrics if "training/query_accuracy" in row]
     found = [*_of_the_course(config, scores)]

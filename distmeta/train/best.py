@@ -58,6 +58,8 @@ class Best:
         self.start_share: float = kept.get("best_start_share", 0.0)
         self.validation: Validation | None = None
         """Of the best network; None where it was scored before a resume."""
+        self.starting_validation: Validation | None = None
+        """Of the starting network; None where it was scored before a resume."""
         self.starting_score: float | None = kept.get("starting_score")
         self._candidates: list[dict[str, Any]] = kept.get("candidates", [])
         self._before: dict[str, Any] | None = kept.get("before_average")
@@ -86,7 +88,7 @@ class Best:
         """Keeps the weights if their score is higher than any before, or if there is none to go by; `ci95` is half the
         width of its interval, `start_share` that of the starting weights in them."""
         if outer_step == 0:
-            self.starting_score = score
+            self.starting_score, self.starting_validation = score, validation
             self._save(self._run.starting_weights, weights, 0)
         if score is None or self.score is None or score > self.score or outer_step == self.step:
             self.score, self._ci95, self.step, self.start_share = score, ci95, outer_step, start_share
@@ -98,7 +100,7 @@ class Best:
         self._candidates = candidates
 
     def replace(self, kept: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Keeps one of them, an average, instead of the best network, which is put aside."""
+        """Keeps one of them, an average or the starting network, instead of the best one, which is put aside."""
         self._before = {key: value for key, value in self._kept.items() if key != "best_start_share"}
         if self._is_main:  # copied, since another worker may be reading it
             shutil.copyfile(self._run.best_weights, self._run.weights_before_average)

@@ -32,23 +32,21 @@ class Candidate:
         return self.validation.scores[use]
 
 
-def choose(candidates: Sequence[Candidate], use: str, starting_score: float) -> Candidate | None:
-    """The one to keep; None: the starting network, which none of them beats.
+def choose(candidates: Sequence[Candidate], use: str) -> Candidate:
+    """The one to keep.
 
     It has the largest share of the starting weights among those that are as good as the best: of which the paired
     difference to it is no larger than its standard error. So of differences that are noise the network is taken that
-    has forgotten less of what the starting one knew, and a gain that shows is not given away.
+    has forgotten less of what the starting one knew, which itself has a share of 1, and a gain that shows is not given
+    away.
     """
     best = max(candidates, key=lambda each: each.score(use))
-    if best.score(use) <= starting_score:
-        return None
 
     def is_as_good(each: Candidate) -> bool:
         deficit, error = each.validation.deficit(best.validation, use)
-        return each.score(use) > starting_score and deficit <= error
+        return deficit <= error
 
-    as_good = [each for each in candidates if each is best or is_as_good(each)]
-    return max(as_good, key=lambda each: (each.start_share, each.score(use)))
+    return max(filter(is_as_good, candidates), key=lambda each: (each.start_share, each.score(use)))
 
 
 class Chooser:
@@ -138,31 +136,35 @@ class Chooser:
         return f"{patience} validations after outer step {since} found no better network (train.patience)"
 
     def _try_averages(self, last: Candidate, is_stopping: IsStopping) -> dict[str, float] | None:
-        """With `auto`, keeps an average of the starting weights with the best network, or with the last one, if that is
-        the better network. Returns the averages' scores; None: `is_stopping` said so."""
+        """With `auto`, keeps what `choose` says of the best network, the last one, their averages with the starting
+        weights, and these. Returns the averages' scores; None: `is_stopping` said so."""
         if self._train.average_with_start != "auto" or self._validator is None:
             return {}
         use, best, start = self._train.select_by, self._best, read_tensors(self._run.starting_weights)
-        candidates = [last]
+        found = best.starting_validation or self._score(start, is_stopping, are_own=False)
+        if found is None:
+            return None
+        starting, trained = Candidate(0, 1.0, found, start), [last]
         if 0 < best.step != last.outer_step and not best.start_share:
             found = best.validation or self._score(best.weights(), is_stopping, are_own=False)
             if found is None:
                 return None
-            candidates.insert(0, Candidate(best.step, 0.0, found, best.weights()))
-        for each in list(candidates):
+            trained.insert(0, Candidate(best.step, 0.0, found, best.weights()))
+        candidates = list(trained)
+        for each in trained:
             for share in SHARES:
                 weights = averaged(each.weights, start, share)
                 found = self._score(weights, is_stopping, are_own=False)
                 if found is None:
                     return None
                 candidates.append(Candidate(each.outer_step, share, found, weights))
-        assert best.starting_score is not None  # what validates began so
-        kept = choose(candidates, use, best.starting_score)
+        kept = choose([*candidates, starting], use)
         rows = [_row(each, use) for each in candidates]
         best.note(rows)
         # A network that is an average already was chosen among such by a run that began before there was a share.
-        is_better = not best.start_share or best.score is None or (kept and kept.score(use) > best.score)
-        if kept and kept.start_share and is_better:
+        is_better = not best.start_share or best.score is None or kept.score(use) > best.score
+        is_kept_already = kept.outer_step == best.step and not (kept.outer_step and kept.start_share)
+        if is_better and not is_kept_already:
             best.replace(_row(kept, use), kept.weights)
         return {
             f"validation/average/{r['start_share']:g}/{r['outer_step']}": r["score"] for r in rows if r["start_share"]
@@ -185,6 +187,7 @@ class Chooser:
 
 
 def _row(candidate: Candidate, use: str) -> dict[str, Any]:
-    row = {"outer_step": candidate.outer_step, "start_share": candidate.start_share, "score": candidate.score(use)}
+    share = candidate.start_share if candidate.outer_step else 0.0  # the starting network is told as that of step 0
+    row = {"outer_step": candidate.outer_step, "start_share": share, "score": candidate.score(use)}
     ci95 = candidate.validation.scores.get(f"{use}_ci95")
     return row if ci95 is None else row | {"ci95": ci95}

@@ -50,8 +50,9 @@ class TrainConfig(Section):
     """Meta-valid accuracy that chooses the best network: after the inner loop, by prototype, or by that all-way; unset:
     by recipe, see the end."""
     average_with_start: Annotated[Share | Literal["auto"] | None, BeforeValidator(_share)] = None
-    """Share of the starting weights in the network that is kept, from 0 to 1, which forgets less; auto: of 0, 0.25, 0.5
-    and 0.75 the one that the meta-valid classes choose; unset: by recipe, see the end, 0 without validations."""
+    """Share of the starting weights in the network that is kept, from 0 to 1, which forgets less; auto: of 0, 0.25,
+    0.5, 0.75 and 1 the largest that the meta-valid classes find as good as the best; unset: by recipe, see the end, 0
+    without validations."""
     patience: int | None = Field(default=None, ge=0)
     """Validations without a new best one after which a run ends; 0: none; unset: by recipe, see the end, 0 without
     validations."""

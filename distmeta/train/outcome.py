@@ -35,7 +35,10 @@ def kept_lines(progress: Mapping[str, Any], use: str, outer_steps: int) -> Itera
     if tried := candidates_in_words(progress):
         yield f"chosen from {tried}"
     if "best_score" in progress and progress["best_step"] == 0:
-        yield "training made the network no better on the meta-valid classes: the starting network is what is kept"
+        yield (
+            "training made the network no better on the meta-valid classes, or by no more than chance: the starting "
+            "network is what is kept"
+        )
 
 
 def in_words(start_share: float) -> str:
