@@ -1,4 +1,4 @@
-# Both commands do all of their own set-up: Python 3.11 and make are enough.
+# Each makes the environment that it needs: Python 3.11 and make are enough.
 PYTHON ?= python3.11
 .DEFAULT_GOAL := help
 .PHONY: help demo picture test test-slow test-lowest check clean

@@ -18,16 +18,20 @@ from distmeta.cluster.connect import ray_cluster
 from distmeta.config import load_config
 from distmeta.corpus.executor import RayExecutor
 from distmeta.errors import UserError
+from distmeta.paths import local_path
+
+
+def absolute(text: str, key: str) -> Path:
+    """The path that a text is, the same one for every worker; an address is refused."""
+    return local_path(text, key).absolute()
 
 
 def main() -> int:
     """Runs the job; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="what `distmeta adapt` has written")
-    parser.add_argument(
-        "files", type=Path, nargs="+", help="CSV, TSV, JSON lines, Parquet; on storage that all nodes see"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the parts")
+    parser.add_argument("directory", help="what `distmeta adapt` has written")
+    parser.add_argument("files", nargs="+", help="CSV, TSV, JSON lines, Parquet; on a disk that all nodes see")
+    parser.add_argument("--output", required=True, help="folder of the parts, on such a disk too")
     parser.add_argument("--format", choices=WRITTEN, default="jsonl", help="of the parts")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--text-pair-column")
@@ -35,12 +39,14 @@ def main() -> int:
     options = parser.parse_args()
     columns = Columns(options.text_column, options.text_pair_column)
     try:
+        directory, output = absolute(options.directory, "directory"), absolute(options.output, "--output")
+        files = [absolute(file, "files") for file in options.files]
         with ray_cluster(load_config()):
             predict_parts(
                 RayExecutor(),
-                options.directory.absolute(),
-                [file.absolute() for file in options.files],
-                options.output.absolute(),
+                directory,
+                files,
+                output,
                 columns,
                 format=options.format,
                 abstain_below=options.abstain_below,

@@ -1,5 +1,6 @@
 """The configurations that users start from can be read, and go together with the models that they name."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from distmeta.sweep.config import SweepConfig
 from distmeta.sweep.run import check_options
 from distmeta.sweep.space import Space
 
-FILES = sorted((Path(__file__).parent.parent / "jobs" / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+IN_README = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
@@ -20,6 +23,15 @@ def test_a_configuration_resolves(file: Path):
     assert resolve(config).evaluate.n_way is not None
     if config.sweep != SweepConfig():
         check_options(config, Space(config))
+
+
+@pytest.mark.parametrize("text", IN_README)
+def test_what_the_readme_has_one_write_is_taken(text: str, tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    config = load_config(file, files=False)
+    if config.sweep != SweepConfig():
+        Space(config)
 
 
 def test_the_mixture_is_what_its_head_says():

@@ -304,18 +304,22 @@ def test_parts_of_something_else_are_not_mixed(project, tmp_path):
         in_parts(project, [source], tmp_path)
 
 
+def predict_job(cwd: Path, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    job = Path(__file__).parents[1] / "jobs" / "predict.py"
+    command = [sys.executable, str(job), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_a_job_refuses_an_address(tmp_path):
+    done = predict_job(tmp_path, tmp_path / "mine", tmp_path / "in.csv", "--output", "s3://bucket/parts")
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert done.stderr.startswith("predict: --output: s3://bucket/parts is an address")
+
+
 @pytest.mark.slow
 def test_a_job_predicts_on_a_cluster(project, tmp_path):
     source = write_table(tmp_path, "in.csv", [{"text": text} for text in examples(3)[0]])
-    command = [
-        sys.executable,
-        str(Path(__file__).parents[1] / "jobs" / "predict.py"),
-        str(project / "mine"),
-        str(source),
-    ]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "parts")], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = predict_job(tmp_path, project / "mine", source, "--output", tmp_path / "parts")
     assert done.returncode == 0, done.stderr
     (part,) = (tmp_path / "parts").glob("*.jsonl")
     assert [row["label"] for row in read_table(part)] == examples(3)[1]

@@ -1,6 +1,6 @@
 """How fast the meta-gradient of a meta-batch is computed: by us, by a plain loop by hand, and by the known libraries.
 
-    pip install 'distmeta[benchmark,benchmark-betty]'     # betty takes a pip below 24.1
+    pip install --editable '.[benchmark,benchmark-betty]'     # betty takes a pip below 24.1
     python jobs/benchmarks/meta.py --output runs/benchmark [--workloads fomaml/all ...] [--shots 1 5] [--threads 1]
 
 All get the same new BERT, the same weights and the same tasks, and take turns in random order within each round. The
