@@ -301,7 +301,7 @@ def test_a_process_beside_the_driver_reads_and_writes_nothing_there(
     assert not below(server, address)
 
 
-def test_a_node_has_one_copy_whoever_asks_and_forgets_the_oldest(
+def test_a_node_has_one_copy_whoever_asks_and_forgets_the_oldest_that_nobody_uses(
     server: Server, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = Mirror(address, "corpus.directory", tmp_path / "corpus")
@@ -323,6 +323,9 @@ def test_a_node_has_one_copy_whoever_asks_and_forgets_the_oldest(
     assert first.exists()
     assert second != first
     monkeypatch.setenv("DISTMETA_CACHE_GIB", "0.0000015")
+    assert cached_folder(address, "manifest.json") == second
+    assert first.exists(), "this process has asked for it"
+    cache._IN_USE.pop(first).close()  # as when the process ends
     assert cached_folder(address, "manifest.json") == second
     assert not first.exists()
     for much in ("much", "-1", "nan"):

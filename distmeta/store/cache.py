@@ -2,9 +2,11 @@
 
 A copy is named by the digest of what describes its content (a corpus's manifest), so it is never out of date; it takes
 its name when it is whole, so nobody reads half of one; and whoever asks while another process fetches it, waits for
-that. What was used last is kept, up to `DISTMETA_CACHE_GIB` (100).
+that. What was used last is kept, up to `DISTMETA_CACHE_GIB` (100), and whatever a process has asked for that still
+runs.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -12,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 LIMIT_GIB = 100.0
+
+_IN_USE: dict[Path, IO[str]] = {}
+"""Of the copies that this process has asked for the open file whose shared lock says so, until the process ends."""
 
 
 def cache_root() -> Path:
@@ -101,16 +106,28 @@ def _copy_of(identity: bytes, copy_into: Callable[[Path], None]) -> Path:
     copies.mkdir(exist_ok=True, mode=0o700)
     copy = copies / hashlib.blake2b(identity, digest_size=16).hexdigest()
     with FileLock(f"{copy}.lock"):
+        if copy not in _IN_USE:
+            file = _use_of(copy).open("a")
+            fcntl.flock(file, fcntl.LOCK_SH)  # waits for whoever removes it
+            _IN_USE[copy] = file
         if not copy.is_dir():
-            unfinished = copies / f".unfinished-{uuid.uuid4().hex}"
+            unfinished = _unfinished(copies)
             try:
                 copy_into(unfinished)
                 unfinished.rename(copy)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
         os.utime(copy)
-    _remove_oldest(copies, keep=copy)
+    _remove_oldest(copies)
     return copy
+
+
+def _unfinished(copies: Path) -> Path:
+    return copies / f".unfinished-{uuid.uuid4().hex}"
+
+
+def _use_of(copy: Path) -> Path:
+    return copy.with_name(f"{copy.name}.used")
 
 
 def _copy(filesystem: "pyarrow.fs.FileSystem", path: str, folder: Path, left_out: tuple[str, ...]) -> None:
@@ -125,10 +142,16 @@ def _copy(filesystem: "pyarrow.fs.FileSystem", path: str, folder: Path, left_out
         pyarrow.fs.copy_files(info.path, str(target), source_filesystem=filesystem)
 
 
-def _remove_oldest(copies: Path, keep: Path) -> None:
-    """Removes what was not used for longest, where all copies together take more than they may."""
+def _remove_oldest(copies: Path) -> None:
+    """Removes what was not used for longest and is not in use, where all copies together take more than they may."""
     taken, most = 0.0, limit("DISTMETA_CACHE_GIB", LIMIT_GIB, "GiB") * 2**30
     for each in sorted(filter(Path.is_dir, copies.iterdir()), key=lambda each: each.stat().st_mtime, reverse=True):
         taken += sum(file.stat().st_size for file in each.rglob("*") if file.is_file())
-        if taken > most and each != keep:
-            shutil.rmtree(each, ignore_errors=True)
+        if taken > most:
+            with _use_of(each).open("a") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                # Under another name first: what is left where this is killed must not be taken for a whole copy.
+                shutil.rmtree(each.rename(_unfinished(copies)), ignore_errors=True)
