@@ -394,11 +394,20 @@ def predict(
     abstain_below: Annotated[
         float, typer.Option(min=0, max=1, metavar="P", help="Leave the label out where its probability is lower.")
     ] = 0.0,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="fp32|bf16|auto",
+            help="Of the network's passes; auto: the faster. A few labels may differ.",
+        ),
+    ] = "fp32",
 ) -> None:
     """Write the rows of a table with the label of each and its probability. Memory does not grow with the table."""
+    from distmeta.adapt.classifier import precision_of
     from distmeta.adapt.command import Columns, predict
 
-    predict(directory, file, output, Columns(text_column, text_pair_column), abstain_below=abstain_below, say=say)
+    columns, passes = Columns(text_column, text_pair_column), precision_of(precision)
+    predict(directory, file, output, columns, abstain_below=abstain_below, precision=passes, say=say)
 
 
 @app.command()

@@ -36,6 +36,8 @@ def main() -> int:
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--text-pair-column")
     parser.add_argument("--abstain-below", type=float, default=0.0, help="no label where its probability is lower")
+    # Not the faster one, which would be another one from node to node.
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network's passes")
     options = parser.parse_args()
     columns = Columns(options.text_column, options.text_pair_column)
     try:
@@ -50,6 +52,7 @@ def main() -> int:
                 columns,
                 format=options.format,
                 abstain_below=options.abstain_below,
+                precision=options.precision,
                 say=lambda text: print(text, file=sys.stderr, flush=True),
             )
     except UserError as error:

@@ -281,6 +281,23 @@ def test_parts_have_together_what_one_process_predicts(format, project, tmp_path
     assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-5)
 
 
+def test_in_bf16_probabilities_are_nearly_the_same_and_parts_are_others(project, tmp_path):
+    source = write_table(tmp_path, "in.csv", [{"text": text} for text in examples(3)[0]])
+    found = []
+    for precision in ("fp32", "bf16"):
+        output = tmp_path / f"{precision}.jsonl"
+        done = distmeta_here("predict", "mine", source, "--output", output, "--precision", precision, cwd=project)
+        assert done.returncode == 0, done.stderr
+        found.append([row["probability"] for row in read_table(output)])
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+    in_parts(project, [source], tmp_path / "parts")
+    with pytest.raises(UserError, match=r"parts of another call \(precision\)"):
+        in_parts(project, [source], tmp_path / "parts", precision="bf16")
+    refused = distmeta_here("predict", "mine", source, "--precision", "fp16", cwd=project)
+    assert (refused.returncode, refused.stderr) == (2, "distmeta: precision: fp16 is none of fp32, bf16, auto\n")
+
+
 def test_parts_that_are_there_are_not_made_again(project, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PART_ROWS", 2)
     source = write_table(tmp_path, "in.csv", [{"text": TEXT}] * 5)

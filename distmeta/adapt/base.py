@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distmeta.corpus.encoder import Encoder
 from distmeta.corpus.tokenizer import load_source, save_tokenizer
+from distmeta.engine.precision import Precision, faster
 from distmeta.errors import UserError
 from distmeta.evaluate.features import features_of
 from distmeta.evaluate.networks import Tokens
@@ -80,7 +81,7 @@ class Base:
         return replace(self, name=name, scorer=replace(self.scorer, parameters=dict(parameters)))
 
 
-def load_bases(model: str, device: torch.device) -> list[Base]:
+def load_bases(model: str, device: torch.device, precision: Precision = "fp32") -> list[Base]:
     """The networks of a run (the kept one, the starting one, their average), or the one in a folder or on a hub.
 
     Raises:
@@ -88,13 +89,13 @@ def load_bases(model: str, device: torch.device) -> list[Base]:
     """
     places = _places(model)
     stamp = tuple(_stamp(place) for place in places.values())
-    return _load(tuple(places.items()), device, stamp)
+    return _load(tuple(places.items()), device, precision, stamp)
 
 
 @lru_cache(maxsize=2)
-def _load(places: tuple[tuple[str, str], ...], device: torch.device, stamp: object) -> list[Base]:
+def _load(places: tuple[tuple[str, str], ...], device: torch.device, precision: Precision, stamp: object) -> list[Base]:
     """`stamp` changes with the files, so that no network of before is taken for the one that is there now."""
-    bases = [load_base(name, place, device) for name, place in places]
+    bases = [load_base(name, place, device, precision) for name, place in places]
     if len(bases) == 2:
         trained, starting = bases
         start = starting.scorer.parameters
@@ -106,8 +107,8 @@ def _load(places: tuple[tuple[str, str], ...], device: torch.device, stamp: obje
     return bases
 
 
-def load_base(name: str, place: str, device: torch.device) -> Base:
-    """The network in a folder or on a hub, in fp32.
+def load_base(name: str, place: str, device: torch.device, precision: Precision = "fp32") -> Base:
+    """The network in a folder or on a hub, with weights in fp32 and passes in a precision.
 
     Raises:
         UserError: it cannot be loaded.
@@ -145,7 +146,8 @@ def load_base(name: str, place: str, device: torch.device) -> Base:
     if lora:
         parameters = _taken_out(network, parameters, {each: value.to(device) for each, value in learned.items()})
     adapting = algorithm(network, meta) if algorithm and meta else None
-    scorer = Scorer(network, parameters, adapting, description.inner_steps, "fp32", tokenizer.pad_token_id)
+    passes = faster(device)[0] if precision == "auto" else precision
+    scorer = Scorer(network, parameters, adapting, description.inner_steps, passes, tokenizer.pad_token_id)
     return Base(name, scorer, tokenizer, encoder, description)
 
 

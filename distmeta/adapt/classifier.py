@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from distmeta.adapt.base import Base, Text, load_bases
 from distmeta.adapt.calibration import fit_temperature, probabilities
 from distmeta.adapt.choose import AUTO, Choice, Trials, choose
 from distmeta.adapt.methods import METHODS, TOGETHER, Fitted, Support
+from distmeta.engine.precision import Precision
 from distmeta.errors import UserError
 from distmeta.tasks.names import PLACE, PLAIN, name_text
 
@@ -40,6 +41,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         queries_together: whether the texts of a call of `predict` help one another, a thousand at a time: a method of
             its own, prototypes that they move, for texts that are all of these classes.
         device: auto, cpu or cuda.
+        precision: of passes through the network: fp32; bf16, in which a label of some hundreds is another one; auto,
+            the faster one here.
         seed: of how the examples are divided.
 
     Attributes:
@@ -58,6 +61,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         class_names: bool | str = False,
         queries_together: bool = False,
         device: str = "auto",
+        precision: Precision = "fp32",
         seed: int = 0,
     ) -> None:
         self.model = model
@@ -66,6 +70,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.class_names = class_names
         self.queries_together = queries_together
         self.device = device
+        self.precision = precision
         self.seed = seed
 
     def fit(self, X: Sequence[Any], y: Sequence[Any]) -> Self:
@@ -86,7 +91,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise UserError(f"labels: give examples of two classes or more, there is {len(self.classes_)}")
-        bases = load_bases(str(self.model), device_of(self.device))
+        bases = load_bases(str(self.model), device_of(self.device), precision_of(self.precision))
         support = Support(bases[0].encode(texts), numbers.astype(np.int64), len(self.classes_))
         trials = self.trials_ = Trials(bases, support, self.seed, self._names(bases[0], is_pair=len(texts[0]) == 2))
         method = TOGETHER if self.queries_together else self.method
@@ -139,7 +144,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return save(self, Path(directory))
 
     @classmethod
-    def load(cls, directory: str | Path, *, device: str = "auto") -> Self:
+    def load(cls, directory: str | Path, *, device: str = "auto", precision: Precision = "fp32") -> Self:
         """The classifier in a folder that `save` has written.
 
         Raises:
@@ -147,7 +152,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """
         from distmeta.adapt.saved import load
 
-        return load(cls, Path(directory), device)
+        return load(cls, Path(directory), device, precision)
 
     @property
     def base_(self) -> Base:
@@ -196,3 +201,14 @@ def device_of(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda is not available here; use auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def precision_of(name: str) -> Precision:
+    """The precision that a setting means.
+
+    Raises:
+        UserError: it is none.
+    """
+    if name not in get_args(Precision):
+        raise UserError(f"precision: {name} is none of {', '.join(get_args(Precision))}")
+    return name  # type: ignore[return-value]  # one of them

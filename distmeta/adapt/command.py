@@ -17,6 +17,7 @@ from distmeta.adapt.examples import read_examples
 from distmeta.adapt.files import ACCOUNT
 from distmeta.adapt.rows import WRITTEN, Row, Table, format_of, writer
 from distmeta.adapt.words import warning
+from distmeta.engine.precision import Precision
 from distmeta.errors import UserError
 from distmeta.files import write_json
 
@@ -104,6 +105,7 @@ def predict(
     *,
     abstain_below: float,
     say: Say,
+    precision: Precision = "fp32",
 ) -> None:
     """Writes the rows of a table with the label and the probability of each, in constant memory.
 
@@ -116,7 +118,7 @@ def predict(
         format = format_of(output, WRITTEN, "--output")
     else:
         format = "jsonl" if table.format in ("jsonl", "parquet") else "csv"
-    classifier = Classifier.load(directory)
+    classifier = Classifier.load(directory, precision=precision)
     if classifier.reads_pairs_ != (columns.pair is not None):
         wanted = "give --text-pair-column" if classifier.reads_pairs_ else "leave --text-pair-column out"
         raise UserError(

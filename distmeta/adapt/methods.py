@@ -135,7 +135,8 @@ class InnerLoop:
             some = order[first:end]
             ids = [tokens[number][0] for number in some]
             batch = collate_tokens(ids, self.base.pad_token_id, self.base.device)
-            found[some] = self.classify(batch).detach().float().cpu().numpy()
+            with passes_in(self.base.scorer.precision):
+                found[some] = self.classify(batch).detach().float().cpu().numpy()
         return found
 
 

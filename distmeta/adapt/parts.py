@@ -15,6 +15,7 @@ from distmeta.adapt.command import Columns, write_predictions
 from distmeta.adapt.rows import Table
 from distmeta.corpus.executor import Executor
 from distmeta.corpus.parts import digest, file_digest
+from distmeta.engine.precision import Precision
 from distmeta.errors import UserError
 from distmeta.files import write_json
 
@@ -38,6 +39,7 @@ class Part:
     format: str
     columns: Columns
     abstain_below: float
+    precision: Precision
 
 
 def predict_parts(
@@ -50,6 +52,7 @@ def predict_parts(
     format: str,
     abstain_below: float,
     say: Say,
+    precision: Precision = "fp32",
 ) -> None:
     """Writes to the folder `output` a file for each part of each table, in the order of the rows by their names.
 
@@ -57,7 +60,7 @@ def predict_parts(
         UserError: no classifier is there, a table cannot be read, or the folder has parts of something else.
     """
     Classifier.load(directory)  # told now, if there is none
-    _claim(output, directory, files, columns, format, abstain_below)
+    _claim(output, directory, files, columns, format, abstain_below, precision)
     parts = []
     for number, file in enumerate(files):
         count = _rows_of(file, columns, say)
@@ -65,7 +68,7 @@ def predict_parts(
             name = f"{number:05}-{file.name.split('.')[0]}-{first // PART_ROWS:06}.{format}"
             rows = min(PART_ROWS, count - first)
             place = str(output / name)
-            parts.append(Part(str(directory), str(file), first, rows, place, format, columns, abstain_below))
+            parts.append(Part(str(directory), str(file), first, rows, place, format, columns, abstain_below, precision))
     left = [part for part in parts if not Path(part.output).exists()]
     if len(left) < len(parts):
         say(f"{len(parts) - len(left)} of {len(parts)} parts are there already")
@@ -74,7 +77,13 @@ def predict_parts(
 
 
 def _claim(
-    output: Path, directory: Path, files: Sequence[Path], columns: Columns, format: str, abstain_below: float
+    output: Path,
+    directory: Path,
+    files: Sequence[Path],
+    columns: Columns,
+    format: str,
+    abstain_below: float,
+    precision: Precision,
 ) -> None:
     tables = [[str(file), file.stat().st_size if file.is_file() else 0] for file in files]
     asked = {
@@ -83,6 +92,7 @@ def _claim(
         "columns": asdict(columns),
         "format": format,
         "abstain_below": abstain_below,
+        "precision": precision,
     }
     file = output / ASKED
     if file.exists():
@@ -104,16 +114,17 @@ def _rows_of(file: Path, columns: Columns, say: Say) -> int:
 
 
 @lru_cache(maxsize=1)
-def _classifier(directory: str) -> Classifier:
+def _classifier(directory: str, precision: Precision) -> Classifier:
     """A process that does several parts loads it once."""
-    return Classifier.load(directory)
+    return Classifier.load(directory, precision=precision)
 
 
 def _predict(part: Part) -> int:
     """How many rows were written."""
     table = Table(Path(part.file))
     rows = islice(table.rows(), part.first, part.first + part.rows)
+    classifier = _classifier(part.directory, part.precision)
     counts = write_predictions(
-        _classifier(part.directory), table, rows, Path(part.output), part.format, part.columns, part.abstain_below
+        classifier, table, rows, Path(part.output), part.format, part.columns, part.abstain_below
     )
     return counts.rows

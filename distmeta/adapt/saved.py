@@ -12,6 +12,7 @@ from distmeta.adapt.base import Base, load_base
 from distmeta.adapt.choose import AUTO, Choice
 from distmeta.adapt.files import ADAPTED
 from distmeta.adapt.methods import TOGETHER, InnerLoop, Linear, Support, Together
+from distmeta.engine.precision import Precision
 from distmeta.errors import UserError
 from distmeta.evaluate.head import Head
 from distmeta.model_card import write_classifier_card
@@ -56,17 +57,18 @@ def save(classifier: "Classifier", folder: Path) -> Path:
     return folder
 
 
-def load(kind: type["Classifier"], folder: Path, device: str) -> Any:
+def load(kind: type["Classifier"], folder: Path, device: str, precision: Precision) -> Any:
     """See `Classifier.load`."""
-    from distmeta.adapt.classifier import device_of
+    from distmeta.adapt.classifier import device_of, precision_of
 
     description = Description.read(folder) if folder.is_dir() else None
     about = description.classifier if description else None
     if about is None:
         raise UserError(f"{folder}: no classifier is there; make one by `distmeta adapt` or Classifier.save")
     together = about["method"] == TOGETHER
-    classifier = kind(folder, method=AUTO if together else about["method"], queries_together=together, device=device)
-    base = load_base(about["network"], str(folder), device_of(device))
+    method = AUTO if together else about["method"]
+    classifier = kind(folder, method=method, queries_together=together, device=device, precision=precision)
+    base = load_base(about["network"], str(folder), device_of(device), precision_of(precision))
     tensors = read_tensors(folder / ADAPTED)
     classifier.classes_ = np.array(about["classes"])
     if "centre" in tensors:

@@ -4,9 +4,10 @@
         [--lines 1000000] [--threads 2]
 
 CLASSIFIER is what `distmeta adapt` has written, with a head on a network; FILE is JSON lines. In turns with `distmeta
-predict`, on the same lines: a plain loop over sentence-transformers' `encode` on the classifier's own folder, with the
-same head. Then FILE again and again as one of so many lines goes through `distmeta predict`, whose memory is watched.
-Prints lines a second, medians and their ratio, and the memory of the process at each tenth.
+predict`, in fp32 and in bf16, on the same lines: a plain loop over sentence-transformers' `encode` on the classifier's
+own folder, with the same head. Then FILE again and again as one of so many lines goes through `distmeta predict`, whose
+memory is watched. Prints lines a second, medians and their ratios to the loop, how many labels the precisions have in
+common, and the memory of the process at each tenth.
 """
 
 import argparse
@@ -16,9 +17,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -26,6 +29,7 @@ import torch
 from distmeta.adapt.classifier import Classifier
 from distmeta.adapt.command import Columns, predict
 from distmeta.adapt.methods import Linear
+from distmeta.engine.precision import Precision
 from distmeta.errors import UserError
 
 AT_A_TIME = 1024
@@ -44,10 +48,10 @@ def lines_of(file: Path, count: int) -> Iterator[str]:
     yield from itertools.islice(itertools.cycle(text), count)
 
 
-def ours(directory: Path, file: Path, column: str, output: Path) -> float:
+def ours(directory: Path, file: Path, column: str, output: Path, precision: Precision = "fp32") -> float:
     """Seconds of `distmeta predict`, its loading included."""
     started = time.perf_counter()
-    predict(directory, file, output, Columns(column), abstain_below=0.0, say=lambda _: None)
+    predict(directory, file, output, Columns(column), abstain_below=0.0, precision=precision, say=lambda _: None)
     return time.perf_counter() - started
 
 
@@ -115,16 +119,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             output = folder / "out.jsonl"
             if options.turns:
                 short.write_text("\n".join(lines_of(options.file, options.turn_lines)) + "\n", encoding="utf-8")
-                took: dict[str, list[float]] = {"distmeta predict": [], "plain loop": []}
+                contestants: dict[str, Callable[..., float]] = {
+                    "plain loop": plain,
+                    "fp32": ours,
+                    "bf16": partial(ours, precision="bf16"),
+                }
+                rates: dict[str, list[float]] = {name: [] for name in contestants}
+                labels: dict[str, list[Any]] = {}
                 for _ in range(options.turns):
-                    for run, seconds in zip((ours, plain), took.values(), strict=True):
-                        seconds.append(run(options.classifier, short, options.text_column, output))
-                rates = {name: [options.turn_lines / each for each in seconds] for name, seconds in took.items()}
-                own, rival = (statistics.median(values) for values in rates.values())
+                    for name, run in contestants.items():
+                        seconds = run(options.classifier, short, options.text_column, output)
+                        rates[name].append(options.turn_lines / seconds)
+                        labels[name] = [json.loads(line)["label"] for line in output.read_text("utf-8").splitlines()]
+                rival = statistics.median(rates["plain loop"])
                 for name, values in rates.items():
-                    rate = statistics.median(values)
-                    print(f"{name}: {rate:.0f} lines a second ({min(values):.0f} to {max(values):.0f})")
-                print(f"ratio {own / rival:.2f}: {options.turns} turns of {options.turn_lines} lines")
+                    rate, ends = statistics.median(values), f"{min(values):.0f} to {max(values):.0f}"
+                    print(f"{name}: {rate:.0f} lines a second ({ends}), {rate / rival:.2f} times the loop")
+                same = sum(one == other for one, other in zip(labels["fp32"], labels["bf16"], strict=True))
+                print(f"{same} of {options.turn_lines} labels are the same in bf16; {options.turns} turns")
             if options.lines:
                 with long.open("w", encoding="utf-8") as out:
                     out.writelines(f"{line}\n" for line in lines_of(options.file, options.lines))
