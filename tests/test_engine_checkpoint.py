@@ -19,7 +19,7 @@ from distmeta.engine.checkpoint import (
     MANIFEST,
     Manifest,
     Progress,
-    fetch_checkpoint,
+    check_copy,
     newest_good,
     part_name,
     read_checkpoint,
@@ -323,10 +323,22 @@ def test_all_of_them_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert len(caplog.messages) == 2
 
 
-def test_a_local_checkpoint_is_used_where_it_is(tmp_path: Path) -> None:
-    written = write(tmp_path, "checkpoint_1", 1)
-    assert fetch_checkpoint(LOCAL, str(written), tmp_path / "copy") == written
-    assert not (tmp_path / "copy").exists()
+def test_of_one_whose_digests_are_right_the_sizes_are_looked_at(tmp_path: Path) -> None:
+    """A bit that has changed since is not seen; what would be read beyond the end of a file is."""
+    checkpoint = write(tmp_path, "checkpoint_1", 1)
+    part = next(checkpoint.glob("part-*"))
+    content = part.read_bytes()
+    part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="is not what was written"):
+        read_checkpoint(checkpoint)
+    with pytest.raises(
+        OSError, match=r"the copy of a checkpoint in .* is not what is stored: the content of part-00000"
+    ):
+        check_copy(checkpoint)
+    assert read_checkpoint(checkpoint, has_digests_right=True)[1] == {"outer_step": 1}
+    part.write_bytes(content[:-1])
+    with pytest.raises(UserError, match="bytes, not"):
+        read_checkpoint(checkpoint, has_digests_right=True)
 
 
 def test_an_object_store(tmp_path: Path) -> None:
@@ -336,11 +348,6 @@ def test_an_object_store(tmp_path: Path) -> None:
     lose_a_part(write(tmp_path, "checkpoint_2", 2))
     pyarrow.fs.copy_files(str(tmp_path), "/bucket/run", destination_filesystem=store)
     assert newest_good(store, "/bucket/run") == "checkpoint_1"
-    fetched = fetch_checkpoint(store, "/bucket/run/checkpoint_1", tmp_path / "copy")
-    assert fetched == tmp_path / "copy"
-    state, progress, _ = read_checkpoint(fetched)
-    assert progress == {"outer_step": 1}
-    assert same(state.weights, some_state(1).weights)
 
 
 def test_a_storage_that_cannot_be_read_is_no_damage(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from distmeta.config import load_config
 from distmeta.corpus.elsewhere import Elsewhere
@@ -20,6 +21,8 @@ from distmeta.corpus.encoder import load_encoder
 from distmeta.corpus.executor import LocalExecutor
 from distmeta.corpus.manifest import Manifest
 from distmeta.corpus.prepare import prepare as prepare_corpus
+from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
+from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
 from distmeta.ownership import own, refuse_second
 from distmeta.store import cache, claim, folders, mirror
@@ -37,8 +40,9 @@ from distmeta.store.folders import (
     local_folder,
 )
 from distmeta.store.mirror import Mirror
+from distmeta.train.storage import local_copy, newest_checkpoint
 from tests.commands import distmeta_here
-from tests.runs import write_config
+from tests.runs import begun_run, write_config
 from tests.s3 import Server, s3_server
 
 
@@ -334,6 +338,32 @@ def test_a_node_has_one_copy_whoever_asks_and_forgets_the_oldest_that_nobody_use
             cached_folder(address, "manifest.json")
     with pytest.raises(UserError, match=r"nothing is prepared there: it has no manifest\.json"):
         cached_folder(f"{address}/none", "manifest.json")
+
+
+def test_a_node_has_one_copy_of_the_checkpoint_that_its_workers_go_on_from(
+    server: Server, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none of one that does not arrive as it was."""
+    config, run = begun_run(tmp_path, train={"storage": address})
+    stored = Mirror(f"{address}/{run.path.name}/checkpoints", "train.storage", tmp_path / "stored")
+    some = EngineState(3, *({"a": torch.full((4,), value)} for value in (1.0, 2.0, 3.0)))
+    write_checkpoint(stored.folder / "checkpoint_3", some, {"outer_step": 3})
+    stored.carry()
+    found = newest_checkpoint(config, run)
+    assert found is not None
+    with ThreadPoolExecutor(3) as pool:
+        copies = set(pool.map(lambda _: local_copy(config, run, str(found[1])), range(3)))
+    (copy,) = copies
+    assert torch.equal(read_checkpoint(copy)[0].exp_avg["a"], torch.full((4,), 2.0))
+    (stored.folder / "checkpoint_4").mkdir()
+    for file in (stored.folder / "checkpoint_3").iterdir():
+        content = file.read_bytes()
+        damaged = content[:-1] + b"1" if file.suffix == ".safetensors" else content
+        (stored.folder / "checkpoint_4" / file.name).write_bytes(damaged)
+    stored.carry()
+    with pytest.raises(OSError, match="is not what is stored: the content of part-00000"):
+        local_copy(config, run, str(found[1].with_name("checkpoint_4")))
+    assert [each for each in copy.parent.iterdir() if each.is_dir()] == [copy]
 
 
 def test_a_corpus_is_prepared_at_an_address_and_used_from_there(

@@ -144,15 +144,18 @@ def _as_part(state: EngineState) -> LazyTensors:
     return LazyTensors(outlines, make)
 
 
-def read_checkpoint(directory: Path) -> tuple[EngineState, dict[str, Any], dict[str, LazyTensors]]:
+def read_checkpoint(
+    directory: Path, *, has_digests_right: bool = False
+) -> tuple[EngineState, dict[str, Any], dict[str, LazyTensors]]:
     """The engine's state, the progress and the extra tensors of a checkpoint.
 
-    Tensors are read, to the CPU, when they are asked for, so the checkpoint has to stay where it is.
+    Tensors are read, to the CPU, when they are asked for, so the checkpoint has to stay where it is. One that
+    `has_digests_right`, as was just seen, is not read as a whole.
 
     Raises UserError where it is not whole: damaged, half-written or of another format.
     """
     try:
-        manifest, pieces = _verify(pyarrow.fs.LocalFileSystem(), str(directory))
+        manifest, pieces = _verify(pyarrow.fs.LocalFileSystem(), str(directory), digests=not has_digests_right)
         others = {Path(name).stem: _read_file(directory / name) for name in manifest.files.keys() - set(manifest.parts)}
     except Damaged as damage:
         raise UserError(f"checkpoint {directory} cannot be used: {damage}") from damage
@@ -196,16 +199,16 @@ def newest_good(filesystem: pyarrow.fs.FileSystem, path: str) -> str | None:
     return None
 
 
-def fetch_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, directory: Path) -> Path:
-    """The local folder that holds the checkpoint at `path` of a storage.
+def check_copy(directory: Path) -> None:
+    """Reads a copy of a good checkpoint.
 
-    It is `path` itself where the storage is local; else the checkpoint is copied into `directory`, made if need be.
+    Raises:
+        OSError: it is not what was copied.
     """
-    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        return Path(path)
-    directory.mkdir(parents=True, exist_ok=True)
-    pyarrow.fs.copy_files(path, str(directory), source_filesystem=filesystem)
-    return directory
+    try:
+        _verify(pyarrow.fs.LocalFileSystem(), str(directory))
+    except Damaged as damage:
+        raise OSError(f"the copy of a checkpoint in {directory} is not what is stored: {damage}") from damage
 
 
 def read_manifest(filesystem: pyarrow.fs.FileSystem, path: str) -> Manifest:
@@ -234,8 +237,9 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _verify(filesystem: pyarrow.fs.FileSystem, path: str) -> tuple[Manifest, Pieces]:
-    """The manifest of a checkpoint whose every file is as it says, and where the pieces are; raises Damaged."""
+def _verify(filesystem: pyarrow.fs.FileSystem, path: str, *, digests: bool = True) -> tuple[Manifest, Pieces]:
+    """The manifest of a checkpoint whose every file is as it says, and where the pieces are; raises Damaged. Without
+    `digests` no more is seen of a file than its size, and of a part its header."""
     manifest = read_manifest(filesystem, path)
     missing = [] if manifest.format == 2 else [f"{name}.safetensors" for name in GROUPS]
     if missing := [name for name in missing if name not in manifest.files]:
@@ -246,7 +250,7 @@ def _verify(filesystem: pyarrow.fs.FileSystem, path: str) -> tuple[Manifest, Pie
             raise Damaged(f"{name} is missing")
         if file.size != record.bytes:
             raise Damaged(f"{name} has {file.size} bytes, not {record.bytes}")
-    for name, record in manifest.files.items():
+    for name, record in manifest.files.items() if digests else ():
         with filesystem.open_input_stream(f"{path}/{name}") as stream:
             if hashlib.file_digest(stream, hashlib.blake2b).hexdigest() != record.blake2b:
                 raise Damaged(f"the content of {name} is not what was written")

@@ -69,18 +69,27 @@ def cached_file(address: str) -> Path:
     return _copy_of(f"{address} {info.size} {info.mtime_ns}".encode(), copy_into) / info.base_name
 
 
-def cached_folder(address: str, described_by: str, left_out: tuple[str, ...] = ()) -> Path:
+def cached_folder(
+    address: str,
+    described_by: str,
+    left_out: tuple[str, ...] = (),
+    *,
+    key: str = "corpus.directory",
+    check: Callable[[Path], object] = lambda folder: None,
+) -> Path:
     """This node's copy of the folder at an address.
 
     Args:
         address: of the folder.
         described_by: the file in it that changes with its content.
         left_out: folders in it that are not needed.
+        key: the setting that has the address.
+        check: asked of a new copy before it counts; what it raises is raised.
 
     Raises:
         UserError: the folder is not there, or has changed while it was fetched.
     """
-    filesystem, path = open_address(address, "corpus.directory")
+    filesystem, path = open_address(address, key)
 
     def description() -> bytes:
         try:
@@ -96,6 +105,7 @@ def cached_folder(address: str, described_by: str, left_out: tuple[str, ...] = (
         _copy(filesystem, path, folder, left_out)
         if description() != found:
             raise UserError(f"{address}: changed while it was read; try again")
+        check(folder)
 
     return _copy_of(address.encode() + b"\0" + found, copy_into)
 

@@ -2,7 +2,6 @@
 
 import logging
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from tqdm import tqdm
 
 from distmeta.cluster.connect import workers_of
 from distmeta.config import Config
-from distmeta.engine.checkpoint import fetch_checkpoint
 from distmeta.errors import Interrupted, UserError
 from distmeta.rundir import RunDirectory
 from distmeta.signals import stop_on_signal
@@ -35,7 +33,7 @@ from distmeta.train.network import NodeNetwork
 from distmeta.train.patience import patiently
 from distmeta.train.restart import StartAgain, StoppedWaiting, is_asked
 from distmeta.train.scaling import Scaling
-from distmeta.train.storage import CHECKPOINTS, newest_checkpoint, storage_path
+from distmeta.train.storage import CHECKPOINTS, local_copy, newest_checkpoint, storage_path
 from distmeta.train.watchdog import watchdogs
 
 FIRST_STEP = 5.0
@@ -226,25 +224,20 @@ def _train(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
         torch.distributed.broadcast_object_list(decided)
     path, attempt = decided
 
-    with tempfile.TemporaryDirectory(prefix="distmeta-resume-") as scratch:
+    def newest() -> Path | None:
+        return path and patiently(lambda: local_copy(config, run, path), f"{path} cannot be read", limit)
 
-        def newest() -> Path | None:
-            if path is None:
-                return None
-            filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
-            return patiently(lambda: fetch_checkpoint(filesystem, path, Path(scratch)), f"{path} cannot be read", limit)
-
-        filesystem, folder = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
-        to = CheckpointFolder(
-            filesystem,
-            f"{folder}/{CHECKPOINTS}",
-            config.train.checkpoints_to_keep,
-            f"-{attempt}",
-            lambda: carry(run.path),
-            limit,
-        )
-        worker = Worker(rank, world_size, device, newest, to, settings["launched"], is_asked)
-        progress = train(config, run, worker)
+    filesystem, folder = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
+    to = CheckpointFolder(
+        filesystem,
+        f"{folder}/{CHECKPOINTS}",
+        config.train.checkpoints_to_keep,
+        f"-{attempt}",
+        lambda: carry(run.path),
+        limit,
+    )
+    worker = Worker(rank, world_size, device, newest, to, settings["launched"], is_asked)
+    progress = train(config, run, worker)
     is_over = progress["outer_step"] == config.train.outer_steps or progress.keys() & {"ended_early", "diverged"}
     if is_asked() and not is_over and not run.stop_request.exists():
         raise StartAgain

@@ -54,7 +54,8 @@ class Worker:
     world_size: int
     device: torch.device
     newest_checkpoint: Callable[[], Path | None]
-    """Local folder of the newest good checkpoint, the same one on every worker; None: begin at step 0."""
+    """Local folder of the newest good checkpoint, the same one on every worker, whose digests were just seen to be
+    right; None: begin at step 0."""
     checkpoints: CheckpointFolder
     """Where checkpoints go, of all workers."""
     launched: float = field(default_factory=time.time)
@@ -87,7 +88,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
     with freed_at_once():
         checkpoint = worker.newest_checkpoint()
-        state, reached, extra = read_checkpoint(checkpoint) if checkpoint else (None, {}, {})
+        found = read_checkpoint(checkpoint, has_digests_right=True) if checkpoint else (None, {}, {})
+        state, reached, extra = found
         progress = _beginning() | reached
         unvalidated = progress.pop("unvalidated", None)  # the row of a step whose validation a signal cut off
         setup = Setup(config, run)

@@ -7,11 +7,13 @@ from pathlib import Path
 import pyarrow.fs
 
 from distmeta.config import Config
-from distmeta.engine.checkpoint import newest_good
+from distmeta.engine.checkpoint import MANIFEST, check_copy, newest_good
 from distmeta.errors import UserError, first_line
 from distmeta.ownership import own
 from distmeta.paths import check_folder
 from distmeta.rundir import RunDirectory
+from distmeta.store.address import join
+from distmeta.store.cache import cached_folder
 from distmeta.store.folders import given
 
 CHECKPOINTS = "checkpoints"
@@ -81,3 +83,18 @@ def newest_checkpoint(config: Config, run: RunDirectory) -> tuple[pyarrow.fs.Fil
     except Exception as error:  # whatever a storage or a hub may raise
         raise UserError(f"{storage_path(config, run)}: cannot be reached: {first_line(error)}") from None
     return None if name is None else (filesystem, Path(path) / CHECKPOINTS / name)
+
+
+def local_copy(config: Config, run: RunDirectory, path: str) -> Path:
+    """The folder on a disk that has the good checkpoint at a path of the storage: that itself, where the storage is a
+    path; else a copy, one for all workers of a node, which has been read to the end.
+
+    Raises:
+        OSError, UserError: the storage failed.
+    """
+    address = storage_path(config, run)
+    filesystem, _ = pyarrow.fs.FileSystem.from_uri(address)
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        return Path(path)
+    checkpoint = join(address, CHECKPOINTS, Path(path).name)
+    return cached_folder(checkpoint, MANIFEST, key="train.storage", check=check_copy)
