@@ -31,6 +31,7 @@ from distmeta.plan.table import shares
 from distmeta.run_corpus import prepare_with
 from distmeta.rundir import RunDirectory
 from distmeta.setup import Setup
+from distmeta.sweep.command import plan
 from distmeta.train.work import WorkSource
 from tests.commands import distmeta
 from tests.corpora import TINY_MODEL, tiny_config, write_labelled_csv
@@ -119,6 +120,27 @@ def test_a_rate_needs_no_deepspeed_and_no_ray(opened: tuple[Config, RunDirectory
     command = [sys.executable, "-c", code, str(run.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_a_plan_is_held_against_the_memory_that_is_told(
+    opened: tuple[Config, RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And not against that of the machine that makes it, which may be far smaller."""
+    config_file = opened[1].path.parent / "run.yaml"
+    settings: dict[str, Any] = {"rate": 1e9, "say": lambda _: None}
+    needed = make_plan(*opened, **settings)["peak_memory_bytes"]
+    with pytest.raises(UserError, match="--memory gives it"):
+        plan(config_file, [], tmp_path / "run", memory=0.9 * needed / 2**30, **settings)
+    monkeypatch.setattr("distmeta.plan.memory.memory_of_a_worker", lambda config: (1.0, "this machine has"))
+    with pytest.raises(UserError, match="this machine has"):
+        plan(config_file, [], tmp_path / "run", memory=None, **settings)
+    assert plan(config_file, [], tmp_path / "run", memory=2 * needed / 2**30, **settings)
+
+
+def test_a_worker_that_has_ended_holds_no_memory():
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert short_run._most_memory(ended.pid) == 0
 
 
 def test_a_sweep_takes_what_its_scheduler_leaves():

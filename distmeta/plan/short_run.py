@@ -227,8 +227,11 @@ def _own_memory() -> int:
 
 
 def _most_memory(process: int | None) -> int:
-    """The largest memory that a process has had so far (bytes)."""
-    return _memory(str(process), "VmHWM")
+    """The largest memory that a process has had so far (bytes); 0 of one that has ended."""
+    try:
+        return _memory(str(process), "VmHWM")
+    except FileNotFoundError:
+        return 0
 
 
 def _memory(process: str, what: str) -> int:

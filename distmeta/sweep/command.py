@@ -150,8 +150,9 @@ def _plan(
         check_sweep(config, sweep, resume=True)
     else:
         check_claim(made, run, resume=True)
+    bytes_a_second = None if bandwidth is None else bandwidth * 1e9 / 8
     forecast = make_plan(
-        made, run, rate=rate, say=say, workers=workers, bandwidth=None if bandwidth is None else bandwidth * 1e9 / 8
+        made, run, rate=rate, say=say, memory_bytes=memory_bytes, workers=workers, bandwidth=bytes_a_second
     )
     if trials:
         for line in fewer_trials(trials, config.sweep):
