@@ -17,6 +17,7 @@ from distmeta.cluster.connect import runs_at_a_time
 from distmeta.cluster.growth import Growth, NodeType, growth_of, whole_workers
 from distmeta.config import Config
 from distmeta.errors import UserError
+from distmeta.sweep.run import _at_a_time
 from distmeta.train import failures, scaling
 from distmeta.train.failures import Failures, told_apart
 from distmeta.train.restart import StartAgain, StoppedWaiting, ask
@@ -261,3 +262,5 @@ def test_there_and_to_come_and_never(monkeypatch: pytest.MonkeyPatch):
     assert workers(configured(2, "cuda"), Growth(None)) == ({"CPU": 1.0, "GPU": 1}, 2)
     with pytest.raises(UserError, match=r"3 workers need as many GPUs, the cluster has 0 and can grow to have .* 2"):
         workers(configured(3, "cuda"), GROWING)
+    with pytest.raises(UserError, match="3 workers need as many GPUs"):  # which no trial would ever get
+        _at_a_time(configured(3, "cuda"), configured(3, "cuda"), lambda _: None)

@@ -13,7 +13,7 @@ from distmeta.recipes import recipe
 from distmeta.section import UNSET
 from distmeta.sweep.config import SpaceEntry, SweepConfig
 from distmeta.sweep.directory import SweepDirectory, set_status, write_table, write_trial
-from distmeta.sweep.run import tell_ends
+from distmeta.sweep.run import is_whole, tell_ends
 from distmeta.sweep.schedule import make_scheduler
 from distmeta.sweep.space import Space
 
@@ -107,3 +107,10 @@ def test_the_end_of_a_trial_is_told_once_and_with_the_step_that_the_table_has(tm
         tell_ends(sweep, [row], said.append)
     assert row["outer_step"] == 12
     assert said == ["trial 0001 stopped at outer step 12, meta-valid accuracy 50.0%"]
+
+
+def test_a_sweep_that_is_stopped_between_two_trials_is_not_whole():
+    over = [{"status": "finished"}, {"status": "diverged"}]
+    assert is_whole(over, 2)
+    assert not is_whole(over, 3)
+    assert not is_whole([*over, {"status": "running"}], 3)

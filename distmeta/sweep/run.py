@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.search import ConcurrencyLimiter
 
-from distmeta.cluster.connect import check_workers_fit, living_nodes, ray_cluster, runs_at_a_time
+from distmeta.cluster.connect import check_workers_fit, living_nodes, ray_cluster, runs_at_a_time, workers_of
 from distmeta.cluster.doctor import check_nodes
 from distmeta.cluster.growth import growth
 from distmeta.cluster.named_cluster import named_cluster
@@ -147,9 +147,14 @@ def _fit(
         )
     with _stop_on_signal(sweep, say) as stopped:
         tuner.fit()
-    write_table(sweep)
-    if stopped.is_set() and any(row["status"] not in OVER for row in write_table(sweep)):
+    rows = write_table(sweep)
+    if stopped.is_set() and not is_whole(rows, number_of_trials(space, config.sweep)):
         raise Interrupted(f"stopped; `distmeta sweep --run-dir {sweep.path} --resume` goes on")
+
+
+def is_whole(rows: list[dict[str, Any]], trials: int) -> bool:
+    """Whether a sweep of so many trials has begun them all and all are over."""
+    return len(rows) >= trials and all(row["status"] in OVER for row in rows)
 
 
 def _this_node() -> str:
@@ -273,6 +278,7 @@ def check_options(config: Config, space: Space) -> None:
 
 def _at_a_time(config: Config, largest: Config, say: Say) -> int:
     """How many trials run side by side."""
+    workers_of(largest)  # which refuses what no trial could have
     nodes, options = living_nodes(), config.sweep
     now = runs_at_a_time(largest, nodes) or 0
     growing = growth() if named_cluster() else None
