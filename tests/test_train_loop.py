@@ -22,6 +22,7 @@ from distmeta.setup import Setup
 from distmeta.train import loop
 from distmeta.train.checkpoints import Checkpoints
 from distmeta.train.loop import learning_rate
+from distmeta.train.outcome import is_over
 from distmeta.train.work import WorkSource
 from tests.corpora import tiny_config
 from tests.training import (
@@ -209,6 +210,22 @@ def test_similarities_that_are_kept_are_those_that_the_run_began_with_after_a_re
     assert whole[-1]["training/query_loss"] != pytest.approx(free[-1]["training/query_loss"], rel=1e-3)
     shutil.rmtree(tmp_path / "whole" / "checkpoints" / "checkpoint_00000008")
     assert_same(run_steps(worlds[1], config_with(1000.0), tmp_path / "whole"), whole, tolerance=0.0)
+
+
+@pytest.mark.parametrize("validate_every", [0, 2])
+def test_a_run_that_is_asked_to_leave_in_its_last_step_is_not_over(validate_every, worlds, corpus, tmp_path):
+    """The network that it keeps is that of a run left alone when it has gone on."""
+    train = {"outer_steps": 4, "validate_every": validate_every, "validate_episodes": 4, "checkpoint_every": 100}
+    config = configure(corpus, train=train)
+    runs = tmp_path / "asked", tmp_path / "alone"
+    for run in runs:
+        run.mkdir()
+    asked = worlds[1].run(run_training, config.model_dump(), runs[0], 3)
+    assert (asked["outer_step"], is_over(asked, config.train)) == (4, False)
+    for run in runs:
+        assert is_over(worlds[1].run(run_training, config.model_dump(), run), config.train)
+    kept = [load_file(run / "weights" / "best.safetensors") for run in runs]
+    assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
 
 
 def test_a_stop_request_leaves_a_checkpoint_of_the_step(worlds, corpus, tmp_path):

@@ -20,6 +20,7 @@ from distmeta.tracking.cost import run_summary
 from distmeta.tracking.metrics import MetricsTail
 from distmeta.train.failures import may_pass
 from distmeta.train.launch import FIRST_STEP, TrainingRun
+from distmeta.train.outcome import is_over
 from distmeta.train.restart import StoppedWaiting
 
 TOTALS = ("wall_seconds", "worker_seconds", "flops")
@@ -154,7 +155,7 @@ class Trial(tune.Trainable):
             self._note(summary)
             if "diverged" in progress:
                 status, reason = "diverged", progress["diverged"]
-            elif "ended_early" in progress or progress["outer_step"] == self._config.train.outer_steps:
+            elif is_over(progress, self._config.train):
                 status = "finished"
         self._training = None
         self._outcome = status

@@ -30,6 +30,7 @@ from distmeta.train.checkpoint_folder import CheckpointFolder
 from distmeta.train.events import EventsTail, NoteWarnings
 from distmeta.train.failures import Failures, SureFailure, describe, sure_failure, told_apart
 from distmeta.train.network import NodeNetwork
+from distmeta.train.outcome import is_over
 from distmeta.train.patience import patiently
 from distmeta.train.restart import StartAgain, StoppedWaiting, is_asked
 from distmeta.train.scaling import Scaling
@@ -238,8 +239,7 @@ def _train(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
     )
     worker = Worker(rank, world_size, device, newest, to, settings["launched"], is_asked)
     progress = train(config, run, worker)
-    is_over = progress["outer_step"] == config.train.outer_steps or progress.keys() & {"ended_early", "diverged"}
-    if is_asked() and not is_over and not run.stop_request.exists():
+    if is_asked() and not is_over(progress, config.train) and not run.stop_request.exists():
         raise StartAgain
     return progress
 

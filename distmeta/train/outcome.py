@@ -7,6 +7,12 @@ from typing import Any
 from distmeta.train.config import TrainConfig
 
 
+def is_over(progress: Mapping[str, Any], train: TrainConfig) -> bool:
+    """Whether a run has come to its end, with nothing left to do for one that goes on."""
+    is_last = progress["outer_step"] == train.outer_steps and "unvalidated" not in progress
+    return is_last or "ended_early" in progress or "diverged" in progress
+
+
 def how_it_is_chosen(train: TrainConfig) -> str:
     """How the network that a run keeps will be chosen, from a resolved configuration."""
     share = train.average_with_start
