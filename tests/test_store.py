@@ -38,6 +38,7 @@ from distmeta.store.folders import (
     close_folders,
     folder_on_worker,
     local_folder,
+    refresh,
 )
 from distmeta.store.mirror import Mirror
 from distmeta.train.storage import local_copy, newest_checkpoint
@@ -230,6 +231,42 @@ def test_a_storage_that_is_gone_for_a_while_is_waited_for_and_told(
                 carry(other)
         finally:
             server.start()
+
+
+def test_what_could_not_be_carried_stays_where_it_is_said_to_be(
+    server: Server, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the next process clears away the folders of those that have ended."""
+    folder = local_folder(address, "--run-dir")
+    (folder / "summary.json").write_text("{}")
+
+    def fails() -> None:
+        raise UserError(f"{address}: cannot be reached; what was to go there is in {folder}")
+
+    mirror_of = folders.mirror_of(folder)
+    assert mirror_of is not None
+    monkeypatch.setattr(mirror_of, "stop", fails)
+    with pytest.raises(UserError) as refusal:
+        close_folders()
+    monkeypatch.setattr(Path, "exists", lambda self: self.parent != Path("/proc") and bool(self.stat()))  # none runs
+    local_folder(f"{address}-next", "--run-dir")
+    kept = Path(str(refusal.value).split("what was to go there is in ")[1])
+    assert (kept / "summary.json").read_text() == "{}"
+
+
+def test_workers_have_the_weights_that_the_first_one_has_written_since(server: Server, address: str) -> None:
+    with own(local_folder(address, "--run-dir")):
+        pass
+    close_folders()
+    first = Mirror(address, "--run-dir", folders._new_folder(address), lambda name: True)
+    other = Mirror(address, "--run-dir", folders._new_folder(address), lambda name: False)
+    folders._mirrors |= {each.folder: each for each in (first, other)}
+    for written in (b"one", b"another"):
+        (first.folder / "weights").mkdir(exist_ok=True)
+        (first.folder / "weights" / "best.safetensors").write_bytes(written)
+        carry(first.folder)
+        refresh(other.folder / "weights")
+        assert (other.folder / "weights" / "best.safetensors").read_bytes() == written
 
 
 def test_while_workers_train_their_files_are_theirs(server: Server, address: str) -> None:

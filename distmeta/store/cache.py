@@ -6,6 +6,7 @@ that. What was used last is kept, up to `DISTMETA_CACHE_GIB` (100), and whatever
 runs.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -117,23 +118,28 @@ def _copy_of(identity: bytes, copy_into: Callable[[Path], None]) -> Path:
     copy = copies / hashlib.blake2b(identity, digest_size=16).hexdigest()
     with FileLock(f"{copy}.lock"):
         if copy not in _IN_USE:
-            file = _use_of(copy).open("a")
-            fcntl.flock(file, fcntl.LOCK_SH)  # waits for whoever removes it
-            _IN_USE[copy] = file
+            _IN_USE[copy] = _used(copy)
         if not copy.is_dir():
-            unfinished = _unfinished(copies)
+            unfinished = copies / f".unfinished-{uuid.uuid4().hex}"
+            in_use = _used(unfinished)
             try:
                 copy_into(unfinished)
                 unfinished.rename(copy)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
+                in_use.close()
+                _use_of(unfinished).unlink()
         os.utime(copy)
-    _remove_oldest(copies)
+    with FileLock(copies / "removing.lock"):
+        _remove_oldest(copies)
     return copy
 
 
-def _unfinished(copies: Path) -> Path:
-    return copies / f".unfinished-{uuid.uuid4().hex}"
+def _used(copy: Path) -> IO[str]:
+    """Says that this process uses a copy, as long as the file that is returned is open; waits for who removes it."""
+    file = _use_of(copy).open("a")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
 
 
 def _use_of(copy: Path) -> Path:
@@ -155,8 +161,9 @@ def _copy(filesystem: "pyarrow.fs.FileSystem", path: str, folder: Path, left_out
 def _remove_oldest(copies: Path) -> None:
     """Removes what was not used for longest and is not in use, where all copies together take more than they may."""
     taken, most = 0.0, limit("DISTMETA_CACHE_GIB", LIMIT_GIB, "GiB") * 2**30
-    for each in sorted(filter(Path.is_dir, copies.iterdir()), key=lambda each: each.stat().st_mtime, reverse=True):
-        taken += sum(file.stat().st_size for file in each.rglob("*") if file.is_file())
+    found = [(modified, each) for each in copies.iterdir() if (modified := _modified(each)) is not None]
+    for _, each in sorted(found, reverse=True):
+        taken += _size(each)
         if taken > most:
             with _use_of(each).open("a") as file:
                 try:
@@ -164,4 +171,21 @@ def _remove_oldest(copies: Path) -> None:
                 except BlockingIOError:
                     continue
                 # Under another name first: what is left where this is killed must not be taken for a whole copy.
-                shutil.rmtree(each.rename(_unfinished(copies)), ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError):  # a fetch that has just come to its end
+                    shutil.rmtree(each.rename(each.with_name(f".removed-{uuid.uuid4().hex}")), ignore_errors=True)
+
+
+def _modified(folder: Path) -> float | None:
+    """When a folder was last changed (seconds since 1970); None: it is none, or another process has just renamed it."""
+    with contextlib.suppress(FileNotFoundError):
+        return folder.stat().st_mtime if folder.is_dir() else None
+    return None
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder, as far as it is there."""
+    size = 0
+    with contextlib.suppress(FileNotFoundError):
+        for file in folder.rglob("*"):
+            size += file.stat().st_size if file.is_file() else 0
+    return size

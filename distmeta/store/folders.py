@@ -224,6 +224,16 @@ def present_folder(folder: Path) -> Path:
     return folder
 
 
+def refresh(folder: Path) -> None:
+    """Brings what another process has carried to the address of a folder since, if it has one.
+
+    Raises:
+        UserError: the storage has not answered for long.
+    """
+    if mirror := mirror_of(folder):
+        mirror.patiently(lambda: mirror.fetch(f"{folder.relative_to(mirror.folder).as_posix()}/"))
+
+
 class Lent:
     """For the time in which workers train a run: what is theirs is followed here, and is all here at the end.
 
@@ -281,7 +291,11 @@ def close_folders() -> None:
     while _temporary:
         folder = _temporary.pop()
         if mirror := _mirrors.pop(folder, None):
-            mirror.stop()
+            try:
+                mirror.stop()
+            except UserError as error:  # out of the way of `_new_folder`, which clears away what ended processes left
+                kept = folder.parent.rename(cache_root() / f"not-carried-{folder.parent.name}")
+                raise UserError(str(error).replace(str(folder), str(kept / folder.name))) from None
         shutil.rmtree(folder.parent, ignore_errors=True)
     _mirrors.clear()
 

@@ -47,7 +47,7 @@ class Best:
     def __init__(
         self, run: RunDirectory, progress: dict[str, Any], extra: Mapping[str, Mapping[str, Tensor]], is_main: bool
     ) -> None:
-        self._run, self._is_main = run, is_main
+        self._run, self.is_main = run, is_main
         kept = _taken(progress)
         if is_main and "best" in extra:
             # What is in the run directory may be of a step after the checkpoint, which may not score the same again.
@@ -72,7 +72,7 @@ class Best:
             return
         self.step, self.score = self._before["best_step"], self._before["best_score"]
         self._ci95, self.start_share = self._before.get("best_score_ci95"), 0.0
-        if self._is_main:
+        if self.is_main:
             shutil.copyfile(self._run.weights_before_average, self._run.best_weights)
         self._before, self._candidates = None, []
 
@@ -102,14 +102,14 @@ class Best:
     def replace(self, kept: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Keeps one of them, an average or the starting network, instead of the best one, which is put aside."""
         self._before = {key: value for key, value in self._kept.items() if key != "best_start_share"}
-        if self._is_main:  # copied, since another worker may be reading it
+        if self.is_main:  # copied, since another worker may be reading it
             shutil.copyfile(self._run.best_weights, self._run.weights_before_average)
         self.step, self.start_share = kept["outer_step"], kept["start_share"]
         self.score, self._ci95 = kept["score"], kept.get("ci95")
         self._save(self._run.best_weights, weights, self.step)
 
     def _save(self, path: Path, weights: Mapping[str, Tensor], outer_step: int) -> None:
-        if self._is_main:
+        if self.is_main:
             save_weights(path, weights, outer_step)
         else:
             take_part(weights)

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch.distributed
 from torch import Tensor
 
 from distmeta.config import Config
 from distmeta.rundir import RunDirectory
-from distmeta.tensors import read_tensors
+from distmeta.store.folders import address_of, carry, refresh
+from distmeta.tensors import LazyTensors, read_tensors
 from distmeta.train.best import Best, averaged
 from distmeta.train.config import SHARES
 from distmeta.train.record import Recorder
@@ -47,6 +50,22 @@ def choose(candidates: Sequence[Candidate], use: str) -> Candidate:
         return deficit <= error
 
     return max(filter(is_as_good, candidates), key=lambda each: (each.start_share, each.score(use)))
+
+
+def share_weights(run: RunDirectory, *, is_main: bool) -> None:
+    """Sees to it, on every worker, that each has the weights that the first one has written into the folder of the run;
+    where that is on a disk all have it anyway.
+
+    Raises:
+        UserError: the storage has not answered for long, or another driver has taken the run over.
+    """
+    if address_of(run.path) is None or not torch.distributed.is_initialized():
+        return
+    if is_main:
+        carry(run.path)
+    torch.distributed.barrier()
+    if not is_main:
+        refresh(run.starting_weights.parent)
 
 
 class Chooser:
@@ -104,7 +123,7 @@ class Chooser:
         asked = self._train.average_with_start
         share = asked if outer_step and isinstance(asked, float) else 0.0
         with self._stepper.weights() as own:
-            weights = averaged(own, read_tensors(self._run.starting_weights), share) if share else own
+            weights = averaged(own, self._start, share) if share else own
             is_end = outer_step in (0, self._train.outer_steps)
             found = self._score(weights, is_stopping, are_own=not share, inner_loops=is_end)
             if found is None:
@@ -125,6 +144,12 @@ class Chooser:
             self.ended_early = {"reason": reason, **self._limits} if reason else None
         return row
 
+    @cached_property
+    def _start(self) -> LazyTensors:
+        """The starting weights, for which all workers ask at the same time."""
+        share_weights(self._run, is_main=self._best.is_main)
+        return read_tensors(self._run.starting_weights)
+
     def _reason_to_end(self, outer_step: int) -> str | None:
         """Why the run ends with this step, before its last one."""
         patience, interval = self._train.patience, self._train.interval
@@ -140,7 +165,8 @@ class Chooser:
         weights, and these. Returns the averages' scores; None: `is_stopping` said so."""
         if self._train.average_with_start != "auto" or self._validator is None:
             return {}
-        use, best, start = self._train.select_by, self._best, read_tensors(self._run.starting_weights)
+        share_weights(self._run, is_main=self._best.is_main)
+        use, best, start = self._train.select_by, self._best, self._start
         found = best.starting_validation or self._score(start, is_stopping, are_own=False)
         if found is None:
             return None

@@ -83,7 +83,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     `Chooser`), `startup_seconds` from the launch to the first step, `peak_memory_bytes` of the largest worker, totals
     of `flops`, `tokens`, `lm_tokens`, `wall_seconds`, `worker_seconds` and `phase_seconds` (see `PhaseClock`; mean over
     the workers, of validation and checkpoint the main worker's), of `energy_kwh` where the devices tell, those before a
-    resume included, and `diverged`, a line of text, only where it did.
+    resume included, `diverged`, a line of text, only where it did, and `unvalidated` where a
+    stop was asked for before the last step was validated, which is made good when the run goes on.
     """
     config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
     with freed_at_once():
@@ -150,6 +151,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
         scores = validate(progress["outer_step"], lambda: False)
         if recorder:
             recorder.step(unvalidated | (scores or {}) | _totals(progress))
+    is_whole = True
     for step in () if chooser.ended_early else range(progress["outer_step"], config.train.outer_steps):
         PULSE.at(f"outer step {step + 1}", is_step=True)
         clock = PhaseClock()
@@ -217,7 +219,7 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     checkpoints.close()
     work_source.close()
     engine.close()
-    return progress
+    return progress if is_whole else progress | {"unvalidated": True}
 
 
 def _starting_weights(
