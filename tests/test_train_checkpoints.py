@@ -11,7 +11,7 @@ import pyarrow.fs
 import pytest
 import torch
 
-from distmeta.engine.checkpoint import newest_good, read_checkpoint, write_checkpoint
+from distmeta.engine.checkpoint import Manifest, Progress, newest_good, read_checkpoint, write_checkpoint
 from distmeta.engine.parts import Piece
 from distmeta.engine.state import EngineState
 from distmeta.train import checkpoint_folder
@@ -184,6 +184,17 @@ def test_old_ones_go_and_so_does_what_never_was_one(run: Run) -> None:
     run.begin(5)
     run.checkpoints.finish()
     assert run.there() == ["checkpoint_00000003-before", "checkpoint_00000005", "something_else"]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 8])
+def test_as_many_are_kept_as_are_asked_for(keep: int, tmp_path: Path) -> None:
+    folder = CheckpointFolder.local(tmp_path, keep)
+    for step in range(1, 13):
+        Path(folder.folder(step)).mkdir()
+        folder.commit(step, Manifest(step=step, progress=Progress(outer_step=step)))
+        folder.remove_old(step)
+        newest = [Path(folder.folder(each)).name for each in range(max(1, step - keep + 1), step + 1)]
+        assert sorted(each.name for each in tmp_path.iterdir()) == newest
 
 
 def test_a_part_that_another_node_has_for_itself_is_missed(

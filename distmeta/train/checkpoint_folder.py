@@ -71,7 +71,7 @@ class CheckpointFolder:
                     step = outer_step
                 found[folder.path] = step
         older = sorted((step, path) for path, step in found.items() if step < outer_step)
-        kept = {path for _, path in older[len(older) - self.keep + 1 :]} if self.keep > 1 else set()
+        kept = {path for _, path in older[max(0, len(older) - self.keep + 1) :]} if self.keep > 1 else set()
         # In it Ray Train, with which checkpoints were stored before, would miss what is removed here.
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.path}/checkpoint_manager_snapshot.json")
