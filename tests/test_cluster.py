@@ -63,6 +63,7 @@ def refusal(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
         ("head-node:70000", "is not HOST:PORT"),
         (":6379", "is not HOST:PORT"),
         ("no.such.host.invalid:6379", "no machine is known as no.such.host.invalid"),
+        ("ray-head..svc:6379", "no machine is known as ray-head..svc"),
     ],
 )
 def test_what_is_no_address_of_a_head_node_is_told(address: str, words: str, monkeypatch: pytest.MonkeyPatch):

@@ -121,10 +121,13 @@ def _head_node() -> str:
     if named == "auto":
         named = _running_here()
     host, port = _host_and_port(named)
-    address = str(canonicalize_bootstrap_address(named))  # this machine's own name instead of localhost
+    try:
+        address = str(canonicalize_bootstrap_address(named))  # this machine's own name instead of localhost
+    except (OSError, UnicodeError):
+        raise UserError(f"{_told(named)}: no machine is known as {host}") from None
     try:
         socket.create_connection((address.rpartition(":")[0].strip("[]"), port), timeout=ANSWER).close()
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the latter of an empty part of a name
         raise UserError(f"{_told(address)}: no machine is known as {host}") from None
     except TimeoutError:
         raise UserError(f"{_told(address)}: nobody answers within {ANSWER:g} s; {START_OR_UNSET}") from None
