@@ -198,7 +198,7 @@ def _say_where_recorded(run: RunDirectory, say: Say) -> None:
 def check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
     """Refuses to overwrite a run, and to go on with it as if it were another."""
     from distmeta.sweep.directory import is_sweep
-    from distmeta.train.storage import check_storage, newest_checkpoint, storage_path
+    from distmeta.train.storage import check_not_gone, check_storage, newest_checkpoint, storage_path
 
     if is_sweep(run.path):
         raise UserError(f"{run.path}: a sweep is there, not a run; give another --run-dir")
@@ -212,6 +212,7 @@ def check_claim(config: Config, run: RunDirectory, resume: bool) -> None:
         return
     if not resume:
         raise UserError(f"{run.path}: a run is there; go on with it by --resume, or give another --run-dir")
+    check_not_gone(config, run)
     refuse_changes(config, run, lambda key: key not in CHANGEABLE)
     if load_config(run.config, check=False).train.validates != config.train.validates:
         when = "before" if config.train.validates else "now"

@@ -89,6 +89,11 @@ class RunDirectory:
         return self.path / "stop-requested"
 
     @property
+    def has_checkpoint(self) -> Path:
+        """There since the first checkpoint was stored, wherever checkpoints go."""
+        return self.path / "has-checkpoint"
+
+    @property
     def plan(self) -> Path:
         """What the run was forecast to take."""
         return self.path / "plan.json"

@@ -310,6 +310,15 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, folder: Path):
     assert f"checkpoint {newest.name} is left out" in said
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(whole: Path, folder: Path):
+    run = folder / "emptied"
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("checkpoint_0*"))
+    done = distmeta_here("pretrain", "--config", "run.yaml", "--run-dir", "emptied", "--resume", cwd=folder)
+    assert done.returncode == 2
+    assert "the checkpoints of this run are gone" in done.stderr
+    assert_same_rows(run, whole)
+
+
 @pytest.mark.slow
 def test_the_language_model_baseline_gets_as_many_tokens(whole: Path, folder: Path):
     run = folder / "baseline"

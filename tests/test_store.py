@@ -25,6 +25,7 @@ from distmeta.engine.checkpoint import read_checkpoint, write_checkpoint
 from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
 from distmeta.ownership import own, refuse_second
+from distmeta.pipeline import check_claim
 from distmeta.store import cache, claim, folders, mirror
 from distmeta.store.address import join, name_of, names_storage
 from distmeta.store.cache import cached_folder
@@ -375,6 +376,25 @@ def test_a_node_has_one_copy_whoever_asks_and_forgets_the_oldest_that_nobody_use
             cached_folder(address, "manifest.json")
     with pytest.raises(UserError, match=r"nothing is prepared there: it has no manifest\.json"):
         cached_folder(f"{address}/none", "manifest.json")
+
+
+def test_a_storage_that_is_empty_now_does_not_begin_a_run_again(tmp_path: Path) -> None:
+    """A disk that is not mounted is an empty folder."""
+    config, run = begun_run(tmp_path, train={"storage": str(tmp_path / "disk")})
+    checkpoints = tmp_path / "disk" / run.path.name / "checkpoints"
+    assert newest_checkpoint(config, run) is None  # which is so before the first one
+    some = EngineState(3, *({"a": torch.ones(4)} for _ in range(3)))
+    write_checkpoint(checkpoints / "checkpoint_3", some, {"outer_step": 3})
+    run.has_checkpoint.touch()
+    assert newest_checkpoint(config, run) is not None
+    shutil.rmtree(tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(UserError, match="the checkpoints of this run are gone: see whether what they are on is mount"):
+        newest_checkpoint(config, run)
+    with pytest.raises(UserError, match="the checkpoints of this run are gone"):
+        check_claim(config, run, resume=True)
+    run.has_checkpoint.unlink()
+    assert newest_checkpoint(config, run) is None
 
 
 def test_a_node_has_one_copy_of_the_checkpoint_that_its_workers_go_on_from(

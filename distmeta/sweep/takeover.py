@@ -69,11 +69,13 @@ def take_over(config: Config, run: RunDirectory, trial_id: str, directory: Path)
     filesystem, path = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
     with tempfile.TemporaryDirectory(prefix="distmeta-takeover-") as scratch:
         write_checkpoint(Path(scratch), state, progress, extra)
-        if own:
-            filesystem.delete_dir(f"{path}/{CHECKPOINTS}")
+        before = filesystem.get_file_info(pyarrow.fs.FileSelector(f"{path}/{CHECKPOINTS}", allow_not_found=True))
         name = f"{PREFIX}{progress['outer_step']:08d}-{secrets.token_hex(3)}"
         filesystem.create_dir(f"{path}/{CHECKPOINTS}/{name}")
         pyarrow.fs.copy_files(scratch, f"{path}/{CHECKPOINTS}/{name}", destination_filesystem=filesystem)
+    for folder in before:  # only now, so that an interruption leaves the trial something to go on from
+        if folder.base_name.startswith(PREFIX):
+            filesystem.delete_dir(folder.path)
     write_trial(run, trial | {"adopted": origin["copy"]})
     note(run.events, 0, f"took over trial {origin['trial_id']} as it was at outer step {progress['outer_step']}")
 

@@ -24,6 +24,8 @@ class CheckpointFolder:
     carry: Callable[[], None] = lambda: None
     """Sees to it, on each worker, that what a checkpoint goes on from is in place before it counts; a UserError of it
     ends the run."""
+    note: Callable[[], None] = lambda: None
+    """Called on the first worker when a checkpoint counts."""
     wait: float = 10.0
     """Seconds for which the last checkpoint of a run is tried again where the storage fails."""
 
@@ -52,6 +54,7 @@ class CheckpointFolder:
                     "set train.storage to a place that all nodes share"
                 )
         write_file(self.filesystem, f"{folder}/{MANIFEST}", [manifest.written()])
+        self.note()
 
     def remove(self, outer_step: int) -> None:
         """Removes what is there of a checkpoint that cannot be one."""

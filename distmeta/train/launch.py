@@ -235,6 +235,7 @@ def _train(settings: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
         config.train.checkpoints_to_keep,
         f"-{attempt}",
         lambda: carry(run.path),
+        run.has_checkpoint.touch,
         limit,
     )
     worker = Worker(rank, world_size, device, newest, to, settings["launched"], is_asked)

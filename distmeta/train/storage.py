@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.fs
 
 from distmeta.config import Config
-from distmeta.engine.checkpoint import MANIFEST, check_copy, newest_good
+from distmeta.engine.checkpoint import MANIFEST, PREFIX, check_copy, newest_good
 from distmeta.errors import UserError, first_line
 from distmeta.ownership import own
 from distmeta.paths import check_folder
@@ -75,14 +75,39 @@ def newest_checkpoint(config: Config, run: RunDirectory) -> tuple[pyarrow.fs.Fil
     """The newest good checkpoint as file system and path in it; None: there is none.
 
     Raises:
-        UserError: the storage cannot be reached.
+        UserError: the storage cannot be reached, or what the run has left there is gone.
     """
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(storage_path(config, run))
         name = newest_good(filesystem, f"{path}/{CHECKPOINTS}")
     except Exception as error:  # whatever a storage or a hub may raise
         raise UserError(f"{storage_path(config, run)}: cannot be reached: {first_line(error)}") from None
-    return None if name is None else (filesystem, Path(path) / CHECKPOINTS / name)
+    if name is None:
+        check_not_gone(config, run)
+        return None
+    return filesystem, Path(path) / CHECKPOINTS / name
+
+
+def check_not_gone(config: Config, run: RunDirectory) -> None:
+    """Refuses a storage without any checkpoint, good or not, of a run that has left some there: a disk that is not
+    mounted is an empty folder, in which the run would begin again.
+
+    Raises:
+        UserError: there is none, or the storage cannot be reached.
+    """
+    if not run.has_checkpoint.exists():
+        return
+    where = storage_path(config, run)
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(where)
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(f"{path}/{CHECKPOINTS}", allow_not_found=True))
+    except Exception as error:  # whatever a storage or a hub may raise
+        raise UserError(f"{where}: cannot be reached: {first_line(error)}") from None
+    if not any(info.base_name.startswith(PREFIX) for info in found):
+        raise UserError(
+            f"{where}: the checkpoints of this run are gone: see whether what they are on is mounted; where they are "
+            f"lost, remove {run.has_checkpoint}, and it begins again"
+        )
 
 
 def local_copy(config: Config, run: RunDirectory, path: str) -> Path:
