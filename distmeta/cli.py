@@ -322,6 +322,10 @@ def adapt(
     text_pair_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column with the second text, where it has pairs.")
     ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of the file, as cp1252. Default: UTF-8, or what a mark says."),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -347,8 +351,9 @@ def adapt(
     distmeta predict mine more.csv --output predicted.csv
     """
     from distmeta.adapt.command import Columns, adapt
+    from distmeta.adapt.rows import encoding_of
 
-    columns = Columns(text_column, text_pair_column)
+    columns = Columns(text_column, text_pair_column, encoding_of(encoding))
     lines = adapt(
         model,
         examples,
@@ -391,6 +396,10 @@ def predict(
             help="CSV, JSON lines or Parquet, by its ending. Default: standard output.",
         ),
     ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of the file, as cp1252. Default: UTF-8, or what a mark says."),
+    ] = None,
     abstain_below: Annotated[
         float, typer.Option(min=0, max=1, metavar="P", help="Leave the label out where its probability is lower.")
     ] = 0.0,
@@ -405,8 +414,9 @@ def predict(
     """Write the rows of a table with the label of each and its probability. Memory does not grow with the table."""
     from distmeta.adapt.classifier import precision_of
     from distmeta.adapt.command import Columns, predict
+    from distmeta.adapt.rows import encoding_of
 
-    columns, passes = Columns(text_column, text_pair_column), precision_of(precision)
+    columns, passes = Columns(text_column, text_pair_column, encoding_of(encoding)), precision_of(precision)
     predict(directory, file, output, columns, abstain_below=abstain_below, precision=passes, say=say)
 
 

@@ -87,7 +87,7 @@ class EvaluationRequest:
         shapes = [{**way, **shot} for way, shot in crossed]
         for text in self.shape:
             way, x, shot = text.partition("x")
-            if not x:
+            if not (way and x and shot):
                 raise UserError(one_line(f"--shape {text}: write it as WAYSxSHOTS, such as 5x1 or allx5"))
             shapes.append({"evaluate.n_way": _number(way, "--shape"), "evaluate.k_shot": _number(shot, "--shape")})
         distinct = [shape for number, shape in enumerate(shapes) if shape not in shapes[:number]]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distmeta.adapt.command import Columns
 from distmeta.adapt.parts import predict_parts
-from distmeta.adapt.rows import WRITTEN
+from distmeta.adapt.rows import WRITTEN, encoding_of
 from distmeta.cluster.connect import ray_cluster
 from distmeta.config import load_config
 from distmeta.corpus.executor import RayExecutor
@@ -35,12 +35,13 @@ def main() -> int:
     parser.add_argument("--format", choices=WRITTEN, default="jsonl", help="of the parts")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--text-pair-column")
+    parser.add_argument("--encoding", help="of the files, such as cp1252; without it UTF-8, or what a mark says")
     parser.add_argument("--abstain-below", type=float, default=0.0, help="no label where its probability is lower")
     # Not the faster one, which would be another one from node to node.
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network's passes")
     options = parser.parse_args()
-    columns = Columns(options.text_column, options.text_pair_column)
     try:
+        columns = Columns(options.text_column, options.text_pair_column, encoding_of(options.encoding))
         directory, output = absolute(options.directory, "directory"), absolute(options.output, "--output")
         files = [absolute(file, "files") for file in options.files]
         with ray_cluster(load_config()):

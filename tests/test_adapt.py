@@ -1,6 +1,8 @@
 """A classifier from a few examples: methods against plain references, the choice among them, its conventions."""
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 from torch.nn import functional
 
 from distmeta.adapt import choose as choosing
-from distmeta.adapt import words
+from distmeta.adapt import saved, words
 from distmeta.adapt.base import AVERAGE, STARTING, TRAINED
 from distmeta.adapt.calibration import calibration_error, fit_temperature, probabilities
 from distmeta.adapt.choose import Choice, Trials, Tried, choose
@@ -26,7 +28,7 @@ from distmeta.evaluate.head import MOST_IN_THE_SPAN, Head
 from distmeta.evaluate.together import nearest_moved_prototype
 from distmeta.pipeline import write_models
 from distmeta.setup import Setup
-from tests.runs import begun_run
+from tests.runs import begun_run, contents
 
 RANDOM = np.random.default_rng(0)
 
@@ -330,6 +332,9 @@ def test_one_example_of_a_class_is_enough(run):
     [
         (["a", "b"], ["x"], {}, "one for each text"),
         (["a", "b"], ["x", "x"], {}, "two classes or more"),
+        (["a", "b", "c"], ["x", "y", None], {}, "that of text 2, counted from 0, is missing"),
+        (["a", "b", "c"], ["x", float("nan"), "y"], {}, "that of text 1, counted from 0, is missing"),
+        (["a", "b"], ["x", "y"], {"model": "runs/nope"}, "MODEL: there is no folder runs/nope, nor can a hub"),
         ("ab", ["x", "y"], {}, "a list of texts"),
         (["a", 3], ["x", "y"], {}, "number 1 is no text"),
         (["a", ("b", "c")], ["x", "y"], {}, "number 1 is a pair"),
@@ -389,6 +394,29 @@ def test_nothing_else_is_overwritten(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="something is there"):
         Classifier(run).fit(*examples(2)).save(tmp_path)
+
+
+def test_a_save_that_fails_leaves_the_classifier_that_was_there(run, tmp_path, monkeypatch):
+    texts, labels = examples(2)
+    Classifier(run, method="prototype").fit(texts, labels).save(tmp_path / "mine")
+    before = contents(tmp_path / "mine")
+    other = Classifier(run, method="prototype").fit(texts, [label.upper() for label in labels])
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(saved, "write_classifier_card", full)
+        with pytest.raises(UserError, match=r"cannot be written: .*No space left"):
+            other.save(tmp_path / "mine")
+    assert contents(tmp_path) == {f"mine/{name}": content for name, content in before.items()}
+    other.save(tmp_path / "mine")
+    assert Classifier.load(tmp_path / "mine").classes_.tolist() == sorted({label.upper() for label in labels})
+    (tmp_path / "mine" / "distmeta.json").unlink()  # as where it was killed between two files
+    other.save(tmp_path / "mine")
+    (tmp_path / "a-file").touch()
+    with pytest.raises(UserError, match="a-file is a file, not a folder"):
+        other.save(tmp_path / "a-file")
 
 
 def test_a_choice_without_trials_has_nothing_of_its_own():

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -21,7 +22,7 @@ from distmeta.corpus.executor import LocalExecutor
 from distmeta.errors import UserError
 from distmeta.pipeline import write_models
 from distmeta.setup import Setup
-from tests.commands import distmeta_here
+from tests.commands import DISTMETA, distmeta_here, environment
 from tests.runs import begun_run, quiet
 from tests.test_adapt import examples
 
@@ -136,17 +137,92 @@ def test_a_column_of_that_name_stays(project, tmp_path):
     assert (row["label"], row["predicted_label"]) == ("known", "class a")
 
 
+def test_no_column_takes_the_place_of_another(project, tmp_path):
+    source = write_table(tmp_path, "in.csv", [{"text": TEXT, "label": "known", "predicted_label": "mine"}])
+    distmeta_here("predict", "mine", source, "--output", tmp_path / "out.csv", cwd=project)
+    (row,) = read_table(tmp_path / "out.csv")
+    kept = (row["label"], row["predicted_label"], row["predicted_predicted_label"])
+    assert kept == ("known", "mine", "class a")
+    later = write_table(tmp_path, "in.jsonl", [{"text": TEXT}, {"text": TEXT, "label": "known"}])
+    done = distmeta_here("predict", "mine", later, "--output", tmp_path / "out.jsonl", cwd=project)
+    assert done.returncode == 2
+    assert "a row has 'label', which the first has not" in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_that_is_no_lines_is_not_an_empty_table(indent, project, tmp_path):
+    (tmp_path / "in.jsonl").write_text(json.dumps([{"text": TEXT}], indent=indent))
+    done = distmeta_here("predict", "mine", tmp_path / "in.jsonl", "--output", tmp_path / "out.csv", cwd=project)
+    assert done.returncode == 2
+    assert "no row of it can be read: line 1: not" in done.stderr
+    assert "JSON is read by lines, an object each" in done.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_files_of_another_encoding_are_read(project, tmp_path):
+    (tmp_path / "mine.csv").write_bytes("sentence,class\nbin dör,ä\nbin dor,ä\ntopica,b\n".encode("cp1252"))
+    examples = str(tmp_path / "mine.csv")
+    done = adapt(project, "--output", str(tmp_path / "odd"), examples=examples)
+    assert done.returncode == 2
+    assert "give --encoding cp1252" in done.stderr
+    done = adapt(project, "--output", str(tmp_path / "odd"), "--encoding", "cp1252", examples=examples)
+    assert done.returncode == 0, done.stderr
+    options = ["--text-column", "sentence", "--output", tmp_path / "out.jsonl"]
+    done = distmeta_here("predict", tmp_path / "odd", examples, *options, cwd=project)
+    assert done.returncode == 2
+    assert "give --encoding cp1252" in done.stderr
+    done = distmeta_here("predict", tmp_path / "odd", examples, *options, "--encoding", "cp1252", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert read_table(tmp_path / "out.jsonl")[0]["class"] == "ä"
+    done = distmeta_here("predict", tmp_path / "odd", examples, *options, "--encoding", "cp12", cwd=project)
+    assert "--encoding: no text encoding of Python's is called 'cp12'" in done.stderr
+
+
+def test_labels_that_are_doubtful_are_told(project, tmp_path):
+    rows = ["bin dor,pos", "bin dor,neg", "topicao,Pos", "topicau,nan"]
+    (tmp_path / "odd.csv").write_text("\n".join(["sentence,class", *rows]))
+    done = adapt(project, "--output", str(tmp_path / "odd"), examples=str(tmp_path / "odd.csv"))
+    assert "labels that look the same, each a class of its own: 'Pos', 'pos'" in done.stderr
+    assert "label 'nan' is a class like others" in done.stderr
+    assert "1 texts have several labels, the first 'bin dor': pos, neg" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["file/out.csv", "link/out.csv"])
+def test_an_output_that_cannot_be_there_is_told(place, project, tmp_path):
+    source = write_table(tmp_path, "in.csv", [{"text": TEXT}])
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    done = distmeta_here("predict", "mine", source, "--output", tmp_path / place, cwd=project)
+    assert done.returncode == 2
+    assert done.stderr.startswith("distmeta: --output: ")
+    done = distmeta_here(
+        "adapt", "run", "--examples", "none.csv", "--label-column", "a", "--output", tmp_path / place, cwd=project
+    )
+    assert done.stderr.startswith("distmeta: --output: "), "before anything is read"
+
+
+def test_a_full_disk_is_told(project, tmp_path):
+    source = write_table(tmp_path, "in.csv", [{"text": TEXT}])
+    command = [*DISTMETA, "predict", str(project / "mine"), str(source)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment(), text=True, timeout=120)
+    assert done.returncode == 2
+    assert "standard output cannot be written: [Errno 28] No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_what_is_not_sure_enough_or_has_no_text_has_no_label(project, tmp_path):
-    source = write_table(tmp_path, "in.jsonl", [{"text": TEXT}, {"text": ""}, {"other": 1}])
+    source = write_table(tmp_path, "in.jsonl", [{"text": TEXT}, {"text": ""}, {"other": 1}, {"text": " \u200b"}])
     done = distmeta_here(
         "predict", "mine", source, "--output", tmp_path / "out.jsonl", "--abstain-below", "1", cwd=project
     )
     rows = read_table(tmp_path / "out.jsonl")
-    assert [row["label"] for row in rows] == [None, None, None]
+    assert [row["label"] for row in rows] == [None, None, None, None]
     assert rows[0]["probability"] > 0
-    assert [row["probability"] for row in rows[1:]] == [None, None]
+    assert [row["probability"] for row in rows[1:]] == [None, None, None]
     assert "1 rows have no label: the probability is below 1" in done.stderr
-    assert "2 rows have no text in 'text', and no label" in done.stderr
+    assert "3 rows have no text in 'text', and no label" in done.stderr
 
 
 def test_a_row_that_cannot_be_read_is_told(project, tmp_path):
@@ -319,6 +395,19 @@ def test_parts_of_something_else_are_not_mixed(project, tmp_path):
         in_parts(project, [source], tmp_path / "parts", abstain_below=0.9)
     with pytest.raises(UserError, match="something else is there"):
         in_parts(project, [source], tmp_path)
+    source.write_text(source.read_text().replace("bin", "fin"))
+    with pytest.raises(UserError, match=r"parts of another call \(files\)"):
+        in_parts(project, [source], tmp_path / "parts")
+
+
+def test_parts_of_a_classifier_with_other_names_of_its_classes_are_not_mixed(project, tmp_path):
+    source = write_table(tmp_path, "in.csv", [{"text": TEXT}])
+    shutil.copytree(project / "mine", tmp_path / "mine")
+    in_parts(tmp_path, [source], tmp_path / "parts")
+    description = tmp_path / "mine" / "distmeta.json"
+    description.write_text(description.read_text().replace("class a", "class z"))
+    with pytest.raises(UserError, match=r"parts of another call \(classifier\)"):
+        in_parts(tmp_path, [source], tmp_path / "parts")
 
 
 def predict_job(cwd: Path, *arguments: Path | str) -> subprocess.CompletedProcess[str]:

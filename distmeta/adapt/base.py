@@ -89,7 +89,13 @@ def load_bases(model: str, device: torch.device, precision: Precision = "fp32") 
     """
     places = _places(model)
     stamp = tuple(_stamp(place) for place in places.values())
-    return _load(tuple(places.items()), device, precision, stamp)
+    try:
+        return _load(tuple(places.items()), device, precision, stamp)
+    except UserError as error:
+        if Path(model).exists() or ":" in model:
+            raise
+        why = str(error).removeprefix("model.name_or_path: ")
+        raise UserError(f"MODEL: there is no folder {model}, nor can a hub be asked for it: {why}") from None
 
 
 @lru_cache(maxsize=2)

@@ -88,6 +88,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         texts, labels = texts_of(X), np.asarray(y)
         if labels.ndim != 1 or len(labels) != len(texts):
             raise UserError(f"labels: give one for each text; there are {labels.shape} for {len(texts)} texts")
+        if (first := next((number for number, label in enumerate(y) if _is_missing(label)), None)) is not None:
+            raise UserError(f"labels: that of text {first}, counted from 0, is missing; leave such texts out")
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise UserError(f"labels: give examples of two classes or more, there is {len(self.classes_)}")
@@ -188,6 +190,12 @@ def texts_of(given: Any) -> list[Text]:
             raise UserError(f"texts: number {number} is {'a pair' if len(text) == 2 else 'single'}, and others are not")
         texts.append(tuple(map(str, text)))
     return texts
+
+
+def _is_missing(label: Any) -> bool:
+    """Whether a label is what Python, NumPy or pandas have in place of one."""
+    is_nan = isinstance(label, float | np.floating) and np.isnan(label)
+    return label is None or is_nan or type(label).__name__ in ("NAType", "NaTType")
 
 
 def device_of(name: str) -> torch.device:

@@ -16,7 +16,9 @@ from distmeta.adapt.classifier import TEXTS_AT_A_TIME, Classifier
 from distmeta.adapt.examples import read_examples
 from distmeta.adapt.files import ACCOUNT
 from distmeta.adapt.rows import WRITTEN, Row, Table, format_of, writer
+from distmeta.adapt.saved import check_output
 from distmeta.adapt.words import warning
+from distmeta.corpus.records import is_blank
 from distmeta.engine.precision import Precision
 from distmeta.errors import UserError
 from distmeta.files import write_json
@@ -26,15 +28,17 @@ Say = Callable[[str], None]
 SAID_EVERY = 10.0
 """Seconds between two lines of progress."""
 LABEL, PROBABILITY = "label", "probability"
-"""The columns that a prediction adds; where the table has one of that name already, with `predicted_` before it."""
+"""The columns that a prediction adds; see `free_name`."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the texts stand in a table."""
+    """Where the texts stand in a table, and how it is encoded."""
 
     text: str
     pair: str | None = None
+    encoding: str | None = None
+    """Any of Python's; None: UTF-8, or what a mark at the beginning says."""
 
     @property
     def names(self) -> list[str]:
@@ -60,7 +64,8 @@ def adapt(
     Raises:
         UserError: something cannot be read, or cannot be done with these examples.
     """
-    found = read_examples(examples, columns.text, label_column, columns.pair, say)
+    check_output(output)
+    found = read_examples(examples, columns.text, label_column, columns.pair, say, columns.encoding)
     started = time.monotonic()
     classifier = Classifier(
         model, method=method, seconds=seconds, class_names=class_names, queries_together=queries_together
@@ -112,7 +117,7 @@ def predict(
     Raises:
         UserError: no classifier is there, or the table cannot be read as one with these columns.
     """
-    table = Table(file)
+    table = Table(file, columns.encoding)
     table.need(columns.names)
     if output is not None:
         format = format_of(output, WRITTEN, "--output")
@@ -157,12 +162,18 @@ def write_predictions(
     say: Say = lambda text: None,
 ) -> Counts:
     """Writes rows of a table with what is predicted of them, a bounded number at a time."""
-    label, probability = (f"predicted_{name}" if name in table.columns else name for name in (LABEL, PROBABILITY))
+    label, probability = (free_name(name, table.columns) for name in (LABEL, PROBABILITY))
     types = pa.schema([*table.types, (label, pa.array(classifier.classes_).type), (probability, pa.float64())])
     started = said = time.monotonic()
     counts = Counts()
     with writer(output, format, [*table.columns, label, probability], types) as write:
         while some := list(islice(rows, TEXTS_AT_A_TIME)):
+            for row in some:
+                if taken := row.keys() & {label, probability}:
+                    raise UserError(
+                        f"{table.path}: a row has {min(taken)!r}, which the first has not, and so the prediction would "
+                        "take its place: give the first row one as well (null will do)"
+                    )
             found = predictions(classifier, some, columns.names, abstain_below)
             write([row | {label: one, probability: two} for row, (one, two) in zip(some, found, strict=True)])
             counts.rows += len(some)
@@ -172,6 +183,13 @@ def write_predictions(
                 said = time.monotonic()
                 say(f"{counts.rows} rows, {counts.rows / (said - started):.0f} a second")
     return counts
+
+
+def free_name(name: str, columns: Sequence[str]) -> str:
+    """A name for another column of a table: this one, with `predicted_` before it as often as it is taken."""
+    while name in columns:
+        name = f"predicted_{name}"
+    return name
 
 
 def predictions(
@@ -194,4 +212,4 @@ def predictions(
 
 
 def _has(row: Row, columns: Sequence[str]) -> bool:
-    return all(row.get(name) not in (None, "") for name in columns)
+    return all(row.get(name) is not None and not is_blank(str(row[name])) for name in columns)

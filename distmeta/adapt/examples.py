@@ -1,13 +1,15 @@
 """The labelled examples in a file, as `distmeta adapt` reads them: by the readers of the corpus."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from distmeta.adapt.base import Text
+from distmeta.adapt.rows import with_options
+from distmeta.corpus.alike import find_alike, find_like_missing
 from distmeta.corpus.config import SourceConfig
 from distmeta.corpus.readers import read_piece
-from distmeta.corpus.records import RecordSettings, Tally, clean_records
+from distmeta.corpus.records import RecordSettings, Tally, clean_records, shown
 from distmeta.corpus.sources import resolve_sources
 from distmeta.errors import UserError
 
@@ -24,7 +26,12 @@ class Examples:
 
 
 def read_examples(
-    path: str, text_column: str, label_column: str, pair_column: str | None, say: Callable[[str], None]
+    path: str,
+    text_column: str,
+    label_column: str,
+    pair_column: str | None,
+    say: Callable[[str], None],
+    encoding: str | None = None,
 ) -> Examples:
     """The examples in a file (CSV, TSV, JSON lines, Parquet, or a data set of a hub). Rows that are left out are told.
 
@@ -35,7 +42,7 @@ def read_examples(
     texts: list[Text] = []
     labels: list[str] = []
     try:
-        pieces = resolve_sources([SourceConfig(path=path)]).files
+        pieces = resolve_sources([SourceConfig(path=path, encoding=encoding)]).files
     except UserError as error:
         raise UserError(f"--examples {str(error).removeprefix('corpus.sources: ')}") from None
     for piece in pieces:
@@ -46,7 +53,7 @@ def read_examples(
             texts.append((record.text,) if pair_column is None else (record.text, record.pair or ""))
             labels.append(record.label)
         if tally.problems:
-            raise UserError(f"--examples {piece.name}: {tally.problems[0]}")
+            raise UserError(f"--examples {piece.name}: {with_options(tally.problems[0])}")
         for reason, count in tally.dropped.items():
             why = reason.replace("_", " ")
             say(f"{piece.name}: {count} rows left out: {why}, the first in {tally.places[reason][0]}")
@@ -54,4 +61,13 @@ def read_examples(
     if len(counts) < 2:
         found = f"all have {next(iter(counts))!r}" if counts else "there are none"
         raise UserError(f"--examples {path}: give examples of two classes or more, in {label_column!r} {found}")
+    for group in find_alike(counts):
+        say(f"labels that look the same, each a class of its own: {', '.join(map(repr, group))}")
+    for name in find_like_missing(counts):
+        say(f"label {name!r} is a class like others; leave its rows out where it stands for a missing one")
+    labels_of: dict[Text, list[str]] = defaultdict(list)
+    for text, label in zip(texts, labels, strict=True):
+        labels_of[text].append(label)
+    if torn := [f"{shown(text[0])}: {', '.join(found)}" for text, found in labels_of.items() if len(set(found)) > 1]:
+        say(f"{len(torn)} texts have several labels, the first {torn[0]}")
     return Examples(texts, labels)

@@ -18,6 +18,7 @@ from distmeta.corpus.parts import digest, file_digest
 from distmeta.engine.precision import Precision
 from distmeta.errors import UserError
 from distmeta.files import write_json
+from distmeta.models.description import FILE
 
 Say = Callable[[str], None]
 
@@ -85,10 +86,10 @@ def _claim(
     abstain_below: float,
     precision: Precision,
 ) -> None:
-    tables = [[str(file), file.stat().st_size if file.is_file() else 0] for file in files]
+    of_classifier = sorted([*directory.rglob("*.safetensors"), directory / FILE])
     asked = {
-        "classifier": digest([file_digest(path) for path in sorted(directory.rglob("*.safetensors"))]),
-        "files": tables,
+        "classifier": digest([file_digest(path) for path in of_classifier]),
+        "files": [[str(file), file_digest(file)] for file in files],
         "columns": asdict(columns),
         "format": format,
         "abstain_below": abstain_below,
@@ -105,7 +106,7 @@ def _claim(
 
 
 def _rows_of(file: Path, columns: Columns, say: Say) -> int:
-    table = Table(file)
+    table = Table(file, columns.encoding)
     table.need(columns.names)
     count = sum(1 for _ in table.rows())
     for line in table.left_out:
@@ -121,7 +122,7 @@ def _classifier(directory: str, precision: Precision) -> Classifier:
 
 def _predict(part: Part) -> int:
     """How many rows were written."""
-    table = Table(Path(part.file))
+    table = Table(Path(part.file), part.columns.encoding)
     rows = islice(table.rows(), part.first, part.first + part.rows)
     classifier = _classifier(part.directory, part.precision)
     counts = write_predictions(

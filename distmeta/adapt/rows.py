@@ -2,16 +2,18 @@
 
 import csv
 import json
+import re
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distmeta.corpus.config import check_encoding
 from distmeta.corpus.kinds import COMPRESSIONS
 from distmeta.corpus.pieces import Piece
 from distmeta.corpus.records import Dropped, RecordSettings, Tally
@@ -19,7 +21,8 @@ from distmeta.corpus.sources import FORMATS
 from distmeta.corpus.streams import BrokenStream
 from distmeta.corpus.tabular import CsvRows, read_tsv_rows
 from distmeta.corpus.text_files import RefusedFile, TextFile
-from distmeta.errors import UserError
+from distmeta.errors import UserError, first_line
+from distmeta.paths import check_folder
 
 Row = dict[str, Any]
 Write = Callable[[Sequence[Row]], None]
@@ -46,6 +49,24 @@ def format_of(path: Path, known: Sequence[str], option: str) -> str:
     return format
 
 
+def encoding_of(name: str | None) -> str | None:
+    """A text encoding of Python's, as `--encoding` names it.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return name and check_encoding(name)
+    except ValueError as error:
+        raise UserError(f"--encoding: {error}") from None
+
+
+def with_options(problem: str) -> str:
+    """What the readers of the corpus say of a file, with the options here for the keys of a source there."""
+    problem = re.sub(r"set its encoding, as in \{path: \.\.\., encoding: (.+?)\}", r"give --encoding \1", problem)
+    return re.sub(r"set format: (\w+)", r"let its name end in .\1", problem)
+
+
 class Table:
     """The rows of a file, each as a dictionary of its values as they stand there: those of CSV and TSV are text.
 
@@ -58,9 +79,10 @@ class Table:
         UserError: it is not there, or no table.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
         if not path.is_file():
             raise UserError(f"{path}: no file is there")
+        self._encoding = encoding
         self.path, self.format = path, format_of(path, READ, "FILE")
         self.left_out: list[str] = []
         self._dropped = 0
@@ -70,6 +92,9 @@ class Table:
         self.types = pa.schema([])
         self._first = next(self._rows, None)  # by which the columns are known
         self.columns = self.columns or list(self._first or {})
+        if self._first is None and self._dropped:
+            by_lines = "; JSON is read by lines, an object each" if self.format == "jsonl" else ""
+            raise UserError(f"{path}: no row of it can be read: {self.left_out[0]}{by_lines}")
 
     def need(self, columns: Sequence[str]) -> None:
         """Refuses a table without these columns.
@@ -97,9 +122,9 @@ class Table:
         try:
             yield from self._parquet() if self.format == "parquet" else self._text()
         except (RefusedFile, BrokenStream, OSError, pa.ArrowException) as error:
-            raise UserError(f"{self.path}: {error}") from None
+            raise UserError(f"{self.path}: {with_options(str(error))}") from None
         if self._tally.problems:
-            raise UserError(f"{self.path}: {self._tally.problems[0]}")
+            raise UserError(f"{self.path}: {with_options(self._tally.problems[0])}")
 
     def _parquet(self) -> Iterator[Row]:
         file = pq.ParquetFile(self.path)
@@ -109,7 +134,7 @@ class Table:
             yield from batch.to_pylist()
 
     def _text(self) -> Iterator[Row]:
-        piece = Piece(self.path.name, "", str(self.path), self.format, self.path.stat().st_size)
+        piece = Piece(self.path.name, "", str(self.path), self.format, self.path.stat().st_size, self._encoding)
         settings = RecordSettings("line", "none", False, MOST_BYTES, "", None, None)
         file = TextFile(piece, settings, self._tally)
         lines = file.lines()
@@ -163,13 +188,23 @@ def writer(path: Path | None, format: str, columns: Sequence[str], types: pa.Sch
         format: one of `WRITTEN`.
         columns: those of every row; of JSON lines of the first one at least.
         types: those of some columns, for Parquet; the others have those of the first rows.
+
+    Raises:
+        UserError: it cannot be written.
     """
     if path is None:
-        yield _text_writer(sys.stdout, format, columns)
+        try:
+            yield _text_writer(sys.stdout, format, columns)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever reads has enough
+            raise
+        except OSError as error:
+            raise UserError(f"standard output cannot be written: {first_line(error)}") from None
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_folder(path.parent, "--output", writable=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         if format == "parquet":
             with _ParquetRows(unfinished, types) as rows:
                 yield rows.write
@@ -177,8 +212,11 @@ def writer(path: Path | None, format: str, columns: Sequence[str], types: pa.Sch
             with unfinished.open("w", encoding="utf-8", newline="") as file:
                 yield _text_writer(file, format, columns)
         unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"--output: {path}: cannot be written: {first_line(error)}") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def _text_writer(file: TextIO, format: str, columns: Sequence[str]) -> Write:

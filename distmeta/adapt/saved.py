@@ -1,11 +1,14 @@
 """A classifier as a folder: its network as other software reads it, and what it was adapted to."""
 
+import shutil
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from distmeta.adapt.base import Base, load_base
@@ -13,25 +16,56 @@ from distmeta.adapt.choose import AUTO, Choice
 from distmeta.adapt.files import ADAPTED
 from distmeta.adapt.methods import TOGETHER, InnerLoop, Linear, Support, Together
 from distmeta.engine.precision import Precision
-from distmeta.errors import UserError
+from distmeta.errors import UserError, first_line
 from distmeta.evaluate.head import Head
 from distmeta.model_card import write_classifier_card
-from distmeta.models.description import FILE, Description, write_modules
+from distmeta.models.description import FILE, LEARNED, Description, write_modules
 from distmeta.models.export import export
+from distmeta.paths import check_folder
 from distmeta.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from distmeta.adapt.classifier import Classifier
 
 
-def save(classifier: "Classifier", folder: Path) -> Path:
-    """See `Classifier.save`.
+def check_output(folder: Path) -> None:
+    """Refuses a folder in which no classifier can be kept.
 
     Raises:
-        UserError: something else is in the folder.
+        UserError: something else is in it, or it cannot be written in.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / FILE).exists():
-        raise UserError(f"{folder}: something is there that is no classifier; give another --output")
+    check_folder(folder, "--output", writable=True)
+    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in (FILE, ADAPTED)):
+        raise UserError(f"--output: {folder}: something is there that is no classifier; give another folder")
+
+
+def save(classifier: "Classifier", folder: Path) -> Path:
+    """See `Classifier.save`. A classifier that is there stays as it is until the new one is written.
+
+    Raises:
+        UserError: something else is in the folder, or it cannot be written in.
+    """
+    check_output(folder)
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        _write(classifier, unfinished)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Without its description a folder is no classifier, so that none is ever of the files of two.
+        for name in (FILE, LEARNED):
+            (folder / name).unlink(missing_ok=True)
+        for file in sorted(unfinished.rglob("*"), key=lambda file: file.name == FILE):
+            if file.is_file():
+                place = folder / file.relative_to(unfinished)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(place)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--output: {folder}: cannot be written: {first_line(error)}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _write(classifier: "Classifier", folder: Path) -> None:
     fitted, base = classifier.fitted_, classifier.base_
     write_base(base, folder)
     if isinstance(fitted, InnerLoop):
@@ -54,7 +88,6 @@ def save(classifier: "Classifier", folder: Path) -> Path:
     description = replace(base.description, classifier=about)
     description.write(folder, description.learned(base.scorer.network, base.scorer.parameters))
     write_classifier_card(classifier, folder)
-    return folder
 
 
 def load(kind: type["Classifier"], folder: Path, device: str, precision: Precision) -> Any:
