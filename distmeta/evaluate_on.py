@@ -210,16 +210,19 @@ def _prepared(base: Config, subject: Subject, executor: Executor, say: Say) -> S
     folder_config = with_values(base, {"corpus.directory": str(folder)})
     # What it has too few of is said of each evaluation, which knows its ways and shots.
     tasks = folder_config.tasks.model_copy(update={"n_way": 2, "k_shot": 1, "query_per_class": 1})
-    manifest = prepare(
-        folder,
-        folder_config.corpus,
-        folder_config.tokenizer,
-        tasks,
-        tokenizer_source=subject.tokenizer,
-        max_length=subject.max_length,
-        executor=executor,
-        splits=("test",),
-    )
+    try:
+        manifest = prepare(
+            folder,
+            folder_config.corpus,
+            folder_config.tokenizer,
+            tasks,
+            tokenizer_source=subject.tokenizer,
+            max_length=subject.max_length,
+            executor=executor,
+            splits=("test",),
+        )
+    except UserError as error:
+        raise UserError(str(error).replace("corpus.sources: its source", "--on: the file", 1)) from None
     say(manifest.describe())
     return Setup(folder_config, RunDirectory(folder.parent))
 

@@ -54,6 +54,16 @@ def test_a_grid_holds_each_combination_once_and_none_twice_for_a_condition(tmp_p
     assert all(("model.lora_rank" in point) == (point["meta.adapt"] == "lora") for point in points)
 
 
+def test_a_key_that_no_trial_follows_is_told(tmp_path: Path):
+    space: dict[str, Any] = {"meta.inner_lr": {"type": "grid", "values": [0.1, 0.2]}}
+    config = config_of(tmp_path, space=space)
+    config.meta.algorithm = "protonet"
+    (line,) = Space(config).idle()
+    assert line == "sweep.space.meta.inner_lr: changes nothing, since protonet trains no inner loop"
+    config = config_of(tmp_path, space=space | {"meta.algorithm": {"type": "choice", "values": ["protonet", "maml"]}})
+    assert not Space(config).idle()
+
+
 def test_draws_go_through_a_key_of_type_grid_in_turn(tmp_path: Path):
     space = {"meta.adapt": {"type": "grid", "values": ["all", "lora", "head"]}, "meta.inner_lr": SPACE["meta.inner_lr"]}
     draws = [Space(config_of(tmp_path, space=space)).random(0, index) for index in range(6)]

@@ -155,7 +155,7 @@ def _plan(
         made, run, rate=rate, say=say, memory_bytes=memory_bytes, workers=workers, bandwidth=bytes_a_second
     )
     if trials:
-        for line in fewer_trials(trials, config.sweep):
+        for line in [*fewer_trials(trials, config.sweep), *Space(config).idle()]:
             say(line)
         options, share = config.sweep, 1.0
         if options.scheduler == "asha":

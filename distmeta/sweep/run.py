@@ -80,7 +80,7 @@ def run_trials(config: Config, sweep: SweepDirectory, *, resume: bool, say: Say)
         write_text(sweep.config, to_yaml(config))
         write_json(sweep.environment, wandb_environment.environment())
         total = number_of_trials(space, config.sweep)
-        for line in fewer_trials(total, config.sweep):
+        for line in [*fewer_trials(total, config.sweep), *space.idle()]:
             say(line)
         for line in recipe_lines(config, swept=config.sweep.space):
             say(line)

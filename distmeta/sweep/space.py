@@ -10,7 +10,7 @@ import optuna
 
 from distmeta.config import Config, read_key, with_values
 from distmeta.errors import UserError
-from distmeta.impossible import impossible, missing_files
+from distmeta.impossible import WITHOUT_INNER_LOOP, impossible, missing_files
 from distmeta.recipes import KEYS, filled
 from distmeta.sweep.config import SpaceEntry
 from distmeta.tasks.draw import generator
@@ -126,6 +126,16 @@ class Space:
     def continuous(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest value of each key that has a range of numbers."""
         return {key: _range(entry) for key, entry in self._entries.items() if entry.type in ("uniform", "loguniform")}
+
+    def idle(self) -> list[str]:
+        """A line for each key that no trial follows, since no algorithm of the sweep has an inner loop."""
+        swept = self._listed.get("meta.algorithm") or [self._config.meta.algorithm]
+        if not set(swept) <= set(WITHOUT_INNER_LOOP):
+            return []
+        inner = [key for key in self._entries if key.startswith("meta.inner_")]
+        return [
+            f"sweep.space.{key}: changes nothing, since {' and '.join(swept)} trains no inner loop" for key in inner
+        ]
 
     def largest(self) -> Config:
         """The configuration with the most and the largest workers that a trial can have."""
