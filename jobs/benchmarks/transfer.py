@@ -107,6 +107,10 @@ def rows(scores: Scores, similarity: Mapping[str, float], start: str) -> Iterato
     for use in sorted(scores[start]):
         by_network = {network: of[use] for network, of in scores.items() if use in of}
         before = by_network[start]
+        for network, of in by_network.items():
+            if missing := before.keys() - of.keys():
+                name, shot = min(missing)
+                raise UserError(f"{network} was not evaluated on {name} with {shot} examples a class, and {start} was")
         for arm, networks in sorted(by_arm(by_network).items(), key=lambda item: item[0] != start):
             cells = [
                 shown([_mean(of, [cell for cell in before if cell[1] == shot]) for of in networks], 1, 100)
