@@ -26,6 +26,7 @@ from distmeta.engine.state import EngineState
 from distmeta.errors import UserError
 from distmeta.ownership import own, refuse_second
 from distmeta.pipeline import check_claim
+from distmeta.rundir import RunDirectory
 from distmeta.store import cache, claim, folders, mirror
 from distmeta.store.address import join, name_of, names_storage
 from distmeta.store.cache import cached_folder
@@ -297,11 +298,13 @@ def test_while_workers_train_their_files_are_theirs(server: Server, address: str
             (folder / "stop-requested").unlink()
             until(lambda: not (of_rank_0 / "stop-requested").exists())
             (of_rank_0 / "weights" / "best.safetensors").write_text("best")
+            RunDirectory(of_rank_0).has_checkpoint.touch()
         assert not of_rank_0.exists()
         folders._mirrors, folders._temporary, folders._only_reads = driver_mirrors, temporary, False
         assert not (folder / "weights" / "best.safetensors").exists()
         lent.end()
         assert (folder / "weights" / "best.safetensors").read_text() == "best"
+        assert RunDirectory(folder).has_checkpoint.exists()
     assert below(server, address)["metrics.jsonl"] == b'{"outer_step": 1}\n{"outer_step": 2}\n'
 
 

@@ -23,7 +23,7 @@ from distmeta.store.cache import cache_root, cached_file, cached_folder
 from distmeta.store.claim import Claim
 from distmeta.store.mirror import INTERVAL, MANIFEST, NOT_FETCHED, Mirror
 
-BY_WORKERS = re.compile(r"(metrics|validation|events-\d+)\.jsonl|wandb\.json|weights/.*|wandb/.*")
+BY_WORKERS = re.compile(r"(metrics|validation|events-\d+)\.jsonl|wandb\.json|has-checkpoint|weights/.*|wandb/.*")
 """Of the files of a run those that its workers write."""
 
 FOLLOWED = re.compile(r"(metrics|validation|events-\d+)\.jsonl")

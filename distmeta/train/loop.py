@@ -83,8 +83,8 @@ def train(config: Config, run: RunDirectory, worker: Worker) -> dict[str, Any]:
     `Chooser`), `startup_seconds` from the launch to the first step, `peak_memory_bytes` of the largest worker, totals
     of `flops`, `tokens`, `lm_tokens`, `wall_seconds`, `worker_seconds` and `phase_seconds` (see `PhaseClock`; mean over
     the workers, of validation and checkpoint the main worker's), of `energy_kwh` where the devices tell, those before a
-    resume included, `diverged`, a line of text, only where it did, and `unvalidated` where a
-    stop was asked for before the last step was validated, which is made good when the run goes on.
+    resume included, `diverged`, a line of text, only where it did, and `unvalidated` where a stop was asked for before
+    the last step was validated, which is made good when the run goes on.
     """
     config.engine.precision = set_up_arithmetic(config.engine.precision, worker.device)
     with freed_at_once():
