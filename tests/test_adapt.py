@@ -410,6 +410,12 @@ def test_a_save_that_fails_leaves_the_classifier_that_was_there(run, tmp_path, m
         with pytest.raises(UserError, match=r"cannot be written: .*No space left"):
             other.save(tmp_path / "mine")
     assert contents(tmp_path) == {f"mine/{name}": content for name, content in before.items()}
+    with monkeypatch.context() as broken:
+        broken.setattr(saved, "write_classifier_card", full)
+        with pytest.raises(UserError, match=r"cannot be written"):
+            other.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine" / ".unfinished-0").mkdir()  # of a process that was killed
     other.save(tmp_path / "mine")
     assert Classifier.load(tmp_path / "mine").classes_.tolist() == sorted({label.upper() for label in labels})
     (tmp_path / "mine" / "distmeta.json").unlink()  # as where it was killed between two files

@@ -2,6 +2,7 @@
 
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ from distmeta.tensors import read_tensors, write_tensors
 if TYPE_CHECKING:
     from distmeta.adapt.classifier import Classifier
 
+UNFINISHED = ".unfinished-"
+"""Where a classifier is written before it takes its place."""
+
 
 def check_output(folder: Path) -> None:
     """Refuses a folder in which no classifier can be kept.
@@ -35,7 +39,8 @@ def check_output(folder: Path) -> None:
         UserError: something else is in it, or it cannot be written in.
     """
     check_folder(folder, "--output", writable=True)
-    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in (FILE, ADAPTED)):
+    others = [path for path in folder.glob("*") if not path.name.startswith(UNFINISHED)]
+    if others and not any((folder / name).exists() for name in (FILE, ADAPTED)):
         raise UserError(f"--output: {folder}: something is there that is no classifier; give another folder")
 
 
@@ -46,10 +51,9 @@ def save(classifier: "Classifier", folder: Path) -> Path:
         UserError: something else is in the folder, or it cannot be written in.
     """
     check_output(folder)
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    unfinished, was_there = folder / f"{UNFINISHED}{uuid.uuid4().hex}", folder.exists()
     try:
         _write(classifier, unfinished)
-        folder.mkdir(parents=True, exist_ok=True)
         # Without its description a folder is no classifier, so that none is ever of the files of two.
         for name in (FILE, LEARNED):
             (folder / name).unlink(missing_ok=True)
@@ -62,6 +66,9 @@ def save(classifier: "Classifier", folder: Path) -> Path:
         raise UserError(f"--output: {folder}: cannot be written: {first_line(error)}") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if not was_there:
+            with suppress(OSError):  # it has the classifier
+                folder.rmdir()
     return folder
 
 
