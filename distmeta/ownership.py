@@ -186,6 +186,8 @@ def _reacquire(lease: SoftFileLease, folder: Path, loss: LeaseCompromise) -> Non
             return
         try:
             lease.acquire(timeout=0)
+            if folder not in _held:  # given back while it was taken, when there was nothing to release
+                lease.release(force=True)
             return
         except (Timeout, LeaseSettingsMismatch):
             break

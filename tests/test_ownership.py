@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import SoftFileLease
 
 from distmeta import ownership
 from distmeta.config import Config, load_config
@@ -134,6 +137,26 @@ def test_a_lease_that_was_removed_is_taken_up_again_and_one_that_another_has_end
         (tmp_path / "run" / LOCK).unlink()
         with own(tmp_path / "run"):
             assert process.wait(timeout=10) == 1
+
+
+def test_a_lease_is_not_taken_up_again_after_it_was_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where both happen at once."""
+    taken = threading.Event()
+    acquire = SoftFileLease.acquire
+
+    def slowly(self: SoftFileLease, *arguments: Any, **options: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            taken.set()
+            time.sleep(0.5)  # until it was given back
+        return acquire(self, *arguments, **options)
+
+    monkeypatch.setattr(SoftFileLease, "acquire", slowly)
+    with own(tmp_path / "run"):
+        (tmp_path / "run" / "texts.csv").touch()
+        (tmp_path / "run" / LOCK).unlink()
+        assert taken.wait(10)
+    time.sleep(1)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["texts.csv"]
 
 
 def test_a_folder_that_was_made_for_nothing_is_removed_and_one_that_is_used_is_not(tmp_path: Path) -> None:
